@@ -1,0 +1,151 @@
+"""MLCommons LoadGen: scenario, mode and user.conf -> a test, and what it says of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import mlperf_loadgen as lg
+
+from wan_mlperf.errors import BadInput, Failed, choose, near
+
+MODEL = "wan-2.2-t2v-a14b"
+SCENARIOS = {"singlestream": "SingleStream", "offline": "Offline"}
+MODES = ("performance", "accuracy")
+Scenario = Literal["singlestream", "offline"]
+Mode = Literal["performance", "accuracy"]
+
+# Keys that LoadGen reads from a user.conf; it stops the process at one it does not know.
+KEYS = (
+    "accuracy_sample_count_override",
+    "coalesce_queries",
+    "max_async_queries",
+    "max_duration",
+    "max_query_count",
+    "min_duration",
+    "min_query_count",
+    "mode",
+    "performance_issue_same",
+    "performance_issue_same_index",
+    "performance_issue_unique",
+    "performance_sample_count_override",
+    "print_timestamps",
+    "qsl_rng_seed",
+    "sample_concatenate_permutation",
+    "sample_index_rng_seed",
+    "samples_per_query",
+    "schedule_rng_seed",
+    "target_latency",
+    "target_latency_percentile",
+    "target_qps",
+)
+
+
+def check_user_conf(file: Path) -> dict[str, float]:
+    """Read a user.conf strictly; return its "scenario.key" values that hold for this model. Raises BadInput."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise BadInput(f"user.conf {str(file)!r}: cannot be read ({reason}); allowed: a LoadGen user.conf") from None
+    values = {}
+    for number, line in enumerate(lines, start=1):
+        text = line.split("#", 1)[0].strip()
+        if not text:
+            continue
+        where = f"user.conf {file.name} line {number}"
+        key, equals, value = (part.strip() for part in text.partition("="))
+        parts = key.rsplit(".", 2)
+        if not equals or len(parts) != 3 or not all(parts):
+            raise BadInput(f"{where}: {text!r} is no setting; allowed: model.scenario.key = value")
+        model, scenario, name = parts
+        if scenario not in (*SCENARIOS.values(), "*"):
+            raise BadInput(
+                f"{where}: scenario {scenario!r} is not known{near(scenario, SCENARIOS.values())}; allowed: *, "
+                f"{', '.join(SCENARIOS.values())}"
+            )
+        if name not in KEYS:
+            raise BadInput(f"{where}: key {name!r} is not known{near(name, KEYS)}; allowed: {', '.join(KEYS)}")
+        if not value.isascii() or not value.removeprefix("-").replace(".", "", 1).isdigit() or value.startswith("-"):
+            raise BadInput(f"{where}: {name} is {value!r}; allowed: a number from 0")
+        if float(value) >= 2**63:
+            raise BadInput(f"{where}: {name} is {value!r}; allowed: a number below 2^63")
+        if model in ("*", MODEL):
+            values[f"{scenario}.{name}"] = float(value)
+    return values
+
+
+def make_settings(scenario: Scenario, mode: Mode, user_conf: Path, samples: int) -> Any:
+    """Return LoadGen's TestSettings for this scenario and mode. `samples` is how many prompts there are. Raises BadInput."""
+    name = SCENARIOS[choose("scenario", scenario, SCENARIOS)]
+    choose("mode", mode, MODES)
+    check_user_conf(user_conf)
+    settings = lg.TestSettings()
+    settings.FromConfig(str(user_conf), MODEL, name)
+    settings.scenario = getattr(lg.TestScenario, name)
+    settings.mode = lg.TestMode.AccuracyOnly if mode == "accuracy" else lg.TestMode.PerformanceOnly
+    if samples < settings.performance_sample_count_override:
+        settings.performance_sample_count_override = samples  # a shorter list than the benchmark's
+    return settings
+
+
+def expected_queries(settings: Any, scenario: Scenario, mode: Mode, samples: int) -> int:
+    """How many samples the test will ask for at least, for a progress bar."""
+    if mode == "accuracy":
+        return samples
+    if scenario == "offline":
+        duration_s = settings.min_duration_ms / 1e3
+        return max(settings.min_query_count, int(settings.offline_expected_qps * 1.1 * duration_s))
+    return max(1, settings.min_query_count)
+
+
+def run(
+    settings: Any,
+    *,
+    folder: Path,
+    samples: int,
+    issue: Callable[[Sequence[Any]], None],
+    flush: Callable[[], None],
+    audit: Path | None = None,
+) -> None:
+    """Run one test; LoadGen's logs go to `folder`. `issue` gets its samples, on LoadGen's thread.
+
+    `audit` is MLCommons' audit file of a compliance test. A file that happens to lie in the working folder is never read.
+    """
+    count = min(samples, settings.performance_sample_count_override or samples)
+    library = lg.ConstructQSL(samples, count, _nothing, _nothing)
+    system = lg.ConstructSUT(issue, flush)
+    output = lg.LogOutputSettings()
+    output.outdir = str(folder)
+    output.copy_summary_to_stdout = False
+    logs = lg.LogSettings()
+    logs.log_output = output
+    logs.enable_trace = False
+    try:
+        lg.StartTestWithLogSettings(system, library, settings, logs, str(audit) if audit else str(folder / "no-audit.config"))
+    finally:
+        lg.DestroySUT(system)
+        lg.DestroyQSL(library)
+
+
+def read_detail(folder: Path) -> dict[str, Any]:
+    """Return LoadGen's detail log as key -> last value. Raises Failed if it is not there."""
+    file = folder / "mlperf_log_detail.txt"
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise Failed(f"LoadGen left no {file.name} in {folder} ({error.strerror})") from None
+    return dict(_entries(lines))
+
+
+def _entries(lines: Iterable[str]) -> Iterable[tuple[str, Any]]:
+    for line in lines:
+        if line.startswith(":::MLLOG "):
+            entry = json.loads(line.removeprefix(":::MLLOG "))
+            yield entry["key"], entry["value"]
+
+
+def _nothing(_samples: Sequence[int]) -> None:
+    """Prompts are strings in memory: there is nothing to load or unload."""

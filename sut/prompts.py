@@ -1,0 +1,63 @@
+"""The prompt set as a query sample library: the benchmark's 248 prompts, or a file with one prompt a line."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from wan_mlperf.errors import BadInput
+
+# MLCommons scores six dimensions of VBench; their prompts, in file order without repeats, are the benchmark's 248.
+DIMENSIONS = (
+    "subject_consistency",
+    "background_consistency",
+    "motion_smoothness",
+    "dynamic_degree",
+    "appearance_style",
+    "scene",
+)
+SHA256 = "f45433f7d3f6ac055613bb36ea21f38120e3cb5873d91f7e621477761b7284e8"
+
+
+def benchmark_prompts() -> list[str]:
+    """Return the 248 prompts from the installed vbench package's own JSON, checked by hash; vbench is not imported."""
+    spec = importlib.util.find_spec("vbench")
+    if spec is None or not spec.submodule_search_locations:
+        raise BadInput(
+            "prompts: package vbench is not installed; allowed: pip install --no-deps vbench==0.1.5, or --prompts FILE"
+        )
+    file = Path(next(iter(spec.submodule_search_locations))) / "VBench_full_info.json"
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"prompts: {file.name} of vbench cannot be read ({error})") from None
+    wanted = (entry["prompt_en"] for entry in entries if set(entry["dimension"]) & set(DIMENSIONS))
+    prompts = list(dict.fromkeys(wanted))
+    if digest(prompts) != SHA256:
+        raise BadInput(
+            f"prompts: this version of vbench gives {len(prompts)} other prompts than the benchmark's; allowed: vbench==0.1.5"
+        )
+    return prompts
+
+
+def digest(prompts: Sequence[str]) -> str:
+    """SHA-256 of the prompts written one a line with a final newline."""
+    return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode()).hexdigest()
+
+
+def read_prompts(file: str | Path | None) -> list[str]:
+    """Return the prompts of a text file, one a line, empty lines left out; without a file the benchmark's. Raises BadInput."""
+    if file is None:
+        return benchmark_prompts()
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise BadInput(f"prompts {str(file)!r}: cannot be read ({reason}); allowed: a text file, one prompt a line") from None
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise BadInput(f"prompts {str(file)!r}: holds no prompt; allowed: a text file, one prompt a line")
+    return prompts

@@ -1,0 +1,161 @@
+"""The run folder: LoadGen's logs, the resolved recipe, the plan, the result with its identity."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sut import loadgen
+from wan_mlperf import pipeline as pipelines
+from wan_mlperf.doctor import verdict
+from wan_mlperf.files import write_whole
+from wan_mlperf.pipeline import Pipeline
+from wan_mlperf.recipe import to_yaml
+from wan_mlperf.spans import STAGES
+from wan_mlperf.step_plan import as_table
+from wan_mlperf.workload import MLPERF
+
+PACKAGES = ("torch", "diffusers", "transformers", "xfuser", "distvae", "torchao", "mlcommons-loadgen", "av", "numpy")
+PERCENTILES = (50, 90, 95, 97, 99)
+
+
+def make_folder(outputs: Path, scenario: str, mode: str) -> Path:
+    """Make outputs/<date>-<time>-<scenario>-<mode>/ and return it."""
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{scenario}-{mode}"
+    for number in range(1000):
+        folder = outputs / (stem if not number else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise AssertionError("a thousand runs in one second")
+
+
+def point_latest(folder: Path) -> None:
+    """Let outputs/latest point to this folder."""
+    link = folder.parent / "latest"
+    temporary = folder.parent / f".latest-{folder.name}"
+    temporary.symlink_to(folder.name)
+    temporary.replace(link)
+
+
+def write_inputs(folder: Path, pipeline: Pipeline) -> None:
+    """Write what the run is about to do: recipe.yaml (resolved) and plan.txt."""
+    write_whole(folder / "recipe.yaml", to_yaml(pipeline.recipe))
+    with (folder / "plan.txt").open("w", encoding="utf-8") as stream:
+        Console(file=stream, width=100).print(as_table(pipeline.plan, title=pipeline.recipe.name))
+
+
+def write_prompts(folder: Path, prompts: Sequence[str]) -> None:
+    """Write prompts.json beside an accuracy run's videos: index, prompt, video."""
+    entries = [{"index": index, "prompt": prompt, "video": f"videos/{index}.mp4"} for index, prompt in enumerate(prompts)]
+    write_whole(folder / "prompts.json", json.dumps(entries, indent=1, ensure_ascii=False))
+
+
+def write_result(
+    folder: Path,
+    pipeline: Pipeline,
+    *,
+    scenario: str,
+    mode: str,
+    spans: Mapping[str, float],
+    generate_s: Sequence[float],
+    start_s: float,
+) -> dict[str, Any]:
+    """Read LoadGen's verdict, write result.json and return it."""
+    detail = loadgen.read_detail(folder)
+    valid = detail.get("result_validity") == "VALID" if mode == "performance" else not detail.get("error_invalid_config")
+    result: dict[str, Any] = {
+        "scenario": scenario,
+        "mode": mode,
+        "valid": valid,
+        "queries": len(generate_s),
+        "world_size": pipeline.mesh.shape.world,
+        **pipelines.describe(pipeline),
+        "recipe": pipeline.recipe.name,
+        "workload": {name: getattr(pipeline.workload, name) for name in ("height", "width", "frames", "fps", "steps", "seed")},
+        "workload_is_mlperf": pipeline.workload == MLPERF,
+        "spans": {stage: spans.get(stage, 0.0) for stage in STAGES},
+        "generate_mean_s": sum(generate_s) / max(1, len(generate_s)),
+        "start_s": start_s,
+        "experts": pipeline.load_summary,
+        "host": verdict(outputs=folder.parent),
+        "versions": versions(),
+        "commit": commit(),
+    }
+    if mode == "performance" and scenario == "singlestream":
+        result["latency_mean_s"] = detail.get("result_mean_latency_ns", 0) / 1e9
+        result["latency_p90_s"] = detail.get("result_90.00_percentile_latency_ns", 0) / 1e9
+        early = detail.get("early_stopping_latency_ss")
+        result["latency_early_stopping_s"] = early / 1e9 if early else None
+        result["latency_percentiles_s"] = {
+            str(one): detail[f"result_{one}.00_percentile_latency_ns"] / 1e9
+            for one in PERCENTILES
+            if f"result_{one}.00_percentile_latency_ns" in detail
+        }
+    elif mode == "performance":
+        result["samples_per_second"] = detail.get("result_samples_per_second")
+    if not valid:
+        result["invalid_reason"] = detail.get("result_invalid_reason")
+    write_whole(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False))
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """This checkout's commit, with "-dirty" if files were changed; "unknown" outside git."""
+    here = Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=20)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+def print_summary(result: Mapping[str, Any], folder: Path) -> None:
+    """Print the result as a table."""
+    table = Table(title=f"{result['scenario']} {result['mode']}: {'VALID' if result['valid'] else 'INVALID'}", show_header=False)
+    table.add_row("samples", str(result["queries"]))
+    if "latency_p90_s" in result:
+        table.add_row("latency, 90th percentile", f"{result['latency_p90_s']:.3f} s")
+        table.add_row("latency, mean", f"{result['latency_mean_s']:.3f} s")
+        early = result["latency_early_stopping_s"]
+        table.add_row("early-stopping estimate", f"{early:.3f} s" if early else "too few queries")
+    if result.get("samples_per_second"):
+        table.add_row("throughput", f"{result['samples_per_second']:.4f} samples/s")
+    for stage, seconds in result["spans"].items():
+        table.add_row(f"  {stage.replace('_', ' ')}, mean", f"{seconds:.4f} s")
+    table.add_row("mesh", f"{result['world_size']} ranks: {result['mesh']}")
+    table.add_row("device", result["device"])
+    table.add_row("recipe", result["recipe"])
+    table.add_row(
+        "workload", "the benchmark's" if result["workload_is_mlperf"] else "not the benchmark's: a small one of the recipe"
+    )
+    if result.get("invalid_reason"):
+        table.add_row("invalid because", str(result["invalid_reason"]))
+    table.add_row("folder", str(folder))
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)

@@ -1,0 +1,64 @@
+"""The fifth stage: a folder in the Diffusers layout that `WanPipeline.from_pretrained` loads, weights in bf16."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from torch import Tensor, nn
+from transformers import UMT5EncoderModel
+
+INDEX: Final = {
+    "_class_name": "WanPipeline",
+    "_diffusers_version": "0.35.0",
+    "boundary_ratio": 0.875,
+    "expand_timesteps": False,
+    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+    "text_encoder": ["transformers", "UMT5EncoderModel"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "transformer": ["diffusers", "WanTransformer3DModel"],
+    "transformer_2": ["diffusers", "WanTransformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+}
+
+
+def _halve(model: nn.Module) -> None:
+    """To bf16, contiguous, in place; diffusers' own `to` would keep some layers in float32."""
+    for tensor in model.parameters():
+        tensor.data = tensor.data.to("cpu", torch.bfloat16).contiguous()
+
+
+def export(
+    folder: Path,
+    tokenizer: Path,
+    text: UMT5EncoderModel,
+    vae: AutoencoderKLWan,
+    statistics: tuple[Tensor, Tensor],
+    high: WanTransformer3DModel,
+    low: WanTransformer3DModel,
+) -> None:
+    """Write all parts beside `folder`, then put them in its place; the models are bf16 afterwards."""
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for stale in (new, old):
+        shutil.rmtree(stale, ignore_errors=True)
+    shutil.copytree(tokenizer, new / "tokenizer")
+    mean, std = statistics
+    vae.register_to_config(latents_mean=[round(float(x), 6) for x in mean], latents_std=[round(float(x), 6) for x in std])
+    for name, model in (("text_encoder", text), ("vae", vae), ("transformer", high), ("transformer_2", low)):
+        _halve(model)
+        model.save_pretrained(new / name)
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    scheduler.save_pretrained(new / "scheduler")
+    (new / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n", encoding="utf-8")
+    if folder.exists():
+        for kept in ("README.md",):
+            if (folder / kept).exists():
+                shutil.copy(folder / kept, new / kept)
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)

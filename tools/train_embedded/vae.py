@@ -1,0 +1,173 @@
+"""The first stage: an `AutoencoderKLWan` that learns to compress the drawn clips.
+
+Shapes: B batch, C channels, F frames, H height, W width; latents are [B, 16, (F + 3) / 4, H / 8, W / 8].
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanCausalConv3d, WanResidualBlock
+from torch import Tensor, nn
+
+from .data import clips
+from .loop import cosine, fit, noise, rng, set_rate
+
+
+def build(base: int = 16, decoder_base: int = 24) -> AutoencoderKLWan:
+    """Wan2.2's autoencoder, narrow, started so that it trains: diffusers' own start stalls at 12 dB.
+
+    Convolutions keep their input's size and are blind to earlier frames, the time convolutions pass their input on, the middle
+    attention adds nothing and residual branches are small.
+    """
+    vae = AutoencoderKLWan(
+        base_dim=base,
+        decoder_base_dim=decoder_base,
+        z_dim=16,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+    )
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                weight = module.weight
+                seen = weight[:, :, -1:] if isinstance(module, WanCausalConv3d) else weight
+                nn.init.zeros_(weight)
+                nn.init.normal_(seen, std=seen[0].numel() ** -0.5)
+                nn.init.zeros_(module.bias)
+                if weight.shape[2:] == (3, 1, 1):  # a time convolution
+                    weight[:, :, -1, 0, 0] = torch.eye(weight.shape[1]).repeat(weight.shape[0] // weight.shape[1], 1)
+        for module in vae.modules():
+            if isinstance(module, WanResidualBlock):
+                module.conv2.weight.mul_(0.3)
+            elif isinstance(module, WanAttentionBlock):
+                nn.init.zeros_(module.proj.weight)
+        vae.quant_conv.bias[vae.config.z_dim :] = -4.0  # log variance: the noise must not hide the picture at first
+    return vae
+
+
+def fast_layout(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Put the convolutions' weights in channels-last order, in place: a quarter less time on a CPU."""
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        elif isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return vae
+
+
+def _run(half: nn.Module, x: Tensor) -> Tensor:
+    """Encoder or decoder over a whole clip in two calls, the first frame and the rest; diffusers makes one per latent frame."""
+    convolutions = sum(isinstance(m, WanCausalConv3d) for m in half.modules())
+    cache: list[Tensor | str | None] = [None] * convolutions
+    out = half(x[:, :, :1], feat_cache=cache, feat_idx=[0])
+    if x.shape[2] == 1:
+        return out
+    return torch.cat([out, half(x[:, :, 1:], feat_cache=cache, feat_idx=[0])], dim=2)
+
+
+def encode(vae: AutoencoderKLWan, video: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance of the latents of a video [B, 3, F, H, W] in -1..1."""
+    mean, log_variance = vae.quant_conv(_run(vae.encoder, video)).chunk(2, dim=1)
+    return mean, log_variance.clamp(-30.0, 20.0)
+
+
+def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """The video of latents, not clamped."""
+    return _run(vae.decoder, vae.post_quant_conv(latents))
+
+
+def _edges(video: Tensor) -> Tensor:
+    """Weight of each pixel, [B, 1, F, H, W]: 4 within a pixel of an outline, else 1; outlines are few and all that is hard."""
+    high = F.max_pool3d(video, (1, 3, 3), 1, (0, 1, 1)).sub(-F.max_pool3d(-video, (1, 3, 3), 1, (0, 1, 1)))
+    return 1.0 + 3.0 * (high.amax(1, keepdim=True) > 0.1)
+
+
+def _difference(video: Tensor, target: Tensor) -> Tensor:
+    """L1 plus squared error, outlines weighted."""
+    error = (video.float() - target).abs()
+    weight = _edges(target)
+    return ((error + error.square()) * weight).mean() / weight.mean()
+
+
+def _psnr(video: Tensor, target: Tensor) -> float:
+    """Peak signal to noise of a batch in -1..1, in dB."""
+    return -10 * math.log10((video.detach().float() - target).square().mean().item() / 4)
+
+
+def _crop(video: Tensor, generator: np.random.Generator, frames: int, size: int) -> Tensor:
+    """The first `frames` frames of a random window, one for the whole batch."""
+    top, left = generator.integers(0, video.shape[-1] - size + 1, 2)
+    begin = int(generator.integers(0, video.shape[2] - frames + 1))
+    return video[:, :, begin : begin + frames, top : top + size, left : left + size]
+
+
+def train(work: Path, seed: int, scale: float, device: torch.device) -> AutoencoderKLWan:
+    """Train encoder and decoder: first frames, then short crops, then whole clips."""
+    torch.manual_seed(seed)
+    vae = fast_layout(build()).to(device)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    # steps, batch, frames, size
+    phases = [(round(steps * scale), *rest) for steps, *rest in ((250, 16, 1, 32), (350, 8, 9, 32), (400, 2, 17, 64))]
+    total = sum(phase[0] for phase in phases)
+
+    def step(i: int) -> dict[str, float]:
+        generator, first = rng(seed, "vae", i), 0
+        for steps, batch, frames, size in phases:
+            if i < first + steps:
+                break
+            first += steps
+        set_rate(optimizer, cosine(i, total))
+        video = _crop(clips(generator, batch)[0], generator, frames, size).to(device)
+        video = video.contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(device.type, torch.bfloat16):
+            mean, log_variance = encode(vae, video)
+            mean, log_variance = mean.float(), log_variance.float()
+            latents = mean + (0.5 * log_variance).exp() * noise(generator, tuple(mean.shape), device)
+            decoded = decode(vae, latents)
+        loss = _difference(decoded, video)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        optimizer.zero_grad()
+        (loss + 2e-4 * divergence).backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        return {"loss": loss.item(), "divergence": divergence.item(), "psnr": _psnr(decoded, video)}
+
+    fit(work, "vae", total, {"vae": vae, "optimizer": optimizer}, step)
+    return vae.eval()
+
+
+def refine(work: Path, seed: int, scale: float, device: torch.device, vae: AutoencoderKLWan, spread: Tensor) -> AutoencoderKLWan:
+    """Train the decoder on, the encoder frozen: sharper, and steady under latents that are a little off, as the experts' are.
+
+    `spread` is the latents' standard deviation by channel. The experts do not see the decoder, so this may run beside them.
+    """
+    vae.requires_grad_(False)
+    parameters = [*vae.decoder.requires_grad_(True).parameters(), *vae.post_quant_conv.requires_grad_(True).parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    steps = max(4, round(400 * scale))
+    width = 0.1 * spread.to(device).view(1, -1, 1, 1, 1)
+
+    def step(i: int) -> dict[str, float]:
+        generator = rng(seed, "refine", i)
+        set_rate(optimizer, cosine(i, steps))
+        video = clips(generator, 2)[0].to(device).contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad():
+                mean = encode(vae, video)[0].float()
+            decoded = decode(vae, mean + width * noise(generator, tuple(mean.shape), device)).float()
+        loss = _difference(decoded, video) + _difference(decoded.diff(dim=2), video.diff(dim=2))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        return {"loss": loss.item(), "psnr": _psnr(decoded, video)}
+
+    fit(work, "refine", steps, {"decoder": vae.decoder, "post": vae.post_quant_conv, "optimizer": optimizer}, step)
+    return vae.eval()

@@ -1,0 +1,28 @@
+"""The one exception for a user's mistake; entry points print it as one line and exit with code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BadInput(ValueError):
+    """What was wrong, the value, and what is allowed: one line, raised before weights are read."""
+
+
+class Failed(RuntimeError):
+    """The work failed on the way (exit code 3): one line that says where and why."""
+
+
+def choose(what: str, value: str, allowed: Iterable[str]) -> str:
+    """Return `value` if it is one of `allowed`, else raise BadInput that suggests the nearest one."""
+    names = list(allowed)
+    if value in names:
+        return value
+    raise BadInput(f"{what}: {value!r} is not known{near(value, names)}; allowed: {', '.join(names)}")
+
+
+def near(value: str, allowed: Iterable[str]) -> str:
+    """Return ', did you mean ...?' for a misspelling of one of `allowed`, else nothing."""
+    match = difflib.get_close_matches(str(value), list(allowed), n=1)
+    return f", did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,188 @@
+"""The two transformers: one forward pass as the denoising loop needs it, around diffusers' own blocks.
+
+What depends only on the text (keys and values of cross-attention) is computed once per query; what depends only on shapes and
+the schedule (rotary tables, modulation of the timesteps) once per process. The arithmetic of every block is diffusers'.
+
+Shapes: B batch, T video tokens (of this rank), S text tokens, H heads, D head dim, C = H x D, F h w latent frames, height, width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import nn
+
+from wan_mlperf.text_encoder import Embeds
+
+# (query, key, value, kernel name) -> output, all [B, H, T, D]; the number of tokens of all ranks rides along.
+SelfAttend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, str, int], torch.Tensor]
+CrossAttend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+class Rotary(NamedTuple):
+    """What self-attention needs beside its tokens: the rotary tables [1, T, 1, D / 2], its kernel, the tokens of all ranks."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    kernel: str
+    tokens: int
+
+
+class TextKeys(NamedTuple):
+    """One layer's cross-attention keys and values [B, H, S, D] and the bias of its logits [B, 1, 1, S], if trimmed."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+    bias: torch.Tensor | None
+
+
+class Split:
+    """How a rank's share of the video tokens is cut out and put together: here, one rank has them all.
+
+    `parallel/split_experts.py` gives the versions for several ranks.
+    """
+
+    def scatter(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[B, all tokens, ...] -> [B, T, ...]."""
+        return tokens
+
+    def gather(self, tokens: torch.Tensor, count: int) -> torch.Tensor:
+        """[B, T, ...] -> [B, count, ...]."""
+        return tokens
+
+
+class SelfAttention:
+    """Attention processor of `attn1`: diffusers' projections, norm and rotation, then the kernel of the step."""
+
+    def __init__(self, attend: SelfAttend) -> None:
+        self.attend = attend
+
+    def __call__(self, attn: Any, hidden: torch.Tensor, _text: None, _mask: None, rotary: Rotary) -> torch.Tensor:
+        query = attn.norm_q(attn.to_q(hidden)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(hidden)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(hidden).unflatten(2, (attn.heads, -1))
+        query, key = _rotate(query, rotary), _rotate(key, rotary)
+        out = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), rotary.kernel, rotary.tokens)
+        return attn.to_out[0](out.transpose(1, 2).flatten(2, 3).type_as(hidden))
+
+
+class CrossAttention:
+    """Attention processor of `attn2`: the text's keys and values come ready."""
+
+    def __init__(self, attend: CrossAttend) -> None:
+        self.attend = attend
+
+    def __call__(self, attn: Any, hidden: torch.Tensor, text: TextKeys, _mask: None, _rotary: None) -> torch.Tensor:
+        query = attn.norm_q(attn.to_q(hidden)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        out = self.attend(query, text.key, text.value, text.bias)
+        return attn.to_out[0](out.transpose(1, 2).flatten(2, 3).type_as(hidden))
+
+
+class Expert(nn.Module):
+    """One expert, ready to denoise. `load` of pipeline.py makes two."""
+
+    def __init__(
+        self,
+        transformer: WanTransformer3DModel,
+        *,
+        split: Split,
+        self_attend: SelfAttend,
+        cross_attend: CrossAttend,
+        trim_text: bool = False,
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.split = split
+        self.trim_text = trim_text
+        for block in transformer.blocks:
+            block.attn1.processor = SelfAttention(self_attend)
+            block.attn2.processor = CrossAttention(cross_attend)
+        self._modulations: dict[float, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._rotary: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.run_blocks: Callable[..., torch.Tensor] = self._run_blocks  # replaced by its compiled version
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the blocks; the first call with each kernel and shape then takes seconds."""
+        self.run_blocks = torch.compile(self._run_blocks, *args, **kwargs)
+
+    def text_keys(self, embeds: Embeds) -> list[TextKeys]:
+        """Return each layer's cross-attention keys and values, once per query."""
+        hidden, bias = embeds.hidden, None
+        if self.trim_text:
+            hidden, bias = _trim(embeds)
+        text = self.transformer.condition_embedder.text_embedder(hidden)
+        keys = []
+        for block in self.transformer.blocks:
+            attn = block.attn2
+            key = attn.norm_k(attn.to_k(text)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+            value = attn.to_v(text).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+            keys.append(TextKeys(key, value, None if bias is None else bias.to(key.dtype)))
+        return keys
+
+    def forward(self, latents: torch.Tensor, timestep: float, text: Sequence[TextKeys], kernel: str) -> torch.Tensor:
+        """Predict the noise of `latents` [B, channels, F, h, w] at `timestep`; same shape, on every rank."""
+        model = self.transformer
+        batch, _, *size = latents.shape
+        patch = model.config.patch_size
+        grid = [length // side for length, side in zip(size, patch, strict=True)]
+        hidden = model.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
+        count = hidden.shape[1]
+        rotary = Rotary(*self._rotary_of(latents), kernel, count)
+        temb, modulation = self._modulation_of(timestep, latents)
+        hidden = self.run_blocks(self.split.scatter(hidden), modulation, temb, list(text), rotary)
+        hidden = self.split.gather(hidden, count)
+        hidden = hidden.reshape(batch, *grid, *patch, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
+        return hidden.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+    def _run_blocks(
+        self, hidden: torch.Tensor, modulation: torch.Tensor, temb: torch.Tensor, text: list[TextKeys], rotary: Rotary
+    ) -> torch.Tensor:
+        model = self.transformer
+        for block, keys in zip(model.blocks, text, strict=True):
+            hidden = block(hidden, keys, modulation, rotary)
+        shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+        hidden = (model.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+        return model.proj_out(hidden)
+
+    def _modulation_of(self, timestep: float, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(temb [1, C], modulation [1, 6, C]) of a timestep: they depend on the schedule alone, never on a query."""
+        if timestep not in self._modulations:
+            embedder = self.transformer.condition_embedder
+            time = embedder.timesteps_proj(torch.tensor([timestep], device=latents.device))
+            time = time.to(next(iter(embedder.time_embedder.parameters())).dtype)
+            temb = embedder.time_embedder(time).to(latents.dtype)
+            self._modulations[timestep] = temb, embedder.time_proj(embedder.act_fn(temb)).unflatten(1, (6, -1))
+        return self._modulations[timestep]
+
+    def _rotary_of(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's rotary tables; diffusers stores every value twice, once per element of a pair."""
+        shape = tuple(latents.shape[2:])
+        if shape not in self._rotary:
+            cos, sin = self.transformer.rope(latents)
+            half = (self.split.scatter(cos)[..., 0::2].contiguous(), self.split.scatter(sin)[..., 1::2].contiguous())
+            self._rotary[shape] = half
+        return self._rotary[shape]
+
+
+def _rotate(hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Rotate the pairs of [B, T, H, D] by the tables, as diffusers' WanAttnProcessor does, bit for bit."""
+    first, second = hidden.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rotary.cos, rotary.sin
+    return torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1).flatten(-2).type_as(hidden)
+
+
+def _trim(embeds: Embeds) -> tuple[torch.Tensor, torch.Tensor]:
+    """Replace the n equal padding tokens by one whose logits carry log n: the same attention (3e-6 in fp32)."""
+    hidden = embeds.hidden
+    batch, full, _ = hidden.shape
+    longest = max(embeds.lengths)
+    kept = min(full, longest + 1)
+    bias = torch.zeros(batch, 1, 1, kept, device=hidden.device, dtype=torch.float32)
+    for index, length in enumerate(embeds.lengths):
+        if length < full:
+            # Of this prompt's padding tokens, kept - length remain; the last one stands for all that were cut off too.
+            bias[index, ..., kept - 1] = float(torch.tensor(float(full - kept + 1)).log())
+    return hidden[:, :kept], bias

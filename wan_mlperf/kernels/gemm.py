@@ -1,0 +1,170 @@
+"""Linear layers by format: bf16 (as the checkpoint has them), fp8, mxfp4; what each is on which device.
+
+On a GPU the layers are xDiT's (AITER, gfx950) or torchao's. Elsewhere they are the references below, if the recipe allows them:
+packed weights of the same formats, operands rounded to the same numbers, products in the model's dtype. (torchao's own emulation
+of MXFP4 takes bf16 only and several times as long per layer at the embedded model's size, and its FP8 refuses to run without a
+GPU; tests/unit/test_gemm.py holds these references against it.)
+
+Shapes: M tokens, K input features, N output features.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from wan_mlperf.errors import BadInput
+from wan_mlperf.kernels import sage
+from wan_mlperf.kernels.device import Device
+from wan_mlperf.recipe import Gemm
+
+BLOCK = 32
+NativeLinear = Callable[[nn.Linear], nn.Module]
+
+NEEDS = {
+    "fp8": "torchao's float8 on a GPU with FP8 (gfx950, gfx942, sm89 or newer)",
+    "mxfp4": "AITER's MXFP4 GEMM on gfx950 (MI355X), or torchao's MX formats on sm100 (B200)",
+}
+FP8_ARCHS = ("gfx950", "gfx942", "sm89", "sm90", "sm100", "sm103", "sm120")
+MXFP4_ARCHS = ("gfx950", "sm100", "sm103")
+
+
+def is_native(name: str, device: Device) -> bool:
+    """True if this device computes the format itself."""
+    return name == "bf16" or (name == "fp8" and device.arch in FP8_ARCHS) or (name == "mxfp4" and device.arch in MXFP4_ARCHS)
+
+
+def check(recipe: Gemm, device: Device, *, allow_reference: bool) -> None:
+    """Raise BadInput for a format that the device cannot compute, unless references are allowed."""
+    for name in dict.fromkeys((recipe.high_noise, recipe.low_noise, *(kept for _, kept in recipe.keep))):
+        if not is_native(name, device) and not allow_reference:
+            raise BadInput(
+                f"gemm {name!r}: cannot run on {device.arch} ({device.name}); it needs {NEEDS[name]}; "
+                "allowed here: bf16, or references: allow"
+            )
+
+
+def convert(expert: nn.Module, name: str, keep: Sequence[tuple[str, str]], device: Device, aiter_linear: NativeLinear) -> str:
+    """Turn the linear layers of an expert's blocks into format `name`, in place; return one line for the load summary.
+
+    `keep` maps patterns of layer names (such as "blocks.0.*" or "*.ffn.*") to another format. Norms, embeddings, modulation and
+    the output projection stay as they are. Each layer is packed and its 16-bit copy freed before the next one. `aiter_linear`
+    makes xDiT's layer for gfx950.
+    """
+    layers = [
+        (full, layer) for full, layer in expert.named_modules() if full.startswith("blocks.") and isinstance(layer, nn.Linear)
+    ]
+    numbers = packed = 0
+    counts: dict[str, int] = {}
+    for full, layer in layers:
+        chosen = next((kept for pattern, kept in keep if fnmatch.fnmatch(full, pattern)), name)
+        counts[chosen] = counts.get(chosen, 0) + 1
+        numbers += layer.weight.numel()
+        new = _make(layer, chosen, device, aiter_linear)
+        parent, _, leaf = full.rpartition(".")
+        setattr(expert.get_submodule(parent), leaf, new)
+        packed += weight_bytes(new)
+    formats = ", ".join(f"{count} {chosen}" for chosen, count in sorted(counts.items()))
+    return f"{formats} linear layers, {packed / 1e6:.1f} MB of weights, {packed / max(1, 2 * numbers):.3f} of bf16's"
+
+
+def weight_bytes(layer: nn.Module) -> int:
+    """Bytes that a layer's weights and their scales occupy, the bias left out."""
+    total = 0
+    for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
+        if name != "bias":
+            total += sum(part.numel() * part.element_size() for part in _storages(tensor))
+    return total
+
+
+def _storages(tensor: Any) -> Iterator[torch.Tensor]:
+    """The plain tensors inside a tensor; torchao's are made of several."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _storages(getattr(tensor, name))
+    else:
+        yield tensor
+
+
+def _make(layer: nn.Linear, name: str, device: Device, aiter_linear: NativeLinear) -> nn.Module:
+    if name == "bf16":
+        return layer
+    if not is_native(name, device):
+        return {"fp8": Fp8Linear, "mxfp4": Mxfp4Linear}[name](layer)
+    layer = layer.to(device.torch)
+    return aiter_linear(layer) if name == "mxfp4" and device.arch == "gfx950" else _torchao(layer, name)
+
+
+def _torchao(layer: nn.Linear, name: str) -> nn.Module:
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+
+    if name == "fp8":
+        config: Any = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+    else:
+        from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig
+
+        fp4 = torch.float4_e2m1fn_x2
+        config = MXDynamicActivationMXWeightConfig(activation_dtype=fp4, weight_dtype=fp4)
+    quantize_(layer, config)
+    return layer
+
+
+class _Reference(nn.Module):
+    """A linear layer with packed weights. `bias` [N] stays in the model's dtype."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.dtype = layer.in_features, layer.out_features, layer.weight.dtype
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+
+
+class Fp8Linear(_Reference):
+    """Float8 reference: E4M3 with one scale per row of the weight and per token, as torchao's PerRow."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
+        values, scales = sage.quantise_e4m3(layer.weight.detach(), (-1,))
+        self.register_buffer("weight", values.to(torch.float8_e4m3fn))
+        self.register_buffer("scales", scales)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., K] -> [..., N]."""
+        values, scales = sage.quantise_e4m3(hidden, (-1,))
+        out = F.linear(values.to(self.dtype), self.weight.to(self.dtype)).float() * scales * self.scales.squeeze(-1)
+        return (out if self.bias is None else out + self.bias).to(self.dtype)
+
+
+class Mxfp4Linear(_Reference):
+    """MXFP4 reference: E2M1 with one E8M0 scale per 32 input features, both operands, as AITER's quantiser rounds them."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
+        if layer.in_features % BLOCK:
+            raise BadInput(f"gemm 'mxfp4': a layer of {layer.in_features} input features; allowed: a multiple of {BLOCK}")
+        codes, scales = sage.quantise_mxfp4(layer.weight.detach())
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., K] -> [..., N]. Every value of both operands is exact in bf16, so that only the products round."""
+        return F.linear(sage.round_to_mxfp4(hidden).to(self.dtype), self._weight(), self.bias)
+
+    def _weight(self) -> torch.Tensor:
+        # Two elements a look-up, by byte; a scale is a power of two: its byte is a float's exponent.
+        pairs = F.embedding(self.codes.int(), _pairs(self.dtype, self.codes.device))
+        powers = (self.scales.int() << 23).view(torch.float32).to(self.dtype)
+        return (pairs.view(self.out_features, -1, BLOCK) * powers.unsqueeze(-1)).view(self.out_features, self.in_features)
+
+
+@functools.cache
+def _pairs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[256, 2]: the two E2M1 numbers of each byte, the even element in the low nibble."""
+    byte = torch.arange(256, device=device, dtype=torch.uint8).unsqueeze(-1)
+    ones = torch.full((256, 1), 127, device=device, dtype=torch.uint8)
+    return torch.cat([sage.dequantise_mxfp4(byte.expand(-1, 16), ones)[:, :2]], -1).to(dtype)

@@ -1,0 +1,245 @@
+"""Sage attention in plain PyTorch: the numerics of the FP4 and FP8 kernels, on any device.
+
+B batch, H heads, T tokens (Tq of the queries, Tk of the keys), D head dim, G = D / 32 blocks of a token, N = B x H.
+
+These are references: made to be right, so that what a schedule of low-precision attention does to a video can be seen
+and tested without the hardware. Quantised operands are held as the float32 numbers that they stand for; their products
+are then as exact as the hardware's, which also accumulates in float32.
+
+Every scale and mean belongs to one head of one sample, so a head comes out the same whichever rank holds it: Ulysses,
+which gives a rank some heads and all of their tokens, changes nothing. Ring attention, which splits the tokens, would.
+
+Sources, by their short names below:
+  AITER   github.com/ROCm/aiter, `fav3_sage_attention_mxfp4` with `sage_quant_mxfp4` and `downcast_to_mxfp`
+  MX      OCP Microscaling Formats (MX) specification 1.0: E2M1 elements, one E8M0 scale per 32 of them
+  Sage    SageAttention, arXiv 2410.02367, section 4.2: K minus its mean over tokens leaves the softmax as it is
+  FA3     FlashAttention-3, arXiv 2407.08608, section 3.3 (FP8, rotation), and `Max_offset` of its Hopper forward kernel
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+LOG2_E = 1.4426950408889634
+MX_BLOCK = 32  # values that share one E8M0 scale (MX)
+KEY_TILE = 64  # keys between two updates of the running maximum: the tile of AITER's golden outputs
+E2M1_MAX = 6.0
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # by code; bit 3 is the sign
+E2M1_MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
+E4M3_MAX = 448.0
+E4M3_SMALLEST = 2.0**-6  # normal number
+# FA3's probabilities lie in [0, 2^8], so that small ones stay clear of E4M3's subnormals; those of AITER in [0, 1].
+FA3_OFFSET = 8.0
+AITER_OFFSET = 0.0
+# Scores held at a time. On a CPU 4 MiB, which stays near its caches; elsewhere 256 MiB, where few large launches win.
+CPU_SCORES = 1 << 20
+DEVICE_SCORES = 1 << 26
+
+_EXPONENT = 0x7F800000  # the exponent bits of a float32
+_MANTISSA = 0x007FFFFF
+_SMALLEST_NORMAL = 2.0**-126
+
+
+@lru_cache(maxsize=32)
+def hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Normalised Hadamard matrix [size, size] by Sylvester's construction, rounded to `dtype` as AITER's is."""
+    if size < 1 or size & (size - 1):
+        raise ValueError(f"hadamard size {size}: a power of two is needed")
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)], 0)
+    return matrix.div_(size**0.5).to(device=device, dtype=dtype)
+
+
+def rotate(x: Tensor, scale: float = 1.0) -> Tensor:
+    """Spread outliers over the head dim: x [..., D] times a block-diagonal Hadamard matrix and `scale`, in x's dtype.
+
+    Rotating Q and K alike leaves Q K^T as it is. The block is 128 (AITER, and xDiT's default) or, where that does not
+    divide D, the largest power of two that does. Product and scale are float32, rounded once (AITER's `_rot_q_kernel`).
+    """
+    size = min(128, x.shape[-1] & -x.shape[-1])
+    rotated = torch.mm(x.float().reshape(-1, size), hadamard(size, x.dtype, x.device).float())
+    return rotated.mul_(scale).to(x.dtype).view(x.shape)
+
+
+def smooth(k: Tensor) -> Tensor:
+    """K [..., Tk, D] minus its mean over tokens (Sage), in K's dtype as AITER does it."""
+    return k - k.mean(-2, keepdim=True)
+
+
+def _mx_scales(blocks: Tensor) -> Tensor:
+    """Scales [..., G, 1] of float32 blocks [..., G, 32]: the smallest power of two not below amax / 6, or zero."""
+    amax = blocks.abs().amax(-1, keepdim=True)
+    # Adding ones everywhere below the exponent carries into it unless the mantissa is zero: a power of two stays.
+    return ((amax / E2M1_MAX).view(torch.int32) + _MANTISSA).bitwise_and_(_EXPONENT).view(torch.float32)
+
+
+def quantise_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise x [..., D] to MXFP4 as AITER's `downcast_to_mxfp` does.
+
+    Returns codes uint8 [..., D / 2], two E2M1 a byte with the even element in the low nibble, and E8M0 scales uint8
+    [..., G]. The scales are those of torchao's RCEIL mode. Codes differ from torchao's only half-way between two codes:
+    AITER rounds away from zero, as here, torchao to the even one (2.4 to 2.8 % of the golden outputs, all else equal).
+    """
+    if x.shape[-1] % MX_BLOCK:
+        raise ValueError(f"last dimension {x.shape[-1]}: MXFP4 needs a multiple of {MX_BLOCK}")
+    blocks = x.float().contiguous().unflatten(-1, (-1, MX_BLOCK))
+    scales = _mx_scales(blocks)
+    scaled = blocks * torch.where(scales == 0, 0.0, 1 / scales)
+    midpoints = torch.tensor(E2M1_MIDPOINTS, device=x.device)
+    codes = torch.bucketize(scaled.abs(), midpoints, right=True).to(torch.uint8)
+    codes |= scaled.signbit().to(torch.uint8) << 3
+    low, high = codes.flatten(-2).unflatten(-1, (-1, 2)).unbind(-1)
+    return low | high << 4, (scales.view(torch.int32) >> 23).squeeze(-1).to(torch.uint8)
+
+
+def dequantise_mxfp4(codes: Tensor, scales: Tensor) -> Tensor:
+    """The float32 numbers [..., D] that packed codes [..., D / 2] and E8M0 scales [..., G] stand for."""
+    values = torch.tensor(E2M1_VALUES, device=codes.device)
+    values = torch.cat([values, -values])
+    elements = values[torch.stack([codes & 15, codes >> 4], -1).flatten(-2).int()]
+    powers = torch.exp2(scales.float() - 127).unsqueeze(-1)
+    return (elements.unflatten(-1, (-1, MX_BLOCK)) * powers).flatten(-2)
+
+
+def _round_mantissa_(x: Tensor, smallest: Tensor | float, bits: int) -> Tensor:
+    """Round float32 x in place to `bits` mantissa bits, to nearest even; below `smallest`, a power of two, subnormals.
+
+    Adding and taking away 1.5 x 2^(23 - bits) times the power of two below |x| leaves just those bits. On a CPU it
+    takes a fifth of the time of a cast to float8 and back (46 against 219 us for 80 x 80 scores of 8 heads).
+    """
+    power = (x.view(torch.int32) & _EXPONENT).view(torch.float32).clamp_(min=smallest)
+    power.mul_(1.5 * 2.0 ** (23 - bits))
+    return x.add_(power).sub_(power)
+
+
+def round_to_e4m3(x: Tensor) -> Tensor:
+    """Nearest E4M3 numbers to x, ties to even, as float32. x must lie within +-448: nothing saturates."""
+    return _round_mantissa_(x.float().clone(), E4M3_SMALLEST, 3)
+
+
+def round_to_mxfp4(x: Tensor) -> Tensor:
+    """`dequantise_mxfp4(*quantise_mxfp4(x))` without making codes: x [..., D] to float32 [..., D]."""
+    blocks = x.float().contiguous().unflatten(-1, (-1, MX_BLOCK))
+    smallest = _mx_scales(blocks).clamp_(min=_SMALLEST_NORMAL)
+    # A set last bit breaks ties away from zero and cannot reach the next tie: ties end in zeros.
+    sticky = (blocks.view(torch.int32) | 1).view(torch.float32)
+    return _round_mantissa_(sticky, smallest, 1).flatten(-2)
+
+
+def quantise_e4m3(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Quantise x to E4M3 with one float32 scale amax / 448 over `dims`: the E4M3 numbers as float32, and the scales.
+
+    Where all is zero the scale is the smallest normal number and the result zero; AITER divides zero by zero there.
+    """
+    scales = (x.abs().amax(dims, keepdim=True).float() / E4M3_MAX).clamp_(min=_SMALLEST_NORMAL)
+    return _round_mantissa_(x.float().contiguous() / scales, E4M3_SMALLEST, 3), scales
+
+
+def _tiles(scores: Tensor) -> list[tuple[slice, Tensor]]:
+    """Views [N, Tq, tiles, 64] and, if keys are left over, [N, Tq, 1, rest], each with its tiles' numbers, from 1."""
+    keys = scores.shape[-1]
+    whole = keys // KEY_TILE
+    tiles = []
+    if whole:
+        tiles.append((slice(1, whole + 1), scores[..., : whole * KEY_TILE].unflatten(-1, (whole, KEY_TILE))))
+    if keys % KEY_TILE:
+        tiles.append((slice(whole + 1, whole + 2), scores[..., whole * KEY_TILE :].unsqueeze(-2)))
+    return tiles
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, v_scales: Tensor, offset: float, dtype: torch.dtype) -> Tensor:
+    """Base-2 softmax attention with E4M3 probabilities: q [B, H, Tq, D] in units of log2, k and v [B, H, Tk, D].
+
+    A tile of 64 keys sees the largest score of its row up to and including itself, and its unnormalised probabilities
+    2^(score - that maximum + offset) are rounded to E4M3 for the product with V, not for their sum: AITER's and FA3's
+    loops. Where those rescale after every tile what they have accumulated, here as many tiles as the budget allows are
+    taken at once and weighted to the last maximum; what came before them counts as tile 0.
+    """
+    batch, heads, queries, _ = q.shape
+    keys, n = k.shape[-2], batch * heads
+    budget = CPU_SCORES if q.device.type == "cpu" else DEVICE_SCORES
+    key_step = min(keys, max(KEY_TILE, budget // (n * KEY_TILE) // KEY_TILE * KEY_TILE))
+    query_step = min(queries, max(1, budget // (n * key_step)))
+    q, k, v = q.flatten(0, 1), k.flatten(0, 1).mT, v.flatten(0, 1)
+    out = torch.empty(n, queries, v.shape[-1], dtype=dtype, device=q.device)
+    for rows in (slice(start, start + query_step) for start in range(0, queries, query_step)):
+        total = q.new_zeros(n, q[:, rows].shape[1], 1)
+        maximum = torch.full_like(total, -torch.inf)
+        weighted = total.expand(-1, -1, v.shape[-1])
+        for columns in (slice(start, start + key_step) for start in range(0, keys, key_step)):
+            scores = torch.bmm(q[:, rows], k[..., columns])
+            tiles = _tiles(scores)
+            running = torch.cat([maximum, *(tile.amax(-1) for _, tile in tiles)], -1).cummax(-1).values
+            maximum = running[..., -1:]
+            weights = torch.exp2(running - maximum)
+            shifts = (running - offset).unsqueeze(-1)
+            for numbers, tile in tiles:
+                tile.sub_(shifts[..., numbers, :])
+            scores.exp2_()
+            total = torch.cat([total, *(tile.sum(-1) for _, tile in tiles)], -1).mul_(weights).sum(-1, keepdim=True)
+            _round_mantissa_(scores, E4M3_SMALLEST, 3)
+            for numbers, tile in tiles:
+                tile.mul_(weights[..., numbers, None])
+            weighted = torch.baddbmm(weighted * weights[..., :1], scores, v[:, columns])
+        out[:, rows] = weighted.div_(total).mul_(v_scales.flatten(0, 1))
+    return out.unflatten(0, (batch, heads))
+
+
+@torch.no_grad()
+def sage_fp4_from_quantised(
+    q_codes: Tensor,
+    q_scales: Tensor,
+    k_codes: Tensor,
+    k_scales: Tensor,
+    v_fp8: Tensor,
+    v_scales: Tensor,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """AITER's `fav3_sage_mxfp4_func` on its own operands: returns [B, H, Tq, D], in bfloat16 as it does or in `dtype`.
+
+    Codes uint8 [B, H, T, D / 2] and scales uint8 [B, H, T, G] as `quantise_mxfp4` gives them, of Q log2(e) / sqrt(D);
+    v_fp8 [B, H, Tk, D], E4M3 or its numbers as float32; v_scales float32 [B, H, D].
+    """
+    q, k = dequantise_mxfp4(q_codes, q_scales), dequantise_mxfp4(k_codes, k_scales)
+    return _attend(q, k, v_fp8.float(), v_scales.unsqueeze(-2), AITER_OFFSET, dtype)
+
+
+@torch.no_grad()
+def sage_fp4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """FP4 Sage attention: q [B, H, Tq, D], k and v [B, H, Tk, D], D a multiple of 32; returns q's shape and dtype.
+
+    Follows AITER's kernel, xDiT's `AITER_SAGE_V2`: Q and K rotated, K smoothed, Q scaled by log2(e) / sqrt(D), both to
+    MXFP4; V to E4M3 with one scale per channel of a head; base-2 softmax with E4M3 probabilities. Like AITER it smooths
+    K after the rotation; as the mean rotates with K, only roundings depend on that order.
+    """
+    _check(q, k, v)
+    queries = round_to_mxfp4(rotate(q, LOG2_E * q.shape[-1] ** -0.5))
+    keys = round_to_mxfp4(smooth(rotate(k)))
+    values, v_scales = quantise_e4m3(v, (-2,))
+    return _attend(queries, keys, values, v_scales, AITER_OFFSET, q.dtype)
+
+
+@torch.no_grad()
+def sage_fp8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """FP8 Sage attention: q [B, H, Tq, D], k and v [B, H, Tk, D], D a multiple of 32; returns q's shape and dtype.
+
+    Follows FA3's FP8 forward: Q and K rotated, Q, K, V to E4M3 with a scale each, E4M3 probabilities times 2^8. K is
+    smoothed too (Sage). xDiT's `AITER_FP8` rotates alike, does not smooth, and scales whole tensors, that is, over the
+    heads that a rank happens to hold; here a scale is per batch and head, as FA3's descale arguments are.
+    """
+    _check(q, k, v)
+    queries, q_scales = quantise_e4m3(rotate(q), (-2, -1))
+    keys, k_scales = quantise_e4m3(smooth(rotate(k)), (-2, -1))
+    values, v_scales = quantise_e4m3(v, (-2, -1))
+    queries.mul_(q_scales * k_scales * (LOG2_E * q.shape[-1] ** -0.5))
+    return _attend(queries, keys, values, v_scales, FA3_OFFSET, q.dtype)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.dim() != 4 or q.shape[-1] % MX_BLOCK:
+        raise ValueError(f"q {tuple(q.shape)}: needed is [batch, heads, tokens, head_dim], a multiple of {MX_BLOCK}")
+    if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[-1] != q.shape[-1]:
+        raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} do not fit q {tuple(q.shape)}")

@@ -1,0 +1,192 @@
+"""torchrun's environment -> xDiT's groups: replica, CFG, Ulysses (x ring), VAE.
+
+Ranks are laid out as xDiT lays them out: sequence parallel innermost, then CFG, then replicas, so that a replica's ranks are
+neighbours and stay on one host.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from wan_mlperf import recipe as recipes
+from wan_mlperf.errors import BadInput
+from wan_mlperf.kernels.device import Device, gpu_count
+from wan_mlperf.parallel import xdit
+
+T = TypeVar("T")
+CPU_RANKS = 2  # what `mesh.ranks: auto` starts without a GPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """world = replicas x cfg x ulysses x ring."""
+
+    replicas: int
+    cfg: int
+    ulysses: int
+    ring: int
+
+    @property
+    def world(self) -> int:
+        """How many ranks there are in all."""
+        return self.replicas * self.per_replica
+
+    @property
+    def per_replica(self) -> int:
+        """How many ranks make one video."""
+        return self.cfg * self.ulysses * self.ring
+
+    def __str__(self) -> str:
+        ring = f" x ring {self.ring}" if self.ring > 1 else ""
+        return f"{self.replicas} replica{'s' if self.replicas > 1 else ''} x CFG {self.cfg} x Ulysses {self.ulysses}{ring}"
+
+
+def environment() -> tuple[int, int]:
+    """Return (rank, world size) from torchrun's environment, (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def under_torchrun() -> bool:
+    """True in a process that torchrun started."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def ranks_to_start(mesh: recipes.Mesh) -> int:
+    """How many ranks to start for this recipe on this host when torchrun has not been used."""
+    if mesh.ranks != "auto":
+        return mesh.ranks
+    fixed = [mesh.replicas, mesh.cfg, mesh.ulysses]
+    if all(isinstance(one, int) for one in fixed):
+        return Shape(replicas=fixed[0], cfg=fixed[1], ulysses=fixed[2], ring=mesh.ring).world  # type: ignore[arg-type]
+    return gpu_count() or CPU_RANKS
+
+
+def plan_shape(mesh: recipes.Mesh, *, world: int, heads: int, latent_rows: int) -> Shape:
+    """Fit the recipe's mesh to `world` ranks, for experts of `heads` heads and a latent of at most `latent_rows` rows.
+
+    Raises BadInput if the product is not the world, the heads do not divide by the Ulysses degree, or the VAE has fewer rows
+    than the replica has ranks.
+    """
+    if isinstance(mesh.replicas, int):
+        if world % mesh.replicas:
+            raise BadInput(f"world size {world}: not divisible by mesh.replicas {mesh.replicas}; {_allowed(heads)}")
+        replica = world // mesh.replicas
+    else:
+        assert isinstance(mesh.ulysses, int)
+        replica = (1 if mesh.cfg == "auto" else mesh.cfg) * mesh.ulysses * mesh.ring
+    if mesh.cfg != "auto":
+        cfg = mesh.cfg
+    elif isinstance(mesh.ulysses, int):
+        cfg = 2 if replica // (mesh.ulysses * mesh.ring) >= 2 else 1
+    else:
+        cfg = 2 if replica % (2 * mesh.ring) == 0 else 1
+    ulysses = replica // (cfg * mesh.ring) if mesh.ulysses == "auto" else mesh.ulysses
+    replicas = world // max(1, replica) if mesh.replicas == "auto" else mesh.replicas
+    shape = Shape(replicas=replicas, cfg=cfg, ulysses=ulysses, ring=mesh.ring)
+    if ulysses < 1 or shape.world != world:
+        raise BadInput(f"world size {world}: the mesh {shape} needs {shape.world} ranks; {_allowed(heads)}")
+    if heads % ulysses:
+        raise BadInput(
+            f"world size {world}: {heads} heads do not divide by the Ulysses degree {ulysses} of the mesh {shape}; {_allowed(heads)}"
+        )
+    if shape.per_replica > latent_rows:
+        raise BadInput(
+            f"world size {world}: {shape.per_replica} ranks per replica cannot share the VAE's {latent_rows} latent rows; "
+            f"allowed: at most {latent_rows} ranks per replica for this size"
+        )
+    return shape
+
+
+def _allowed(heads: int) -> str:
+    degrees = [str(one) for one in range(1, heads + 1) if heads % one == 0]
+    return f"allowed: replicas x CFG (1 or 2) x Ulysses ({', '.join(degrees)}) x ring = world size"
+
+
+class Mesh:
+    """The running groups of one rank. Made by `start`."""
+
+    def __init__(self, shape: Shape, device: Device, rank: int, distributed: Any) -> None:
+        self.shape = shape
+        self.device = device
+        self.rank = rank
+        self.replica = rank // shape.per_replica
+        self.rank_in_replica = rank % shape.per_replica
+        self._distributed = distributed
+
+    @property
+    def is_replica_first(self) -> bool:
+        """True on the rank that holds its replica's frames."""
+        return self.rank_in_replica == 0
+
+    @property
+    def vae_group(self) -> Any:
+        """The process group of all ranks of this replica, which share the decode."""
+        return self._distributed.get_vae_parallel_group().device_group
+
+    @property
+    def branch(self) -> int:
+        """Which branch of guidance this rank computes under CFG parallelism: 0 positive, 1 negative."""
+        return self._distributed.get_classifier_free_guidance_rank() if self.shape.cfg == 2 else 0
+
+    def own_branches(self, pair: tuple[T, T]) -> list[T]:
+        """Of (positive, negative), what this rank computes: both, or with CFG parallelism the one of its group."""
+        return [pair[self.branch]] if self.shape.cfg == 2 else list(pair)
+
+    def all_branches(self, own: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Exchange the branches' noise predictions: returns (positive, negative) on every rank."""
+        if self.shape.cfg == 1:
+            positive, negative = own
+            return positive, negative
+        gathered = self._distributed.get_cfg_group().all_gather(own[0].contiguous().unsqueeze(0), dim=0)
+        return gathered[0], gathered[1]
+
+    def send_to_replica(self, message: Any) -> Any:
+        """Broadcast a small message from the replica's first rank; returns it on every rank of the replica."""
+        if self.shape.per_replica == 1:
+            return message
+        box = [message]
+        group = self._distributed.get_model_replica_group()
+        dist.broadcast_object_list(box, src=group.ranks[0], group=group.cpu_group)
+        return box[0]
+
+    def gather_to_first(self, part: torch.Tensor) -> list[torch.Tensor] | None:
+        """Gather tensors of one dtype and shape from the replica's ranks onto its first; None elsewhere."""
+        if self.shape.per_replica == 1:
+            return [part]
+        group = self._distributed.get_model_replica_group()
+        parts = [torch.empty_like(part) for _ in range(self.shape.per_replica)] if self.is_replica_first else None
+        dist.gather(part, parts, dst=group.ranks[0], group=group.device_group)
+        return parts
+
+    def barrier(self) -> None:
+        """Wait for every rank of the world."""
+        dist.barrier(group=self._distributed.get_world_group().cpu_group)
+
+    def close(self) -> None:
+        """End all groups."""
+        xdit.stop_groups()
+
+
+def start(shape: Shape, device: Device, *, timeout_s: float = 600.0) -> Mesh:
+    """Start the groups of `shape` on this rank; every rank calls it. A collective that waits longer than `timeout_s` fails."""
+    rank, world = environment()
+    assert shape.world == world, f"{shape} on {world} ranks"
+    if device.is_gpu:
+        torch.cuda.set_device(device.torch)
+    distributed = xdit.start_groups(
+        device,
+        replicas=shape.replicas,
+        cfg=shape.cfg,
+        ulysses=shape.ulysses,
+        ring=shape.ring,
+        timeout_s=timeout_s,
+        rank=rank,
+        world=world,
+    )
+    return Mesh(shape, device, rank, distributed)

@@ -1,0 +1,175 @@
+"""Bringing xDiT up on any device, a CPU with gloo included. Every line that touches xDiT's insides is here and says why.
+
+Checked on xfuser 0.7.0. With a GPU none of the CPU lines runs.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from wan_mlperf.errors import BadInput
+from wan_mlperf.kernels.device import Device
+
+AttentionFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@functools.cache
+def load() -> ModuleType:
+    """Import xfuser and return it; on a machine without a GPU, with what its import needs answered first."""
+    for needed in ("xfuser", "triton"):
+        if importlib.util.find_spec(needed) is None:
+            extra = "; without a GPU: pip install -e '.[cpu]'" if needed == "triton" else ""
+            raise BadInput(f"package {needed} is not installed; xDiT needs it{extra}")
+    with _quiet_imports():
+        return importlib.import_module("xfuser") if torch.cuda.is_available() else _load_without_gpu()
+
+
+@contextmanager
+def _quiet_imports() -> Iterator[None]:
+    # xDiT logs at debug level unless LOG_LEVEL says otherwise when it is imported. Errors still come through.
+    before = os.environ.get("LOG_LEVEL")
+    os.environ.setdefault("LOG_LEVEL", "error")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LOG_LEVEL"]
+
+
+def _load_without_gpu() -> ModuleType:
+    # `import xfuser` asks xfuser.envs for a device version, which raises without an accelerator. So the package is made
+    # known without being executed, its envs answer, and only then is it executed.
+    spec = importlib.util.find_spec("xfuser")
+    assert spec is not None and spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["xfuser"] = package
+    envs: Any = importlib.import_module("xfuser.envs")
+    envs.get_device_version = lambda: None
+    envs.get_torch_distributed_backend = lambda: "gloo"
+    # Without CUDA xDiT takes yunchang for missing and refuses sequence parallelism, which works on gloo.
+    envs.PACKAGES_CHECKER.packages_info["has_long_ctx_attn"] = True
+    spec.loader.exec_module(package)
+    usp: Any = importlib.import_module("xfuser.model_executor.layers.usp")
+    usp.PROCESS_GROUP = importlib.import_module("yunchang.globals").PROCESS_GROUP
+    return package
+
+
+def start_groups(
+    device: Device, *, replicas: int, cfg: int, ulysses: int, ring: int, timeout_s: float, rank: int, world: int
+) -> ModuleType:
+    """Start torch.distributed and xDiT's groups; return xfuser.core.distributed. A second call replaces the groups."""
+    load()
+    state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
+    distributed = importlib.import_module("xfuser.core.distributed")
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.is_gpu else "gloo"
+        timeout = datetime.timedelta(seconds=timeout_s)
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:  # one process without torchrun: no address is needed
+            dist.init_process_group(backend, store=dist.HashStore(), rank=rank, world_size=world, timeout=timeout)
+        distributed.init_distributed_environment(world_size=world, rank=rank, local_rank=_local_rank())
+    if distributed.model_parallel_is_initialized():
+        state.destroy_model_parallel()
+        state._FS = None  # left behind by destroy_model_parallel, and then refused by initialize_model_parallel
+    distributed.initialize_model_parallel(
+        data_parallel_degree=replicas,
+        classifier_free_guidance_degree=cfg,
+        sequence_parallel_degree=ulysses * ring,
+        ulysses_degree=ulysses,
+        ring_degree=ring,
+        use_parallel_vae=True,
+        backend="nccl" if device.is_gpu else "gloo",
+    )
+    _start_runtime_state(replicas=replicas, cfg=cfg, ulysses=ulysses, ring=ring)
+    return distributed
+
+
+def _start_runtime_state(*, replicas: int, cfg: int, ulysses: int, ring: int) -> None:
+    # USP reads switches from xDiT's runtime state. Without a pipeline of xDiT's own, initialize_runtime_state makes one for a
+    # single rank whose automatic choice of a backend looks for CUDA libraries, so it is made here, with SDPA named (every
+    # call of ours names its backend anyway).
+    runtime: Any = importlib.import_module("xfuser.core.distributed.runtime_state")
+    arguments = importlib.import_module("xfuser.config.args").xFuserArgs(
+        data_parallel_degree=replicas,
+        use_cfg_parallel=cfg == 2,
+        ulysses_degree=ulysses,
+        ring_degree=ring,
+        attention_backend="SDPA",
+    )
+    config, _ = arguments.create_config()
+    runtime._RUNTIME = runtime.RuntimeState(config)
+
+
+def stop_groups() -> None:
+    """End xDiT's groups and torch.distributed."""
+    if not dist.is_initialized():
+        return
+    state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
+    state.destroy_model_parallel()
+    state._FS = None
+    state._WORLD = None
+    dist.destroy_process_group()
+
+
+def backend_key(name: str) -> Any:
+    """Return the key of xDiT's attention registry for one of its backends, by its name in AttentionBackendType."""
+    load()
+    return importlib.import_module("xfuser.core.distributed.attention_backend").AttentionBackendType[name]
+
+
+def check_backend(name: str) -> str | None:
+    """Return None if xDiT can run this backend on this machine, else what it says is missing."""
+    runtime = importlib.import_module("xfuser.core.distributed.runtime_state").get_runtime_state()
+    try:
+        runtime._check_if_backend_compatible_with_current_configuration(backend_key(name))
+    except (RuntimeError, ImportError) as error:
+        return str(error)
+    return None
+
+
+def register(name: str, function: AttentionFunction) -> str:
+    """Enter a function of ours into xDiT's attention registry under its own name; return that key."""
+    load()
+    backends = importlib.import_module("xfuser.core.distributed.attention_backend")
+
+    @backends.register_attention_function(name)
+    def call(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        dropout_p: float,
+        is_causal: bool,
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[torch.Tensor, None]:
+        assert not dropout_p and not is_causal
+        return function(query, key, value), None
+
+    return name
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def mxfp4_linear(layer: torch.nn.Linear) -> torch.nn.Module:
+    """Return xDiT's MXFP4 layer (AITER's GEMM, gfx950) with the weights of `layer`, packed; `layer` is on the GPU."""
+    load()
+    kind = importlib.import_module("xfuser.model_executor.layers.mxfp4_linear").xFuserMXFP4Linear
+    new = kind(
+        layer.in_features, layer.out_features, layer.bias is not None, device=layer.weight.device, dtype=layer.weight.dtype
+    )
+    new.load_and_quantize_weights(layer.weight.data, None if layer.bias is None else layer.bias.data)
+    return new

@@ -1,0 +1,219 @@
+"""The whole path of a query: prompt -> embeddings -> high-noise expert -> low-noise expert -> VAE -> uint8 frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wan_mlperf import checkpoint as checkpoints
+from wan_mlperf.checkpoint import Checkpoint
+from wan_mlperf.denoise import denoise
+from wan_mlperf.errors import BadInput
+from wan_mlperf.experts import Expert
+from wan_mlperf.kernels import attention, device, gemm
+from wan_mlperf.parallel import mesh as meshes
+from wan_mlperf.parallel import split_experts, split_vae, xdit
+from wan_mlperf.parallel.mesh import Mesh
+from wan_mlperf.recipe import Recipe
+from wan_mlperf.spans import Spans
+from wan_mlperf.step_plan import Step, make_plan, make_scheduler
+from wan_mlperf.text_encoder import TextEncoder
+from wan_mlperf.vae_decode import VaeDecoder, compile_decoder
+from wan_mlperf.workload import Workload
+
+OnStep = Callable[[Step, torch.Tensor], None]
+
+
+@dataclass
+class Pipeline:
+    """One replica's share of the engine on this rank. Every rank calls `load` and then the same methods in the same order."""
+
+    recipe: Recipe
+    workload: Workload
+    checkpoint: Checkpoint
+    mesh: Mesh
+    plan: tuple[Step, ...]
+    text_encoder: TextEncoder
+    experts: dict[str, Expert]
+    decoder: VaeDecoder
+    spans: Spans
+    kernels: dict[str, attention.Kernel]
+    load_summary: list[str] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, recipe: Recipe, *, workload: Workload | None = None, timeout_s: float = 600.0) -> Pipeline:
+        """Check everything that can be checked, then load the weights of this rank. Raises BadInput before weights are read.
+
+        `workload` replaces the recipe's, for another size or length.
+        """
+        return load(recipe, workload or recipe.effective_workload, timeout_s)
+
+    def generate(self, prompt: str, *, seed: int | None = None, negative_prompt: str | None = None) -> np.ndarray | None:
+        """Return the video of `prompt`: uint8 [frames, height, width, 3] on the replica's first rank, None elsewhere."""
+        chunks = list(self.stream(prompt, seed=seed, negative_prompt=negative_prompt))
+        return np.concatenate(chunks) if chunks else None
+
+    def stream(self, prompt: str, *, seed: int | None = None, negative_prompt: str | None = None) -> Iterator[np.ndarray]:
+        """Yield the same frames as they are decoded, uint8 [n, height, width, 3] in host memory.
+
+        Only the replica's first rank gets chunks, but every rank must exhaust the iterator.
+        """
+        for batch in self.stream_batch([prompt], seed=seed, negative_prompt=negative_prompt):
+            yield batch[0]
+
+    @torch.inference_mode()
+    def stream_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int | None = None,
+        negative_prompt: str | None = None,
+        on_step: OnStep | None = None,
+    ) -> Iterator[np.ndarray]:
+        """`stream` for several prompts at once: chunks [prompts, n, height, width, 3]. Each video has its own noise."""
+        latents = self.latents(prompts, seed=seed, negative_prompt=negative_prompt, on_step=on_step)
+        frames = self.decoder.decode(latents)
+        while True:
+            with self.spans("vae_decode"):
+                chunk = next(frames, "end")
+            if isinstance(chunk, str):
+                return
+            if chunk is not None:
+                with self.spans("to_host"):
+                    host = chunk.contiguous().cpu().numpy()
+                yield host
+
+    @torch.inference_mode()
+    def latents(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int | None = None,
+        negative_prompt: str | None = None,
+        on_step: OnStep | None = None,
+    ) -> torch.Tensor:
+        """Return the clean latents [prompts, channels, F, h, w] in fp32, on every rank."""
+        negative = self.workload.negative_prompt if negative_prompt is None else negative_prompt
+        with self.spans("text_encode"):
+            pair = (list(prompts), [negative] * len(prompts))
+            embeds = [self.text_encoder.encode(one) for one in self.mesh.own_branches(pair)]
+        noise = self.noise(seed).to(self.mesh.device.torch).expand(len(prompts), -1, -1, -1, -1)
+        scheduler = make_scheduler(self.checkpoint.config("scheduler"), self.workload)
+        return denoise(noise, embeds, self.plan, self.experts, scheduler, self.mesh, spans=self.spans, on_step=on_step)
+
+    def noise(self, seed: int | None = None) -> torch.Tensor:
+        """Return the initial noise [1, channels, F, h, w]: MLCommons' fixed latent, or drawn from the seed on the CPU."""
+        shape = self.workload.latent_shape(self.checkpoint.config("transformer")["in_channels"])
+        if self.recipe.model.fixed_latent and seed is None:
+            return read_fixed_latent(self.recipe.model.fixed_latent, shape)
+        generator = torch.Generator().manual_seed(self.workload.seed if seed is None else seed)
+        return torch.randn((1, *shape), generator=generator)
+
+    def warm_up(self, queries: int) -> None:
+        """Run whole queries outside the timing, so that every kernel, both experts and the decoder have run once."""
+        for _ in range(queries):
+            for _ in self.stream("warm-up"):
+                pass
+        self.spans.take()
+
+
+def read_fixed_latent(path: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Read MLCommons' fixed_latent.pt; `shape` without the batch. Raises BadInput."""
+    try:
+        latent = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise BadInput(f"model.fixed_latent {path!r}: cannot be read ({type(error).__name__}); allowed: a tensor file") from None
+    if not isinstance(latent, torch.Tensor) or tuple(latent.shape) != (1, *shape):
+        raise BadInput(f"model.fixed_latent {path!r}: holds {getattr(latent, 'shape', type(latent))}; allowed: {(1, *shape)}")
+    return latent.float()
+
+
+def load(recipe: Recipe, workload: Workload, timeout_s: float) -> Pipeline:
+    """See `Pipeline.load`."""
+    here = device.probe()
+    found = checkpoints.find(recipe.model.checkpoint)
+    plan = make_plan(recipe, workload, found.config("scheduler"))
+    shape = plan_shape(recipe, workload, found)
+    gemm.check(recipe.gemm, here, allow_reference=recipe.references == "allow")
+    if recipe.model.fixed_latent:
+        read_fixed_latent(recipe.model.fixed_latent, workload.latent_shape(found.config("transformer")["in_channels"]))
+
+    mesh = meshes.start(shape, here, timeout_s=timeout_s)
+    kernels = attention.resolve(
+        [step.attention for step in plan], here, allow_reference=recipe.references == "allow", probe=xdit.check_backend
+    )
+    split = split_experts.split(mesh, tokens=_tokens(workload, found))
+    self_attend, cross_attend = split_experts.attends(kernels)
+    dtype = found.dtype("transformer", recipe.model.dtype)
+    experts: dict[str, Expert] = {}
+    summary: list[str] = []
+    for name, part in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
+        transformer = found.load_transformer(part, dtype)
+        summary.append(
+            f"{name}: {gemm.convert(transformer, getattr(recipe.gemm, name), recipe.gemm.keep, here, xdit.mxfp4_linear)}"
+        )
+        experts[name] = Expert(
+            transformer.to(here.torch),
+            split=split,
+            self_attend=self_attend,
+            cross_attend=cross_attend,
+            trim_text=recipe.trim_text,
+        )
+        if recipe.compile.experts:
+            experts[name].compile()
+    vae = found.load_vae(found.dtype("vae", recipe.model.vae_dtype)).to(here.torch)
+    _, _, rows, columns = workload.latent_shape(0)
+    gather = split_vae.shard_decoder(vae, mesh, latent_height=rows, latent_width=columns)
+    decoder = VaeDecoder(vae, chunk=recipe.vae.chunk, gather=gather)
+    if recipe.compile.decoder:
+        compile_decoder(decoder)
+    text_dtype = found.dtype("text_encoder", recipe.model.dtype)
+    text_encoder = TextEncoder(found.load_tokenizer(), found.load_text_encoder(text_dtype).to(here.torch), dtype)
+    return Pipeline(
+        recipe=recipe,
+        workload=workload,
+        checkpoint=found,
+        mesh=mesh,
+        plan=plan,
+        text_encoder=text_encoder,
+        experts=experts,
+        decoder=decoder,
+        spans=Spans(here.torch),
+        kernels=kernels,
+        load_summary=summary,
+    )
+
+
+def plan_shape(recipe: Recipe, workload: Workload, found: Checkpoint, *, world: int | None = None) -> meshes.Shape:
+    """Fit the recipe's mesh to the ranks there are (or `world`). Raises BadInput."""
+    _, _, rows, columns = workload.latent_shape(0)
+    ranks = meshes.environment()[1] if world is None else world
+    return meshes.plan_shape(recipe.mesh, world=ranks, heads=found.heads, latent_rows=max(rows, columns))
+
+
+def _tokens(workload: Workload, found: Checkpoint) -> int:
+    patch = found.config("transformer")["patch_size"]
+    tokens = 1
+    for length, side in zip(workload.latent_shape(0)[1:], patch, strict=True):
+        tokens *= length // side
+    return tokens
+
+
+def describe(pipeline: Pipeline) -> dict[str, Any]:
+    """What a result carries as its identity: mesh, device, kernels, checkpoint, where the noise comes from."""
+    fixed = pipeline.recipe.model.fixed_latent
+    return {
+        "mesh": str(pipeline.mesh.shape),
+        "device": f"{pipeline.mesh.device.arch}: {pipeline.mesh.device.name}",
+        "checkpoint": pipeline.checkpoint.name,
+        "noise": f"fixed latent {Path(fixed).name}" if fixed else f"drawn from seed {pipeline.workload.seed}",
+        "kernels": {
+            name: f"{name} reference (PyTorch)" if kernel.is_reference else f"xDiT {kernel.xdit}"
+            for name, kernel in pipeline.kernels.items()
+        },
+    }

@@ -1,0 +1,63 @@
+"""A pair of prompts -> UMT5 embeddings, as diffusers' WanPipeline makes them.
+
+Shapes: B prompts, S tokens (512), C text channels (4,096 in Wan2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+from wan_mlperf.errors import BadInput
+
+MAX_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Embeds:
+    """`hidden` [B, S, C]; the first `lengths[b]` tokens of prompt b are its own, the rest are zeros."""
+
+    hidden: torch.Tensor
+    lengths: tuple[int, ...]
+
+
+class TextEncoder:
+    """Encodes prompts with the checkpoint's tokenizer and UMT5 encoder. Holds nothing of a query."""
+
+    def __init__(self, tokenizer: Any, model: torch.nn.Module, dtype: torch.dtype) -> None:
+        self.tokenizer = tokenizer
+        self.model = model
+        self.dtype = dtype  # what the experts compute in
+
+    def encode(self, prompts: Sequence[str]) -> Embeds:
+        """Return the embeddings of `prompts`, zero-padded to 512 tokens."""
+        inputs = self.tokenizer(
+            [prompt_clean(prompt) for prompt in prompts],
+            padding="max_length",
+            max_length=MAX_TOKENS,
+            truncation=True,
+            add_special_tokens=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        device = next(self.model.parameters()).device
+        mask = inputs.attention_mask
+        hidden = self.model(inputs.input_ids.to(device), mask.to(device)).last_hidden_state
+        hidden = hidden.masked_fill((mask == 0).unsqueeze(-1).to(device), 0.0)
+        return Embeds(hidden.to(self.dtype), tuple(mask.sum(dim=1).tolist()))
+
+
+def check_prompt(tokenizer: Any, prompt: str, *, what: str = "prompt") -> None:
+    """Raise BadInput for an empty prompt or one that the tokenizer would cut, saying what would be cut."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise BadInput(f"{what}: {prompt!r} is empty; allowed: some text")
+    ids = tokenizer(prompt_clean(prompt), add_special_tokens=True).input_ids
+    if len(ids) > MAX_TOKENS:
+        # One token less: the end-of-text token is kept.
+        cut = tokenizer.decode(ids[MAX_TOKENS - 1 : -1])
+        cut = cut if len(cut) <= 120 else cut[:117] + "..."
+        raise BadInput(f"{what}: {len(ids)} tokens; allowed: at most {MAX_TOKENS}; this part would be cut: {cut!r}")

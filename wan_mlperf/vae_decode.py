@@ -1,0 +1,63 @@
+"""Latents -> uint8 frames, chunk by chunk as they are decoded.
+
+The decoder keeps a cache of features, so it may be called on the first latent frame (1 video frame) and then on any number at
+a time (4 video frames each). Values are those of diffusers' `export_to_video` of `output_type="np"`: times 255, truncated.
+
+Shapes: B videos, Z latent channels, F latent frames, h w latent height and width; frames are [B, n, height, width, 3].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+# Brings the chunks of all ranks together: [B, 3, n, band height, width] uint8 -> the whole on the first rank, None elsewhere.
+Gather = Callable[[torch.Tensor], "torch.Tensor | None"]
+
+
+class VaeDecoder:
+    """Decodes with an AutoencoderKLWan whose decoder may have been sharded (`parallel/split_vae.py`)."""
+
+    def __init__(self, vae: Any, *, chunk: int, gather: Gather) -> None:
+        self.vae = vae
+        self.chunk = chunk
+        self.gather = gather
+        self.decoder: Callable[..., torch.Tensor] = vae.decoder
+        config = vae.config
+        shape = (1, config.z_dim, 1, 1, 1)
+        parameter = next(vae.parameters())
+        to = {"device": parameter.device, "dtype": parameter.dtype}
+        self._mean = torch.tensor(config.latents_mean).view(shape).to(**to)
+        self._scale = 1.0 / torch.tensor(config.latents_std).view(shape).to(**to)
+        vae.clear_cache()
+        self._slots: int = len(vae._feat_map)  # how many convolutions keep features
+
+    def decode(self, latents: torch.Tensor) -> Iterator[torch.Tensor | None]:
+        """Yield the frames of `latents` [B, Z, F, h, w] as uint8 [B, n, height, width, 3] on the device, n = 1 then 4 x chunk.
+
+        On a rank that is not its replica's first, yields None as often; every rank must exhaust the iterator.
+        """
+        latents = latents.to(self._mean.dtype) / self._scale + self._mean
+        hidden = self.vae.post_quant_conv(latents)
+        features: list[Any] = [None] * self._slots
+        count = hidden.shape[2]
+        starts = [0, *range(1, count, self.chunk)]
+        for start, stop in zip(starts, [*starts[1:], count], strict=True):
+            pixels = self.decoder(hidden[:, :, start:stop], feat_cache=features, feat_idx=[0], first_chunk=start == 0)
+            whole = self.gather(to_uint8(pixels))
+            yield None if whole is None else whole.permute(0, 2, 3, 4, 1)
+
+
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """Map values in [-1, 1] (clamped) to 0 .. 255, truncated, as diffusers' video processor and export_to_video do."""
+    pixels = pixels.clamp(-1.0, 1.0)
+    return (pixels * 0.5 + 0.5).clamp(0.0, 1.0).float().mul(255).to(torch.uint8)
+
+
+def compile_decoder(decoder: VaeDecoder) -> None:
+    """Compile the decoder; the first call with each chunk length then takes seconds."""
+    assert isinstance(decoder.decoder, nn.Module)
+    decoder.decoder = torch.compile(decoder.decoder)

@@ -1,0 +1,49 @@
+"""Frames -> MP4 and contact sheet. Never inside a timed path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from wan_mlperf.files import whole_file
+
+
+def write_mp4(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
+    """Write uint8 frames, given as chunks [n, height, width, 3], as H.264; the same frames give the same file.
+
+    The file carries its name only when it is whole.
+    """
+    with whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = None
+        for chunk in chunks:
+            for frame in chunk:
+                if stream is None:
+                    stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "16"})
+                    stream.height, stream.width = frame.shape[:2]
+                    stream.pix_fmt = "yuv420p"
+                    stream.thread_count = 1  # x264's threads are not deterministic in every build
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        if stream is not None:
+            container.mux(stream.encode())
+
+
+def read_mp4(path: Path) -> np.ndarray:
+    """Return an MP4's frames, uint8 [n, height, width, 3]. Raises OSError for what is no video."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames)
+
+
+def contact_sheet(videos: Sequence[np.ndarray], *, per_video: int = 5, gap: int = 4) -> np.ndarray:
+    """Return one picture: a row per video [n, height, width, 3], `per_video` frames spread over its length."""
+    rows = []
+    for video in videos:
+        chosen = video[np.linspace(0, len(video) - 1, per_video).round().astype(int)]
+        rows.append(
+            np.concatenate([np.pad(frame, ((0, gap), (0, gap), (0, 0)), constant_values=255) for frame in chosen], axis=1)
+        )
+    return np.concatenate(rows, axis=0)
