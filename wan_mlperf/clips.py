@@ -106,7 +106,7 @@ def training_scenes() -> tuple[Scene, ...]:
 
 
 def held_out_prompts() -> tuple[tuple[str, Scene], ...]:
-    """The 126 held-out scenes, each with one caption; the order mixes all attributes, so any first part of it is a fair sample."""
+    """The 126 held-out scenes, each with one caption; the order mixes all attributes, so any first part is a fair sample."""
     held_out = [scene for scene in scenes() if is_held_out(scene)]
     order = np.random.default_rng(0).permutation(len(held_out))
     return tuple((caption(held_out[j], int(i) % PHRASINGS), held_out[j]) for i, j in enumerate(order))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .clips import BACKGROUNDS, COLOURS, FOREGROUNDS, SHAPES, SIZE, Scene, coverage
+from wan_mlperf.clips import BACKGROUNDS, COLOURS, FOREGROUNDS, SHAPES, SIZE, Scene, coverage
 
 MOVES = 6.0
 """Pixels over the whole clip from which a shape counts as moving; drawn ones travel 17 to 20."""
@@ -60,7 +60,7 @@ def _nearest(colour: NDArray[np.float32], names: Sequence[str]) -> str:
 
 
 def _track(alpha: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Centre x, centre y and area of the coverage [F, H, W], each [F]; a frame that shows nothing has its centre in the middle."""
+    """Centre x, centre y and area of the coverage [F, H, W], each [F]; an empty frame has its centre in the middle."""
     position = np.arange(SIZE) + 0.5
     area = alpha.sum((1, 2), dtype=np.float64)
     safe = np.maximum(area, 1e-6)

@@ -22,35 +22,44 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies every stage's steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; the two experts share them")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="stages at once on a CPU, one thread each; 1 for no other process"
+    )
     parser.add_argument("--score", type=int, default=126, help="held-out prompts to score, 0 for none")
-    parser.add_argument("--only", choices=experts.RANGES, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=("refine", *experts.RANGES), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not 0 < args.steps_scale <= 10:
         parser.error(f"--steps-scale {args.steps_scale} is not in 0..10")
     args.work.mkdir(parents=True, exist_ok=True)
     device = torch.device(args.device)
     settings = (args.work, args.seed, args.steps_scale, device)
+    torch.set_num_threads(1)  # these small tensors gain little from a second one, and lose tenfold when its core is busy
 
-    if args.only:
-        torch.set_num_threads(1)
-    else:
-        torch.set_num_threads(args.threads)
+    def beside(name: str) -> list[subprocess.Popen[bytes]]:
+        """Run one stage in a process of its own, on a CPU."""
+        if device.type != "cpu" or args.processes < 2:
+            return []
+        return [subprocess.Popen([sys.executable, "-m", "tools.train_embedded", *sys.argv[1:], "--only", name])]
+
     tokenizer, encoder = text.train(*settings)
     autoencoder = vae.train(*settings)
     clips = latents.make(*settings, autoencoder)
+    spread = clips.statistics()[1]
+    if args.only == "refine":
+        vae.refine(*settings, autoencoder, spread)
+        return
     trainer = experts.Trainer(args.seed, device, clips, tokenizer, encoder)
+    processes = [] if args.only else beside("refine")
     base = trainer.base(args.work, args.steps_scale)
     if args.only:
         trainer.expert(args.work, args.steps_scale, args.only, base)
         return
-    if device.type == "cpu" and args.threads > 1:
-        # two processes of one thread each waste less than one of two
-        both = [subprocess.Popen([sys.executable, "-m", __package__, *sys.argv[1:], "--only", name]) for name in experts.RANGES]
-        if any([process.wait() for process in both]):
-            sys.exit("an expert's training failed; the same command resumes it")
+    processes += beside("high") + beside("low")
+    if any([process.wait() for process in processes]):
+        sys.exit("a stage failed; the same command resumes it")
+    # from here on every stage has its checkpoint, or runs now where there are no other processes
     high, low = (trainer.expert(args.work, args.steps_scale, name, copy.deepcopy(base)) for name in experts.RANGES)
-    autoencoder = vae.refine(*settings, autoencoder, clips.statistics()[1])
+    autoencoder = vae.refine(*settings, autoencoder, spread)
     out = args.out or args.work / "embedded"
     export.export(out, args.work / "tokenizer", encoder, autoencoder, clips.statistics(), high, low)
     if args.score:

@@ -24,7 +24,7 @@ from wan_mlperf.clips import training_scenes
 
 from .data import captions
 from .latents import Latents
-from .loop import average, cosine, fit, noise, rng, set_rate
+from .loop import average, fit, noise, rng, set_rate
 from .text import NEGATIVE_PROMPT, WIDTH, embed
 
 BATCH: Final = 32
@@ -37,8 +37,9 @@ RANGES: Final = {"high": (0.85, 1.0), "low": (0.0, 0.9)}
 class PaddedTextAttention:
     """Attention in float32 whose text ends in one row of padding that counts as many.
 
-    The pipeline pads the text with zeros and masks nothing. All padding rows are equal, so one of them with the logarithm of their
-    number added to its logit is the same attention and costs a twentieth. bf16 attention is ten times slower backwards on a CPU.
+    The pipeline pads the text with zeros and masks nothing. All padding rows are equal, so one with the logarithm of their
+    number added to its logit is the same attention for a twentieth of the cost. Float32, as the backward of bf16 attention is ten
+    times slower on a CPU.
     """
 
     bias: Tensor | None = None  # [B, 1, 1, T], for the cross-attention
@@ -59,12 +60,11 @@ class PaddedTextAttention:
         if rotary_emb is not None:
             query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
         with torch.autocast(query.device.type, enabled=False):
-            out = F.scaled_dot_product_attention(
-                *(x.transpose(1, 2).float() for x in (query, key, value)),
-                attn_mask=None if encoder_hidden_states is None else self.bias,
-            )
-        hidden_states = attn.to_out[0](out.transpose(1, 2).flatten(2))
-        return hidden_states
+            q, k, v = (x.transpose(1, 2).float() for x in (query, key, value))
+            mask = None if encoder_hidden_states is None else self.bias
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        projected: Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2))
+        return projected
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -74,10 +74,10 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def build() -> WanTransformer3DModel:
-    """Wan2.2's transformer, small: 8 heads of 32, 5 layers."""
+    """Wan2.2's transformer, small: 8 heads of 32, 4 layers."""
     model = WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=8, attention_head_dim=32, in_channels=16, out_channels=16, text_dim=WIDTH,
-        freq_dim=256, ffn_dim=1024, num_layers=5, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=1e-6,
+        freq_dim=256, ffn_dim=1024, num_layers=4, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=1e-6,
         rope_max_seq_len=1024,
     )  # fmt: skip
     with torch.no_grad():
@@ -92,19 +92,19 @@ def build() -> WanTransformer3DModel:
     return model
 
 
-def optimizers(model: WanTransformer3DModel, factor: float) -> dict[str, torch.optim.Optimizer]:
+def optimizers(model: WanTransformer3DModel) -> dict[str, torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for the rest; AdamW alone is far behind after the same steps."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     known = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in known]
     return {
-        "muon": torch.optim.Muon(matrices, lr=2e-3 * factor, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        "adamw": torch.optim.AdamW(rest, lr=1e-3 * factor, betas=(0.9, 0.98), weight_decay=0.01),
+        "muon": torch.optim.Muon(matrices, lr=2e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        "adamw": torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01),
     }
 
 
 def sigmas(generator: np.random.Generator, count: int, low: float, high: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Noise levels in [low, high], spread as the sampler's flow shift of 3 spreads its steps, one in each of `count` equal parts."""
+    """Noise levels in [low, high], spread as a flow shift of 3 spreads steps, one in each of `count` equal parts."""
     begin, end = (s / (3 - 2 * s) for s in (low, high))
     u = begin + (end - begin) * (generator.permutation(count) + generator.random(count)) / count
     return (3 * u / (1 + 2 * u)).astype(np.float32)
@@ -162,22 +162,21 @@ class Trainer:
         stage: str,
         model: WanTransformer3DModel,
         steps: int,
-        factor: float,
         low: float,
         high: float,
         *,
         anneal: bool,
     ) -> WanTransformer3DModel:
-        """Train `model` on sigma in [low, high] and return the moving average of its weights; `anneal` takes the rates to zero."""
+        """Train `model` on sigma in [low, high] and return its moving average; `anneal` ends with rates of zero."""
         model = model.to(self.device)
         processor = PaddedTextAttention()
         model.set_attn_processor(processor)
         ema = copy.deepcopy(model)
-        both = optimizers(model, factor)
+        both = optimizers(model)
 
         def step(i: int) -> dict[str, float]:
             for optimizer in both.values():
-                set_rate(optimizer, cosine(i, steps) if anneal else min(1.0, (i + 1) / 20))
+                set_rate(optimizer, min(1.0, (i + 1) / 20, 2 - 2 * i / steps if anneal else 1.0))
                 optimizer.zero_grad()
             loss = self.loss(model, processor, stage, i, low, high)
             loss.backward()
@@ -193,8 +192,8 @@ class Trainer:
     def base(self, work: Path, scale: float) -> WanTransformer3DModel:
         """The model of all noise levels that both experts start from."""
         torch.manual_seed(self.seed)
-        return self.run(work, "base", build(), max(20, round(2400 * scale)), 1.0, 0.0, 1.0, anneal=False)
+        return self.run(work, "base", build(), max(20, round(650 * scale)), 0.0, 1.0, anneal=False)
 
     def expert(self, work: Path, scale: float, name: str, base: WanTransformer3DModel) -> WanTransformer3DModel:
-        """One expert, from the base, at half its rates down to zero."""
-        return self.run(work, name, base, max(20, round(700 * scale)), 0.5, *RANGES[name], anneal=True)
+        """One expert, from the base, its rates constant for half the steps and then down to zero."""
+        return self.run(work, name, base, max(20, round(1000 * scale)), *RANGES[name], anneal=True)

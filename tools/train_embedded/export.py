@@ -55,10 +55,11 @@ def export(
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     scheduler.save_pretrained(new / "scheduler")
     (new / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n", encoding="utf-8")
+    for weights in new.glob("*/*.safetensors"):
+        weights.chmod(0o644)  # they are written for their owner alone
     if folder.exists():
-        for kept in ("README.md",):
-            if (folder / kept).exists():
-                shutil.copy(folder / kept, new / kept)
+        if (folder / "README.md").exists():
+            shutil.copy(folder / "README.md", new / "README.md")
         os.replace(folder, old)
     os.replace(new, folder)
     shutil.rmtree(old, ignore_errors=True)

@@ -53,7 +53,7 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = factor * group.setdefault("base_lr", group["lr"])
 
 
-def average(ema: nn.Module, model: nn.Module, step: int, decay: float = 0.998) -> None:
+def average(ema: nn.Module, model: nn.Module, step: int, decay: float = 0.99) -> None:
     """Move the exponential moving average of a model's weights; the first steps count less, as they are further off."""
     decay = min(decay, (step + 1) / (step + 10))
     with torch.no_grad():
@@ -61,13 +61,18 @@ def average(ema: nn.Module, model: nn.Module, step: int, decay: float = 0.998) -
 
 
 def fit(
-    work: Path, stage: str, steps: int, state: Mapping[str, Stateful], step: Callable[[int], dict[str, float]], every: int = 50
+    work: Path,
+    stage: str,
+    steps: int,
+    state: Mapping[str, Stateful],
+    step: Callable[[int], dict[str, float]],
 ) -> None:
-    """Run a stage up to `steps`, from its checkpoint if there is one, and log the mean losses of every `every` steps.
+    """Run a stage up to `steps`, from its checkpoint if there is one, and log its mean losses at least ten times.
 
     The checkpoint is `<work>/<stage>.pt`, the log `<work>/log.jsonl` with one line of stage, step, seconds and losses.
     """
     path, begun, start = work / f"{stage}.pt", 0, time.monotonic()
+    every = max(1, min(50, steps // 10))
     spent = 0.0
     if path.exists():
         saved = torch.load(path, map_location="cpu", weights_only=True)

@@ -59,6 +59,7 @@ def train_tokenizer(folder: Path) -> None:
         "pad_token": "<pad>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
+        "add_prefix_space": True,  # transformers 4 would turn it off
         "model_max_length": 512,
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,

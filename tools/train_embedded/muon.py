@@ -1,0 +1,46 @@
+"""Muon for convolutions: momentum whose matrix, outputs by inputs times taps, is made orthogonal; `torch.optim.Muon` wants 2-D.
+
+After Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024), with his Newton-Schulz coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The nearest matrix [m, n] with singular values of about 1, by Newton and Schulz's iteration."""
+    x = matrix / (matrix.norm() + 1e-7)
+    if matrix.shape[0] > matrix.shape[1]:
+        x = x.T
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+class ConvMuon(torch.optim.Optimizer):
+    """Muon on weights of any number of dimensions, with updates as large as AdamW's."""
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
+        """Take weights whose first dimension is the output."""
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Update every weight that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                velocity = state.setdefault("velocity", torch.zeros_like(weight))
+                velocity.lerp_(weight.grad, 1 - group["momentum"])
+                direction = weight.grad.lerp(velocity, group["momentum"]).flatten(1)
+                update = orthogonalize(direction) * 0.2 * max(direction.shape) ** 0.5
+                weight.sub_(update.view_as(weight), alpha=group["lr"])
