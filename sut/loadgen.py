@@ -91,14 +91,17 @@ def make_settings(scenario: Scenario, mode: Mode, user_conf: Path, samples: int)
     return settings
 
 
-def expected_queries(settings: Any, scenario: Scenario, mode: Mode, samples: int) -> int:
-    """How many samples the test will ask for at least, for a progress bar."""
+def expected_queries(settings: Any, scenario: Scenario, mode: Mode, samples: int, audit: Path | None = None) -> int:
+    """How many samples the test will ask for at least, for a progress bar. LoadGen reads the `audit` file itself, later."""
     if mode == "accuracy":
         return samples
+    least = settings.min_query_count
+    if audit is not None:
+        least = int(check_user_conf(audit).get(f"{SCENARIOS[scenario]}.min_query_count", least))
     if scenario == "offline":
         duration_s = settings.min_duration_ms / 1e3
-        return max(settings.min_query_count, int(settings.offline_expected_qps * 1.1 * duration_s))
-    return max(1, settings.min_query_count)
+        return max(least, int(settings.offline_expected_qps * 1.1 * duration_s))
+    return max(1, least)
 
 
 def run(
@@ -128,6 +131,20 @@ def run(
     finally:
         lg.DestroySUT(system)
         lg.DestroyQSL(library)
+    _check_whole(folder, accuracy=settings.mode == lg.TestMode.AccuracyOnly)
+
+
+def _check_whole(folder: Path, *, accuracy: bool) -> None:
+    """Raise Failed if LoadGen, which does not notice a full disk, left half a log."""
+    file = folder / ("mlperf_log_accuracy.json" if accuracy else "mlperf_log_detail.txt")
+    try:
+        with file.open("rb") as stream:
+            stream.seek(-min(64, file.stat().st_size), 2)
+            tail = stream.read().strip()
+    except OSError as error:
+        raise Failed(f"LoadGen left no {file.name} in {folder} ({error.strerror}): is the disk full?") from None
+    if not tail.endswith(b"]" if accuracy else b"}"):
+        raise Failed(f"LoadGen's {file.name} in {folder} is not whole: is the disk full?")
 
 
 def read_detail(folder: Path) -> dict[str, Any]:

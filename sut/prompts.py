@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from wan_mlperf import files
 from wan_mlperf.errors import BadInput
 
 # MLCommons scores six dimensions of VBench; their prompts, in file order without repeats, are the benchmark's 248.
@@ -50,14 +51,4 @@ def digest(prompts: Sequence[str]) -> str:
 
 def read_prompts(file: str | Path | None) -> list[str]:
     """Return the prompts of a text file, one a line, empty lines left out; without a file the benchmark's. Raises BadInput."""
-    if file is None:
-        return benchmark_prompts()
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise BadInput(f"prompts {str(file)!r}: cannot be read ({reason}); allowed: a text file, one prompt a line") from None
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise BadInput(f"prompts {str(file)!r}: holds no prompt; allowed: a text file, one prompt a line")
-    return prompts
+    return benchmark_prompts() if file is None else files.read_prompts(file)

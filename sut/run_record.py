@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
-import subprocess
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sut import loadgen
+from sut import loadgen, system_description
+from sut.prompts import SHA256, digest
 from wan_mlperf import pipeline as pipelines
 from wan_mlperf.doctor import verdict
 from wan_mlperf.files import write_whole
+from wan_mlperf.identity import commit, versions
 from wan_mlperf.pipeline import Pipeline
 from wan_mlperf.recipe import to_yaml
 from wan_mlperf.spans import STAGES
 from wan_mlperf.step_plan import as_table
 from wan_mlperf.workload import MLPERF
 
-PACKAGES = ("torch", "diffusers", "transformers", "xfuser", "distvae", "torchao", "mlcommons-loadgen", "av", "numpy")
 PERCENTILES = (50, 90, 95, 97, 99)
 
 
@@ -51,8 +51,9 @@ def point_latest(folder: Path) -> None:
 
 
 def write_inputs(folder: Path, pipeline: Pipeline) -> None:
-    """Write what the run is about to do: recipe.yaml (resolved) and plan.txt."""
+    """Write what the run is about to do: recipe.yaml (resolved), user.conf and plan.txt."""
     write_whole(folder / "recipe.yaml", to_yaml(pipeline.recipe))
+    shutil.copyfile(pipeline.recipe.user_conf_path, folder / "user.conf")
     with (folder / "plan.txt").open("w", encoding="utf-8") as stream:
         Console(file=stream, width=100).print(as_table(pipeline.plan, title=pipeline.recipe.name))
 
@@ -72,10 +73,17 @@ def write_result(
     spans: Mapping[str, float],
     generate_s: Sequence[float],
     start_s: float,
+    prompts: Sequence[str],
+    compliance: Mapping[str, Any] | None = None,
+    stopped: str | None = None,
 ) -> dict[str, Any]:
-    """Read LoadGen's verdict, write result.json and return it."""
-    detail = loadgen.read_detail(folder)
-    valid = detail.get("result_validity") == "VALID" if mode == "performance" else not detail.get("error_invalid_config")
+    """Read LoadGen's verdict, write result.json and return it. `compliance` is the outcome of an audit run.
+
+    `stopped` says why a test ended without LoadGen's verdict: such a run is invalid, and its numbers are those of what was done.
+    """
+    detail = {} if stopped else loadgen.read_detail(folder)
+    sound = detail.get("result_validity") == "VALID" if mode == "performance" else not detail.get("error_invalid_config")
+    valid = sound and not stopped
     result: dict[str, Any] = {
         "scenario": scenario,
         "mode": mode,
@@ -87,13 +95,19 @@ def write_result(
         "workload": {name: getattr(pipeline.workload, name) for name in ("height", "width", "frames", "fps", "steps", "seed")},
         "workload_is_mlperf": pipeline.workload == MLPERF,
         "spans": {stage: spans.get(stage, 0.0) for stage in STAGES},
+        "prompts_are_mlperf": digest(prompts) == SHA256,
         "generate_mean_s": sum(generate_s) / max(1, len(generate_s)),
         "start_s": start_s,
         "experts": pipeline.load_summary,
         "host": verdict(outputs=folder.parent),
         "versions": versions(),
         "commit": commit(),
+        "system": system_description.measure(folder),
+        "plan": [asdict(step) for step in pipeline.plan],
+        "sample_seconds": [round(seconds, 6) for seconds in generate_s],
     }
+    if compliance is not None:
+        result["compliance"] = dict(compliance)
     if mode == "performance" and scenario == "singlestream":
         result["latency_mean_s"] = detail.get("result_mean_latency_ns", 0) / 1e9
         result["latency_p90_s"] = detail.get("result_90.00_percentile_latency_ns", 0) / 1e9
@@ -107,33 +121,9 @@ def write_result(
     elif mode == "performance":
         result["samples_per_second"] = detail.get("result_samples_per_second")
     if not valid:
-        result["invalid_reason"] = detail.get("result_invalid_reason")
+        result["invalid_reason"] = stopped or detail.get("result_invalid_reason")
     write_whole(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str:
-    """This checkout's commit, with "-dirty" if files were changed; "unknown" outside git."""
-    here = Path(__file__).resolve().parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=20)
-        changed = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True, timeout=20
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
 
 
 def print_summary(result: Mapping[str, Any], folder: Path) -> None:
@@ -147,6 +137,8 @@ def print_summary(result: Mapping[str, Any], folder: Path) -> None:
         table.add_row("early-stopping estimate", f"{early:.3f} s" if early else "too few queries")
     if result.get("samples_per_second"):
         table.add_row("throughput", f"{result['samples_per_second']:.4f} samples/s")
+    if "compliance" in result:
+        table.add_row(result["compliance"]["test"], result["compliance"]["verdict"])
     for stage, seconds in result["spans"].items():
         table.add_row(f"  {stage.replace('_', ' ')}, mean", f"{seconds:.4f} s")
     table.add_row("mesh", f"{result['world_size']} ranks: {result['mesh']}")

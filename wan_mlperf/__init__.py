@@ -6,7 +6,7 @@ import logging
 import os
 from typing import Any
 
-# transformers, diffusers and torchao warn once per rank about optional parts that this pipeline does not use; your own setting wins.
+# transformers, diffusers and torchao warn once per rank about optional parts that are not used here; your own setting wins.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 for _name in ("torchao", "torch.utils._pytree", "yunchang"):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, UMT5EncoderModel
@@ -84,6 +85,7 @@ class Checkpoint:
 
     def load_text_encoder(self, dtype: torch.dtype) -> Any:
         """Return the UMT5 encoder on the CPU."""
+        transformers.utils.logging.disable_progress_bar()
         return UMT5EncoderModel.from_pretrained(self.folder / "text_encoder", torch_dtype=dtype).eval()
 
     def load_transformer(self, part: str, dtype: torch.dtype) -> Any:

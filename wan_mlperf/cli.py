@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import traceback
@@ -108,14 +109,15 @@ def launch(module: str, arguments: Sequence[str], ranks: int) -> int:
             if not file.exists():
                 rank, failure = error.get_first_failure()
                 print(
-                    f"failed: rank {rank} on {failure.message and 'this host'} ended with {_ending(failure.exitcode)}",
+                    f"failed: rank {rank} on {socket.gethostname()} ended with {_ending(failure.exitcode)}",
                     file=sys.stderr,
                 )
         except BaseException as error:
             number = getattr(error, "sigval", signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
             if number is None:
                 raise
-            print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
+            if not file.exists():  # else rank 0 has said it
+                print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
             return 128 + int(number)
         finally:
             del os.environ[EXIT_FILE]
@@ -169,6 +171,11 @@ class Progress:
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task(title, total=self._total)
+
+    @property
+    def done(self) -> int:
+        """How many are done."""
+        return self._done
 
     def advance(self) -> None:
         """One more is done."""

@@ -33,6 +33,19 @@ def write_whole(path: Path, content: bytes | str) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def read_prompts(file: str | Path) -> list[str]:
+    """Return the prompts of a text file, one a line, empty lines left out. Raises BadInput."""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise BadInput(f"prompts {str(file)!r}: cannot be read ({reason}); allowed: a text file, one prompt a line") from None
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise BadInput(f"prompts {str(file)!r}: holds no prompt; allowed: a text file, one prompt a line")
+    return prompts
+
+
 def writable_folder(folder: Path, *, what: str) -> Path:
     """Make `folder` if it is missing and check that files can be written there. Raises BadInput."""
     try:

@@ -1,73 +1,172 @@
-"""A prompt -> an MP4: `python -m wan_mlperf.generate "a red circle moving left" -o circle.mp4`."""
+"""A prompt -> an MP4: `python -m wan_mlperf.generate "a red circle moving left" -o circle.mp4`.
+
+With --prompts, a list of prompts -> a folder of MP4s, over all replicas; it can be stopped and started again at any moment.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from wan_mlperf import cli
-from wan_mlperf.errors import BadInput
+from wan_mlperf.errors import BadInput, Failed
+
+if TYPE_CHECKING:  # imported when they are needed: --help and a misspelt flag must not wait for torch
+    import numpy as np
+    import torch
+
+    from wan_mlperf.parallel.dispatch import Result
+    from wan_mlperf.parallel.replica import LatentCheck
+    from wan_mlperf.parallel.watch import Watch
+    from wan_mlperf.pipeline import Pipeline
+    from wan_mlperf.step_plan import Step
+    from wan_mlperf.video_list import VideoList
+
+COLLECTIVE_S = 24 * 3600.0  # as in run.py: finding a rank that hangs is the watch's task
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Make the video and return the exit code."""
+    """Make the video or videos and return the exit code."""
     options = parse(arguments)
-    from wan_mlperf import checkpoint, pipeline, text_encoder
-    from wan_mlperf.kernels import device, gemm
+    from wan_mlperf import pipeline
+    from wan_mlperf.files import read_prompts, writable_folder
     from wan_mlperf.parallel import mesh
+    from wan_mlperf.parallel.watch import Watch
     from wan_mlperf.recipe import replace_workload
+    from wan_mlperf.video_list import VideoList, identity
 
     recipe = cli.recipe_from(options)
     workload = replace_workload(recipe.effective_workload, **changes(options))
-    output = check_output(Path(options.output), options.force)
-    if not options.prompt.strip():
-        raise BadInput(f"prompt: {options.prompt!r} is empty; allowed: some text")
-    found = checkpoint.find(recipe.model.checkpoint)
-    tokenizer = found.load_tokenizer()
-    text_encoder.check_prompt(tokenizer, options.prompt)
-    text_encoder.check_prompt(tokenizer, workload.negative_prompt, what="negative prompt")
-    gemm.check(recipe.gemm, device.probe(), allow_reference=recipe.references == "allow")
+    prompts = [options.prompt] if options.prompts is None else read_prompts(options.prompts)
+    output = Path(options.output)
+    if options.prompts is None:
+        check_output(output, options.force)
+    else:
+        writable_folder(output, what="output folder")
     ranks = mesh.environment()[1] if mesh.under_torchrun() else mesh.ranks_to_start(recipe.mesh)
-    pipeline.plan_shape(recipe, workload, found, world=ranks)
+    found = pipeline.check(recipe, workload, prompts=prompts, world=ranks)
+    replicas = pipeline.plan_shape(recipe, workload, found, world=ranks).replicas
+    if options.prompts is None and replicas > 1:
+        raise BadInput(f"mesh.replicas: {replicas} for one prompt; allowed: 1, or --prompts FILE")
+    videos = None
+    if options.prompts is not None and cli.is_first_rank():
+        known = identity(recipe, workload, found)
+        videos = VideoList(output, prompts, seed=workload.seed, recipe=known, force=options.force)
+        if not mesh.under_torchrun() and not videos.missing():
+            print(f"{output}: all {len(prompts)} videos are there")
+            return cli.DONE
     if not mesh.under_torchrun() and ranks > 1:
         return cli.launch("wan_mlperf.generate", arguments, ranks)
+    with Watch(recipe.faults) as watch:
+        engine = pipeline.Pipeline.load(recipe, workload=workload, timeout_s=COLLECTIVE_S)
+        watch.follow(engine.spans)
+        if options.prompts is None:
+            make_one(engine, options.prompt, output)
+            code = cli.DONE
+        else:
+            code = make_list(engine, watch, prompts, videos)
+        engine.mesh.close()
+    return code
 
-    engine = pipeline.Pipeline.load(recipe, workload=workload)
+
+def make_one(engine: Pipeline, prompt: str, output: Path) -> None:
+    """On every rank: make one video; the first writes it, frame by frame as it is decoded."""
+    from wan_mlperf.parallel.replica import LatentCheck
+    from wan_mlperf.video import write_mp4_beside
+
     started = time.perf_counter()
-    progress = cli.Progress("denoising", workload.steps)
-    chunks = engine.stream_batch([options.prompt], on_step=lambda _step, _latents: progress.advance())
-    if engine.mesh.is_replica_first:
-        from wan_mlperf.video import write_mp4
+    progress = cli.Progress("denoising", engine.workload.steps)
+    check = LatentCheck()
 
-        write_mp4(output, without_batch(chunks), workload.fps)
+    def on_step(step: Step, latents: torch.Tensor) -> None:
+        check.see(step, latents)
+        progress.advance()
+
+    chunks = engine.stream_batch([prompt], on_step=on_step)
+    if engine.mesh.is_replica_first:
+        write_mp4_beside(output, checked(chunks, check), engine.workload.fps)
         progress.close()
         report(output, engine.spans.take(), time.perf_counter() - started)
     else:
         for _ in chunks:
             pass
-    engine.mesh.close()
-    return cli.DONE
+
+
+def make_list(engine: Pipeline, watch: Watch, prompts: Sequence[str], videos: VideoList | None) -> int:
+    """On every rank: make the videos that are not there yet; `videos` on the first rank. Returns the exit code."""
+    from wan_mlperf.parallel import dispatch
+    from wan_mlperf.parallel.messages import Job
+    from wan_mlperf.video import to_mp4
+
+    missing = []
+    if videos is not None:
+        videos.lock()
+        missing = videos.missing()
+    engine.warm_up(engine.recipe.warmup_queries)
+    dispatcher = dispatch.start(engine, watch, pack=lambda frames: to_mp4(frames, engine.workload.fps))
+    if videos is None:
+        dispatcher.serve()
+        return cli.DONE
+
+    progress = cli.Progress("videos", len(missing))
+    lost: list[str] = []
+    finished = threading.Event()
+
+    def one_less() -> None:
+        progress.advance()
+        if progress.done == len(missing):
+            finished.set()
+
+    def on_result(result: Result) -> None:
+        assert videos is not None
+        videos.add(result.job.sample, bytes(result.content))
+        one_less()
+
+    def on_lost(job: Job, reason: str) -> None:
+        lost.append(f"failed: prompt {job.sample + 1}: {reason}")
+        one_less()
+
+    def work() -> None:
+        dispatcher.submit([Job(ticket=ticket, sample=number, prompt=prompts[number]) for ticket, number in enumerate(missing)])
+        if missing:
+            finished.wait()
+
+    dispatcher.on_result, dispatcher.on_lost = on_result, on_lost
+    watch.on_end = lambda _reason: progress.close()
+    dispatcher.run(work)
+    videos.unlock()
+    progress.close()
+    for line in lost:
+        print(line, file=sys.stderr)
+    print(f"{videos.folder}: {len(missing) - len(lost)} made, {len(prompts) - len(missing)} were there, {len(lost)} failed")
+    return cli.FAILED if lost else cli.DONE
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(prog="python -m wan_mlperf.generate", description=__doc__)
-    parser.add_argument("prompt")
-    parser.add_argument("-o", "--output", default="video.mp4", metavar="FILE", help="the MP4 to write (default: video.mp4)")
-    parser.add_argument("--force", action="store_true", help="replace the output file if it is there")
+    parser.add_argument("prompt", nargs="?")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="make a video of each line of a text file; goes on where it was stopped"
+    )
+    parser.add_argument("-o", "--output", metavar="PATH", help="the MP4 (default: video.mp4); with --prompts the folder (videos)")
+    parser.add_argument("--force", action="store_true", help="replace what is there, or was made otherwise")
     parser.add_argument("--seed", type=int, help="seed of the initial noise (default: the workload's, 42)")
     parser.add_argument("--steps", type=int, help="denoising steps")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, multiples of 16, such as 720x1280")
     parser.add_argument("--frames", type=int, help="video frames, 4 n + 1")
     parser.add_argument("--negative", metavar="PROMPT", help="negative prompt (default: the benchmark's)")
     cli.add_recipe_arguments(parser)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if (options.prompt is None) == (options.prompts is None):
+        raise BadInput("prompt: allowed: either a prompt or --prompts FILE")
+    options.output = options.output or ("video.mp4" if options.prompts is None else "videos")
+    return options
 
 
 def changes(options: argparse.Namespace) -> dict[str, Any]:
@@ -98,9 +197,17 @@ def check_output(path: Path, force: bool) -> Path:
     return path
 
 
-def without_batch(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """[1, n, height, width, 3] -> [n, height, width, 3]."""
-    return (chunk[0] for chunk in chunks)
+def checked(chunks: Iterator[np.ndarray], check: LatentCheck) -> Iterator[np.ndarray]:
+    """Chunks [1, n, height, width, 3] -> [n, height, width, 3]; raises Failed at the end if they are no video."""
+    from wan_mlperf.parallel.replica import flat
+
+    is_flat = True
+    for chunk in chunks:
+        is_flat = is_flat and flat(chunk[0])
+        yield chunk[0]
+    problem = check.problems(1)[0] or ("every frame is of one colour" if is_flat else None)
+    if problem:
+        raise Failed(problem)
 
 
 def report(output: Path, spans: dict[str, float], seconds: float) -> None:

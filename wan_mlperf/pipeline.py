@@ -22,8 +22,8 @@ from wan_mlperf.parallel.mesh import Mesh
 from wan_mlperf.recipe import Recipe
 from wan_mlperf.spans import Spans
 from wan_mlperf.step_plan import Step, make_plan, make_scheduler
-from wan_mlperf.text_encoder import TextEncoder
-from wan_mlperf.vae_decode import VaeDecoder, compile_decoder
+from wan_mlperf.text_encoder import TextEncoder, check_prompt
+from wan_mlperf.vae_decode import VaeDecoder, compile_decoder, to_host
 from wan_mlperf.workload import Workload
 
 OnStep = Callable[[Step, torch.Tensor], None]
@@ -55,8 +55,14 @@ class Pipeline:
 
     def generate(self, prompt: str, *, seed: int | None = None, negative_prompt: str | None = None) -> np.ndarray | None:
         """Return the video of `prompt`: uint8 [frames, height, width, 3] on the replica's first rank, None elsewhere."""
-        chunks = list(self.stream(prompt, seed=seed, negative_prompt=negative_prompt))
-        return np.concatenate(chunks) if chunks else None
+        workload, done = self.workload, 0
+        frames: np.ndarray | None = None
+        for chunk in self.stream(prompt, seed=seed, negative_prompt=negative_prompt):
+            if frames is None:
+                frames = np.empty((workload.frames, workload.height, workload.width, 3), np.uint8)
+            frames[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        return frames
 
     def stream(self, prompt: str, *, seed: int | None = None, negative_prompt: str | None = None) -> Iterator[np.ndarray]:
         """Yield the same frames as they are decoded, uint8 [n, height, width, 3] in host memory.
@@ -77,16 +83,15 @@ class Pipeline:
     ) -> Iterator[np.ndarray]:
         """`stream` for several prompts at once: chunks [prompts, n, height, width, 3]. Each video has its own noise."""
         latents = self.latents(prompts, seed=seed, negative_prompt=negative_prompt, on_step=on_step)
-        frames = self.decoder.decode(latents)
+        yield from to_host(self._timed(self.decoder.decode(latents)), self.mesh.device.torch, self.spans)
+
+    def _timed(self, frames: Iterator[torch.Tensor | None]) -> Iterator[torch.Tensor | None]:
         while True:
             with self.spans("vae_decode"):
                 chunk = next(frames, "end")
             if isinstance(chunk, str):
                 return
-            if chunk is not None:
-                with self.spans("to_host"):
-                    host = chunk.contiguous().cpu().numpy()
-                yield host
+            yield chunk
 
     @torch.inference_mode()
     def latents(
@@ -136,18 +141,20 @@ def read_fixed_latent(path: str, shape: tuple[int, ...]) -> torch.Tensor:
 def load(recipe: Recipe, workload: Workload, timeout_s: float) -> Pipeline:
     """See `Pipeline.load`."""
     here = device.probe()
-    found = checkpoints.find(recipe.model.checkpoint)
+    found = check(recipe, workload)
     plan = make_plan(recipe, workload, found.config("scheduler"))
     shape = plan_shape(recipe, workload, found)
-    gemm.check(recipe.gemm, here, allow_reference=recipe.references == "allow")
-    if recipe.model.fixed_latent:
-        read_fixed_latent(recipe.model.fixed_latent, workload.latent_shape(found.config("transformer")["in_channels"]))
-
     mesh = meshes.start(shape, here, timeout_s=timeout_s)
     kernels = attention.resolve(
-        [step.attention for step in plan], here, allow_reference=recipe.references == "allow", probe=xdit.check_backend
+        [step.attention for step in plan],
+        here,
+        allow_reference=recipe.references == "allow",
+        probe=xdit.check_backend,
+        ring=shape.ring,
+        exact=recipe.exact,
     )
-    split = split_experts.split(mesh, tokens=_tokens(workload, found))
+    split = split_experts.split(mesh)
+    bitwise = recipe.exact and shape.per_replica == 1  # nothing may even round in another order
     self_attend, cross_attend = split_experts.attends(kernels)
     dtype = found.dtype("transformer", recipe.model.dtype)
     experts: dict[str, Expert] = {}
@@ -162,14 +169,14 @@ def load(recipe: Recipe, workload: Workload, timeout_s: float) -> Pipeline:
             split=split,
             self_attend=self_attend,
             cross_attend=cross_attend,
-            trim_text=recipe.trim_text,
+            trim_text=recipe.trim_text and not bitwise,
         )
         if recipe.compile.experts:
             experts[name].compile()
     vae = found.load_vae(found.dtype("vae", recipe.model.vae_dtype)).to(here.torch)
     _, _, rows, columns = workload.latent_shape(0)
     gather = split_vae.shard_decoder(vae, mesh, latent_height=rows, latent_width=columns)
-    decoder = VaeDecoder(vae, chunk=recipe.vae.chunk, gather=gather)
+    decoder = VaeDecoder(vae, chunk=1 if bitwise else recipe.vae.chunk, gather=gather)
     if recipe.compile.decoder:
         compile_decoder(decoder)
     text_dtype = found.dtype("text_encoder", recipe.model.dtype)
@@ -187,6 +194,27 @@ def load(recipe: Recipe, workload: Workload, timeout_s: float) -> Pipeline:
         kernels=kernels,
         load_summary=summary,
     )
+
+
+def check(recipe: Recipe, workload: Workload, *, prompts: Sequence[str] = (), world: int | None = None) -> Checkpoint:
+    """Check all that can be checked before weights are read, for `world` ranks (default: those there are); raises BadInput.
+
+    Returns the verified checkpoint. What only xDiT can say of this machine's kernels is asked when its groups are up.
+    """
+    here, references = device.probe(), recipe.references == "allow"
+    found = checkpoints.find(recipe.model.checkpoint)
+    plan = make_plan(recipe, workload, found.config("scheduler"))
+    shape = plan_shape(recipe, workload, found, world=world)
+    split_experts.check(shape, tokens=_tokens(workload, found))
+    attention.check([step.attention for step in plan], here, allow_reference=references)
+    gemm.check(recipe.gemm, here, allow_reference=references)
+    if recipe.model.fixed_latent:
+        read_fixed_latent(recipe.model.fixed_latent, workload.latent_shape(found.config("transformer")["in_channels"]))
+    tokenizer = found.load_tokenizer()
+    for number, prompt in enumerate(prompts, start=1):
+        check_prompt(tokenizer, prompt, what=f"prompt {number}" if len(prompts) > 1 else "prompt")
+    check_prompt(tokenizer, workload.negative_prompt, what="negative prompt")
+    return found
 
 
 def plan_shape(recipe: Recipe, workload: Workload, found: Checkpoint, *, world: int | None = None) -> meshes.Shape:

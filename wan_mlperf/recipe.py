@@ -20,6 +20,7 @@ from wan_mlperf.errors import BadInput, near
 from wan_mlperf.workload import MLPERF, Workload
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+FILLED = {"folder", "exact"}  # fields that only the loader sets
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 Auto = Literal["auto"]
@@ -52,6 +53,7 @@ class Mesh:
     cfg: Literal[1, 2] | Auto = "auto"
     ulysses: Count | Auto = "auto"
     ring: Count = 1
+    span_hosts: bool = False  # may one replica use ranks of several hosts?
 
     @model_validator(mode="after")
     def _one_unknown(self) -> Mesh:
@@ -96,6 +98,33 @@ class Compile:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Offline:
+    """`batch`: how many samples a replica makes at once, where enough are left; for devices that one sample leaves idle."""
+
+    batch: Annotated[int, Field(ge=1, le=64)] = 1
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Faults:
+    """When a rank is given up, in seconds: silent for `dead_s`; no progress for `hang_s` within a sample, `start_s` before it.
+
+    Progress is a denoising step or a chunk of the decoder: `hang_s` must be longer than either takes.
+    """
+
+    dead_s: Annotated[float, Field(ge=1.0, le=86400.0)] = 30.0
+    hang_s: Annotated[float, Field(ge=1.0, le=86400.0)] = 60.0
+    start_s: Annotated[float, Field(ge=1.0, le=86400.0)] = 1800.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Faults:
+        if self.hang_s < self.dead_s:
+            raise ValueError(
+                "hang_s is below dead_s; allowed: at least dead_s, so that a dead rank is named before those it keeps waiting"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """One complete run: see the files in configs/ for one per use."""
 
@@ -109,9 +138,12 @@ class Recipe:
     trim_text: bool = False  # the equal padding tokens of the text as one token with the log of their number as bias
     vae: Vae = Vae()
     compile: Compile = Compile()
+    offline: Offline = Offline()
+    faults: Faults = Faults()
     warmup_queries: Annotated[int, Field(ge=0, le=100)] = 1
     user_conf: str = "mlperf/user.conf"  # LoadGen's settings, relative to the recipe's folder
     folder: str = ""  # filled by the loader: where the recipe lies
+    exact: bool = False  # filled by make_exact
 
     @property
     def effective_workload(self) -> Workload:
@@ -128,7 +160,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), exact: bool 
     """Read a recipe from a YAML file, or by the name of one in configs/.
 
     `overrides` are "key.path=value" strings. `exact` turns every approximation off: no quantisation, no low-precision
-    attention, no trimming, and the checkpoint's own dtype. Raises BadInput.
+    attention, no compilation, and the checkpoint's own dtype. Raises BadInput.
     """
     file = _find(path)
     try:
@@ -141,8 +173,8 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), exact: bool 
         raise BadInput(f"recipe {file}: holds {type(values).__name__}; allowed: a mapping of recipe keys")
     for override in overrides:
         _set(values, override)
-    if "folder" in values:
-        raise BadInput(f"recipe {file}: folder: is not a key of a recipe")
+    for filled in FILLED & values.keys():
+        raise BadInput(f"recipe {file}: {filled}: is not a key of a recipe")
     values.setdefault("name", file.stem)
     values["folder"] = str(file.parent.resolve())
     recipe = parse(values, source=f"recipe {file}")
@@ -160,22 +192,26 @@ def replace_workload(workload: Workload, **changes: Any) -> Workload:
 
 
 def make_exact(recipe: Recipe) -> Recipe:
-    """Return the recipe with every approximation off, computing in the checkpoint's own dtype."""
+    """Return the recipe with every approximation off, computing in the checkpoint's own dtype.
+
+    What only changes the order of roundings (`trim_text`, `vae.chunk`) stays on several ranks, where a sum is cut differently
+    anyway; on one rank the pipeline turns it off, too, and is equal to diffusers' bit for bit.
+    """
     return dataclasses.replace(
         recipe,
         model=dataclasses.replace(recipe.model, dtype="checkpoint", vae_dtype="checkpoint"),
         attention=Attention(),
         gemm=Gemm(),
-        trim_text=False,
-        vae=dataclasses.replace(recipe.vae, chunk=1),
         compile=Compile(),
+        exact=True,
     )
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """Return the resolved recipe as YAML, every default written out."""
-    values = TypeAdapter(Recipe).dump_python(recipe, mode="json")
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    """Return the resolved recipe as YAML, every default written out; `load_recipe` reads it back."""
+    values = TypeAdapter(Recipe).dump_python(recipe, mode="json", exclude=FILLED)
+    heading = "# with --exact\n" if recipe.exact else ""
+    return heading + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _parse(kind: type[Any], values: dict[str, Any], source: str) -> Any:
@@ -238,7 +274,7 @@ def _explain(kind: type[Any], error: ValidationError) -> str:
     key = ".".join(path) or "the whole"
     if first["type"] == "unexpected_keyword_argument" or first["type"] == "extra_forbidden":
         names = [one.name for one in dataclasses.fields(fields)] if dataclasses.is_dataclass(fields) else []
-        names = [name for name in names if name != "folder"]
+        names = [name for name in names if name not in FILLED]
         return f"{key}: no such key{near(location[-1], names)}; allowed: {', '.join(names)}"
     if first["type"].startswith("missing"):
         return f"{key}: is missing; a {kind.__name__.lower()} must have it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -20,11 +20,15 @@ class Spans:
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self.current = "idle"  # read by whoever has to say where a rank was when it failed
+        self.on_stage: Callable[[str], None] = lambda _stage: None  # told of every stage as it is entered
+        self._entered = 0
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Add the time of the block to `stage`."""
         self.current = stage
+        self._entered += 1
+        self.on_stage(stage)
         if self._cuda:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -35,6 +39,10 @@ class Spans:
             start = time.perf_counter()
             yield
             self._seconds[stage] += time.perf_counter() - start
+
+    def progress(self) -> int:
+        """A number that changes as long as this rank moves: on a GPU also while the host waits for it. For any thread."""
+        return self._entered + sum(end.query() for _, _, end in list(self._events))
 
     def add(self, stage: str, seconds: float) -> None:
         """Add host seconds to a stage."""

@@ -8,11 +8,15 @@ Shapes: B videos, Z latent channels, F latent frames, h w latent height and widt
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+
+from wan_mlperf.spans import Spans
 
 # Brings the chunks of all ranks together: [B, 3, n, band height, width] uint8 -> the whole on the first rank, None elsewhere.
 Gather = Callable[[torch.Tensor], "torch.Tensor | None"]
@@ -49,6 +53,47 @@ class VaeDecoder:
             pixels = self.decoder(hidden[:, :, start:stop], feat_cache=features, feat_idx=[0], first_chunk=start == 0)
             whole = self.gather(to_uint8(pixels))
             yield None if whole is None else whole.permute(0, 2, 3, 4, 1)
+
+
+def to_host(chunks: Iterator[torch.Tensor | None], device: torch.device, spans: Spans) -> Iterator[np.ndarray]:
+    """Yield the chunks that this rank has in host memory, C order.
+
+    On a GPU a chunk is copied into pinned memory on a stream of its own, and only waited for when the next chunk's decode has
+    been launched. On a CPU it is there already and is yielded at once.
+    """
+    if device.type != "cuda":
+        for chunk in chunks:
+            if chunk is not None:
+                with spans("to_host"):
+                    host = chunk.contiguous()
+                yield host.numpy()
+        return
+    copies = torch.cuda.Stream(device)
+    waiting: tuple[torch.Tensor, torch.cuda.Event] | None = None
+    for chunk in chunks:
+        if chunk is None:
+            continue
+        ready = torch.cuda.current_stream(device).record_event()
+        with torch.cuda.stream(copies):
+            copies.wait_event(ready)
+            whole = chunk.contiguous()
+            host = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=True)
+            host.copy_(whole, non_blocking=True)
+            chunk.record_stream(copies)
+            done = copies.record_event()
+        if waiting is not None:
+            yield _landed(*waiting, spans)
+        waiting = host, done
+    if waiting is not None:
+        yield _landed(*waiting, spans)
+
+
+def _landed(host: torch.Tensor, done: torch.cuda.Event, spans: Spans) -> np.ndarray:
+    """Wait for a copy; what is counted is the time that the decode did not hide."""
+    start = time.perf_counter()
+    done.synchronize()
+    spans.add("to_host", time.perf_counter() - start)
+    return host.numpy()
 
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:

@@ -75,7 +75,7 @@ def score(job: dict[str, Any]) -> None:
     device = torch.device(job["device"])
     full_info = str(Path(vbench.__file__).parent / "VBench_full_info.json")
     start = time.perf_counter()
-    # VBench runs Tag2Text and CLIP with gradients on, which keeps every activation: 22 GB for one video in `scene`.
+    # VBench runs Tag2Text and CLIP with gradients on, which keeps every activation: over 22 GB for one video in `scene`.
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         vbench.VBench(device, full_info, scratch).evaluate(
             videos_path=job["videos"], name=dimension, dimension_list=[dimension], local=True, mode="vbench_standard"

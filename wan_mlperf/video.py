@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import queue
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,6 +32,44 @@ def write_mp4(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         if stream is not None:
             container.mux(stream.encode())
+
+
+def write_mp4_beside(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
+    """`write_mp4` in a thread of its own, so that one chunk is encoded while the next one is made."""
+    waiting: queue.Queue[np.ndarray | None] = queue.Queue(maxsize=2)
+
+    def arrived() -> Iterator[np.ndarray]:
+        while (chunk := waiting.get()) is not None:
+            yield chunk
+        if failed:
+            raise failed[0]  # so that no file is left under its final name
+
+    failed: list[BaseException] = []
+    with ThreadPoolExecutor(1) as encoder:
+        written = encoder.submit(write_mp4, path, arrived(), fps)
+        try:
+            for chunk in chunks:
+                while not written.done():  # a full disk ends the encoder early
+                    try:
+                        waiting.put(chunk, timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+        except BaseException as error:
+            failed.append(error)
+            raise
+        finally:
+            if not written.done():
+                waiting.put(None)
+        written.result()
+
+
+def to_mp4(frames: np.ndarray, fps: int) -> bytes:
+    """Return the file that `write_mp4` would write."""
+    with tempfile.TemporaryDirectory(prefix="wan_mlperf-") as folder:
+        file = Path(folder) / "video.mp4"
+        write_mp4(file, [frames], fps)
+        return file.read_bytes()
 
 
 def read_mp4(path: Path) -> np.ndarray:

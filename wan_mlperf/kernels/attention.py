@@ -15,7 +15,8 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels import sage
 from wan_mlperf.kernels.device import Device
 
-Function = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# (query, key, value) -> output, or (output, log-sum-exp of the logits) for ring attention.
+Function = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
 Probe = Callable[[str], "str | None"]  # xDiT backend -> None, or what is missing for it on this machine
 
 
@@ -29,7 +30,7 @@ class Kernel:
     @property
     def is_reference(self) -> bool:
         """True for a PyTorch reference that stands in for a kernel."""
-        return self.function is not None
+        return self.function in REFERENCES.values()
 
 
 # name -> arch -> backends of xDiT, best first. "gpu" is any other NVIDIA or AMD GPU.
@@ -55,6 +56,13 @@ BACKENDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
 }
 
+
+def sdpa_with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """PyTorch's CPU attention with its log-sum-exp, by which ring attention merges the ranks' outputs."""
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[:2]
+    return out, lse
+
+
 REFERENCES: Mapping[str, Function] = {"sage_fp8": sage.sage_fp8, "sage_fp4": sage.sage_fp4}
 
 NEEDS: Mapping[str, str] = {
@@ -65,16 +73,33 @@ NEEDS: Mapping[str, str] = {
 
 
 def resolve(
-    names: Iterable[str], device: Device, *, allow_reference: bool, probe: Probe, exact: bool = False
+    names: Iterable[str], device: Device, *, allow_reference: bool, probe: Probe, ring: int = 1, exact: bool = False
 ) -> dict[str, Kernel]:
     """Return name -> Kernel for this device, with "cross" for cross-attention. Raises BadInput for what cannot run.
 
-    `probe` asks xDiT whether a backend can run here. `exact` keeps to PyTorch's own attention.
+    `probe` asks xDiT whether a backend can run here; `ring` is the mesh's ring degree. `exact` keeps to PyTorch's own
+    attention, which is what diffusers calls, wherever the mesh allows it.
     """
     table = {"cross": Kernel(xdit="SDPA")}
     for name in dict.fromkeys(names):
-        table[name] = Kernel(xdit="SDPA") if exact and name == "sdpa" else _resolve(name, device, allow_reference, probe)
+        if name == "sdpa" and ring > 1 and device.arch == "cpu":
+            table[name] = Kernel(function=sdpa_with_lse)
+            continue
+        if exact and ring == 1:
+            table[name] = Kernel(xdit="SDPA")
+            continue
+        table[name] = _resolve(name, device, allow_reference, probe)
+        if table[name].is_reference and ring > 1:
+            raise BadInput(
+                f"attention {name!r}: its reference gives no log-sum-exp, which mesh.ring {ring} needs; allowed: ring 1"
+            )
     return table
+
+
+def check(names: Iterable[str], device: Device, *, allow_reference: bool) -> None:
+    """Raise BadInput for a name that no backend of this device computes, unless a reference is allowed."""
+    for name in dict.fromkeys(names):
+        _resolve(name, device, allow_reference, probe=lambda _backend: None)
 
 
 def _resolve(name: str, device: Device, allow_reference: bool, probe: Probe) -> Kernel:

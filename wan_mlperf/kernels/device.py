@@ -35,10 +35,7 @@ def probe() -> Device:
         return Device(arch="cpu", name=_cpu_name(), torch=torch.device("cpu"))
     index = int(os.environ.get("LOCAL_RANK", "0")) % gpu_count()
     properties = torch.cuda.get_device_properties(index)
-    if torch.version.hip:
-        arch = properties.gcnArchName.split(":")[0]
-    else:
-        arch = f"sm{properties.major}{properties.minor}"
+    arch = properties.gcnArchName.split(":")[0] if torch.version.hip else f"sm{properties.major}{properties.minor}"
     return Device(arch=arch, name=properties.name, torch=torch.device("cuda", index))
 
 

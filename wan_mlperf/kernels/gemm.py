@@ -127,6 +127,9 @@ class _Reference(nn.Module):
 class Fp8Linear(_Reference):
     """Float8 reference: E4M3 with one scale per row of the weight and per token, as torchao's PerRow."""
 
+    weight: torch.Tensor  # E4M3 [N, K]
+    scales: torch.Tensor  # fp32 [N, 1]
+
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer)
         values, scales = sage.quantise_e4m3(layer.weight.detach(), (-1,))
@@ -142,6 +145,9 @@ class Fp8Linear(_Reference):
 
 class Mxfp4Linear(_Reference):
     """MXFP4 reference: E2M1 with one E8M0 scale per 32 input features, both operands, as AITER's quantiser rounds them."""
+
+    codes: torch.Tensor  # uint8 [N, K / 2]
+    scales: torch.Tensor  # uint8, E8M0 [N, K / 32]
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer)

@@ -20,6 +20,7 @@ from wan_mlperf.kernels.device import Device, gpu_count
 from wan_mlperf.parallel import xdit
 
 T = TypeVar("T")
+ERROR_BYTES = 512  # of an error that a rank tells its replica's first
 CPU_RANKS = 2  # what `mesh.ranks: auto` starts without a GPU
 
 
@@ -67,11 +68,16 @@ def ranks_to_start(mesh: recipes.Mesh) -> int:
     return gpu_count() or CPU_RANKS
 
 
+def local_world(world: int) -> int:
+    """How many ranks of `world` torchrun runs on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world)) if under_torchrun() else world
+
+
 def plan_shape(mesh: recipes.Mesh, *, world: int, heads: int, latent_rows: int) -> Shape:
     """Fit the recipe's mesh to `world` ranks, for experts of `heads` heads and a latent of at most `latent_rows` rows.
 
-    Raises BadInput if the product is not the world, the heads do not divide by the Ulysses degree, or the VAE has fewer rows
-    than the replica has ranks.
+    Raises BadInput if the product is not the world, the heads do not divide by the Ulysses degree, the VAE has fewer rows than
+    the replica has ranks, or a replica would span hosts without having been asked to.
     """
     if isinstance(mesh.replicas, int):
         if world % mesh.replicas:
@@ -93,12 +99,19 @@ def plan_shape(mesh: recipes.Mesh, *, world: int, heads: int, latent_rows: int) 
         raise BadInput(f"world size {world}: the mesh {shape} needs {shape.world} ranks; {_allowed(heads)}")
     if heads % ulysses:
         raise BadInput(
-            f"world size {world}: {heads} heads do not divide by the Ulysses degree {ulysses} of the mesh {shape}; {_allowed(heads)}"
+            f"world size {world}: {heads} heads do not divide by the Ulysses degree {ulysses} of the mesh {shape}; "
+            f"{_allowed(heads)}"
         )
     if shape.per_replica > latent_rows:
         raise BadInput(
             f"world size {world}: {shape.per_replica} ranks per replica cannot share the VAE's {latent_rows} latent rows; "
             f"allowed: at most {latent_rows} ranks per replica for this size"
+        )
+    local = local_world(world)
+    if local % shape.per_replica and not mesh.span_hosts:
+        raise BadInput(
+            f"world size {world}: {local} ranks on this host do not divide by the {shape.per_replica} of a replica of the mesh "
+            f"{shape}; allowed: whole replicas on each host, or mesh.span_hosts true"
         )
     return shape
 
@@ -146,13 +159,15 @@ class Mesh:
         gathered = self._distributed.get_cfg_group().all_gather(own[0].contiguous().unsqueeze(0), dim=0)
         return gathered[0], gathered[1]
 
-    def send_to_replica(self, message: Any) -> Any:
+    def send_to_replica(self, message: bytes | None) -> bytes:
         """Broadcast a small message from the replica's first rank; returns it on every rank of the replica."""
         if self.shape.per_replica == 1:
+            assert message is not None
             return message
         box = [message]
         group = self._distributed.get_model_replica_group()
         dist.broadcast_object_list(box, src=group.ranks[0], group=group.cpu_group)
+        assert box[0] is not None
         return box[0]
 
     def gather_to_first(self, part: torch.Tensor) -> list[torch.Tensor] | None:
@@ -163,6 +178,22 @@ class Mesh:
         parts = [torch.empty_like(part) for _ in range(self.shape.per_replica)] if self.is_replica_first else None
         dist.gather(part, parts, dst=group.ranks[0], group=group.device_group)
         return parts
+
+    def errors_on_first(self, error: str | None) -> list[str]:
+        """On the replica's first rank, return the errors of its ranks; elsewhere nothing. Every rank of the replica calls it."""
+        if self.shape.per_replica == 1:
+            return [error] if error else []
+        group = self._distributed.get_model_replica_group()
+        # A fixed length, because a sample waits for it: one small exchange, where objects would take two.
+        own = torch.frombuffer(bytearray((error or "").encode()[:ERROR_BYTES].ljust(ERROR_BYTES, b"\0")), dtype=torch.uint8)
+        all_ranks = [torch.empty_like(own) for _ in range(self.shape.per_replica)] if self.is_replica_first else None
+        dist.gather(own, all_ranks, dst=group.ranks[0], group=group.cpu_group)
+        texts = [bytes(one.tolist()).rstrip(b"\0").decode(errors="replace") for one in all_ranks or []]
+        return [text for text in texts if text]
+
+    def message_group(self) -> Any:
+        """Return a new gloo group of all ranks, for messages between hosts. Every rank calls it."""
+        return dist.new_group(backend="gloo")
 
     def barrier(self) -> None:
         """Wait for every rank of the world."""
@@ -190,3 +221,10 @@ def start(shape: Shape, device: Device, *, timeout_s: float = 600.0) -> Mesh:
         world=world,
     )
     return Mesh(shape, device, rank, distributed)
+
+
+def send_to_all(message: Any) -> Any:
+    """Broadcast a small message from rank 0 to every rank of the world; returns it on each."""
+    box = [message]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -13,7 +13,7 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.experts import CrossAttend, SelfAttend, Split
 from wan_mlperf.kernels.attention import Kernel
 from wan_mlperf.parallel import xdit
-from wan_mlperf.parallel.mesh import Mesh
+from wan_mlperf.parallel.mesh import Mesh, Shape
 
 
 class TokenSplit(Split):
@@ -37,16 +37,20 @@ class TokenSplit(Split):
         return self._group.all_gather(tokens.contiguous(), dim=1)[:, :count]
 
 
-def split(mesh: Mesh, *, tokens: int) -> Split:
-    """Return how this mesh splits `tokens` video tokens. Raises BadInput where ring attention would see padding."""
+def check(shape: Shape, *, tokens: int) -> None:
+    """Raise BadInput where ring attention would see padding: xDiT's ring rotates whole shards and cannot leave it out."""
+    ranks = shape.ulysses * shape.ring
+    if shape.ring > 1 and tokens % ranks:
+        raise BadInput(
+            f"mesh.ring {shape.ring}: {tokens} tokens do not divide by Ulysses {shape.ulysses} x ring {shape.ring}; "
+            "allowed: a size that divides, or ring 1"
+        )
+
+
+def split(mesh: Mesh) -> Split:
+    """Return how this mesh splits the video tokens."""
     if mesh.shape.ulysses * mesh.shape.ring == 1:
         return Split()
-    if mesh.shape.ring > 1 and tokens % (mesh.shape.ulysses * mesh.shape.ring):
-        # xDiT's ring rotates whole shards and has no way to leave the padding of the last one out.
-        raise BadInput(
-            f"mesh.ring {mesh.shape.ring}: {tokens} tokens do not divide by Ulysses {mesh.shape.ulysses} x ring "
-            f"{mesh.shape.ring}; allowed: a size that divides, or ring 1"
-        )
     return TokenSplit(importlib.import_module("xfuser.core.distributed").get_sp_group())
 
 

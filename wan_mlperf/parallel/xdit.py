@@ -11,7 +11,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -20,9 +21,8 @@ import torch
 import torch.distributed as dist
 
 from wan_mlperf.errors import BadInput
+from wan_mlperf.kernels.attention import Function
 from wan_mlperf.kernels.device import Device
-
-AttentionFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @functools.cache
@@ -39,6 +39,8 @@ def load() -> ModuleType:
 @contextmanager
 def _quiet_imports() -> Iterator[None]:
     # xDiT logs at debug level unless LOG_LEVEL says otherwise when it is imported. Errors still come through.
+    # It also calls a collective by the name that torch 2.13 has replaced, and is told so on every rank.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
     before = os.environ.get("LOG_LEVEL")
     os.environ.setdefault("LOG_LEVEL", "error")
     try:
@@ -99,15 +101,15 @@ def start_groups(
 
 def _start_runtime_state(*, replicas: int, cfg: int, ulysses: int, ring: int) -> None:
     # USP reads switches from xDiT's runtime state. Without a pipeline of xDiT's own, initialize_runtime_state makes one for a
-    # single rank whose automatic choice of a backend looks for CUDA libraries, so it is made here, with SDPA named (every
-    # call of ours names its backend anyway).
+    # single rank whose automatic choice of a backend looks for CUDA libraries, so it is made here, with one named that it
+    # takes on every device and mesh (every call of ours names its own).
     runtime: Any = importlib.import_module("xfuser.core.distributed.runtime_state")
     arguments = importlib.import_module("xfuser.config.args").xFuserArgs(
         data_parallel_degree=replicas,
         use_cfg_parallel=cfg == 2,
         ulysses_degree=ulysses,
         ring_degree=ring,
-        attention_backend="SDPA",
+        attention_backend="SDPA_FLASH",
     )
     config, _ = arguments.create_config()
     runtime._RUNTIME = runtime.RuntimeState(config)
@@ -140,7 +142,7 @@ def check_backend(name: str) -> str | None:
     return None
 
 
-def register(name: str, function: AttentionFunction) -> str:
+def register(name: str, function: Function) -> str:
     """Enter a function of ours into xDiT's attention registry under its own name; return that key."""
     load()
     backends = importlib.import_module("xfuser.core.distributed.attention_backend")
@@ -153,9 +155,10 @@ def register(name: str, function: AttentionFunction) -> str:
         dropout_p: float,
         is_causal: bool,
         attention_kwargs: dict[str, Any] | None = None,
-    ) -> tuple[torch.Tensor, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert not dropout_p and not is_causal
-        return function(query, key, value), None
+        out = function(query, key, value)
+        return out if isinstance(out, tuple) else (out, None)
 
     return name
 

@@ -1,0 +1,114 @@
+"""TEST04, MLCommons' proof that nothing is cached: one sample again and again must not be more than 10 % faster.
+
+TEST01 (the responses of a performance run against those of the accuracy run) is not asked for this benchmark, and its log
+could not hold them: fifty uncompressed videos are 11 GB, twice that as LoadGen writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sut import loadgen
+from wan_mlperf.errors import BadInput
+from wan_mlperf.files import write_whole
+from wan_mlperf.recipe import CONFIGS
+
+AUDIT = CONFIGS / "mlperf" / "test04.config"
+VERDICT = "verify_performance.txt"
+# What the rules say. MLCommons' script lets every SingleStream run be 20 % faster: it compares a rate with a limit in ns.
+FASTER = 0.10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A performance run as TEST04 sees it. `value` is a rate, larger is faster, None if LoadGen gave no estimate."""
+
+    scenario: str
+    valid: bool
+    same: bool
+    value: float | None
+
+
+def read_score(folder: Path) -> Score:
+    """Read a run's score from LoadGen's detail log: 1e9 over the early-stopping estimate in ns, or Offline samples/s."""
+    detail = loadgen.read_detail(folder)
+    scenario = detail.get("effective_scenario", "")
+    early = detail.get("early_stopping_latency_ss")
+    return Score(
+        scenario=scenario,
+        valid=detail.get("result_validity") == "VALID",
+        same=bool(detail.get("effective_performance_issue_same")),
+        value=(1e9 / early if early else None) if scenario == "SingleStream" else detail.get("result_samples_per_second"),
+    )
+
+
+def compare(reference: Score, test: Score) -> str:
+    """Return "TEST PASS", or "TEST FAIL: " and why."""
+    if not test.same or reference.same:
+        return "TEST FAIL: the runs are not one with the audit file and one without"
+    if reference.scenario != test.scenario:
+        return f"TEST FAIL: the reference is {reference.scenario}, the test {test.scenario}"
+    for name, score in (("reference", reference), ("test", test)):
+        if not score.valid or not score.value:
+            return f"TEST FAIL: the {name} run is INVALID"
+    assert reference.value is not None and test.value is not None
+    faster = test.value / reference.value - 1
+    if faster >= FASTER:
+        return f"TEST FAIL: one repeated sample is {faster:.1%} faster, allowed is less than {FASTER:.0%}"
+    return "TEST PASS"
+
+
+def verify(folder: Path, reference: Path) -> dict[str, Any]:
+    """Judge a TEST04 run: write its verify_performance.txt as MLCommons' checker reads it; return what result.json keeps."""
+    normal, same = read_score(reference), read_score(folder)
+    line = compare(normal, same)
+    text = f"Verifying performance.\nreference score = {normal.value}\ntest score = {same.value}\n{line}\n"
+    write_whole(folder / VERDICT, text)
+    return {
+        "test": "TEST04",
+        "passed": line == "TEST PASS",
+        "verdict": line,
+        "reference": reference.name,
+        "reference_score": normal.value,
+        "test_score": same.value,
+    }
+
+
+def find_reference(outputs: Path, named: str | None, *, scenario: str, recipe_yaml: str, commit: str) -> Path:
+    """Return the performance run to compare with: the one named, else the newest that fits in `outputs`. Raises BadInput."""
+    command = f"python -m wan_mlperf.run --scenario {scenario}"
+    if named is not None:
+        reason = _why_not(Path(named), scenario, recipe_yaml, commit)
+        if reason:
+            raise BadInput(
+                f"--reference {named!r}: {reason}; allowed: a VALID performance run of {scenario} with this very setup"
+            )
+        return Path(named)
+    runs = sorted((file.parent for file in outputs.glob("*/result.json")), key=lambda run: run.name, reverse=True)
+    for run in runs:
+        if not run.is_symlink() and not _why_not(run, scenario, recipe_yaml, commit):
+            return run
+    raise BadInput(
+        f"--test04: no VALID {scenario} performance run with this recipe and commit in {str(outputs)!r}; "
+        f"allowed: {command} first, or --reference FOLDER"
+    )
+
+
+def _why_not(run: Path, scenario: str, recipe_yaml: str, commit: str) -> str | None:
+    """Why a run cannot be the reference, or None."""
+    try:
+        result: Mapping[str, Any] = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return "not a finished run"
+    if result.get("scenario") != scenario or result.get("mode") != "performance" or result.get("compliance"):
+        return f"no performance run of {scenario}"
+    if not result.get("valid"):
+        return "it is INVALID"
+    if recipe != recipe_yaml:
+        return "its recipe is another"
+    return None if result.get("commit") == commit else f"its commit is {result.get('commit')}, not {commit}"

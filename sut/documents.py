@@ -1,0 +1,98 @@
+"""What a submission says in words: measurements.json, README.md per scenario, calibration.md. From the recipe, not by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+FORMATS = {
+    "bf16": "bf16, as in the checkpoint",
+    "fp8": "FP8 E4M3, scaled from the values themselves: weights once when they are loaded, activations in every call",
+    "mxfp4": "MXFP4 (E2M1, one E8M0 scale per 32 values along the reduced dimension, rounded up to a power of two): weights once "
+    "when they are loaded, activations in every call",
+}
+ATTENTION = {
+    "sdpa": "in bf16",
+    "sage_fp8": "Sage FP8: K minus its mean over the tokens; Q, K and V in FP8 E4M3, scaled per call",
+    "sage_fp4": "Sage FP4: K minus its mean over the tokens; Q and K rotated by a Hadamard matrix and in MXFP4; V in FP8 E4M3 "
+    "with one scale per channel",
+}
+
+
+def measurements(recipe: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:
+    """Return measurements.json: which weights, and what became of them."""
+    gemm = recipe["gemm"]
+    dtype, vae_dtype = (recipe["model"][name].replace("checkpoint", "the checkpoint's") for name in ("dtype", "vae_dtype"))
+    own = {"bf16": dtype}
+    formats = dict.fromkeys(own.get(gemm[name], gemm[name]) for name in ("high_noise", "low_noise"))
+    quantised = [name for name in formats if name in ("fp8", "mxfp4")]
+    kept = [f"those that match {pattern} as {name}" for pattern, name in gemm["keep"]]
+    words = f"linear layers of the experts to {' and '.join(quantised)} when they are loaded" if quantised else "none"
+    return {
+        "input_data_types": dtype,
+        "retraining": "no",
+        "starting_weights_filename": str(result["checkpoint"]),
+        "weight_data_types": ", ".join(dict.fromkeys([*formats, dtype, f"{vae_dtype} (VAE)"])),
+        "weight_transformations": "; ".join([words, *(kept if quantised else [])]),
+    }
+
+
+def readme(scenario: str, recipe: Mapping[str, Any], result: Mapping[str, Any], notes: Mapping[str, str]) -> str:
+    """Return a scenario's README.md: what was measured and how to do it again."""
+    shown = {key: value for key, value in recipe.items() if key not in ("folder", "exact")}
+    lines = [f"- {kind}: {note}" for kind, note in notes.items()]
+    return f"""# Wan2.2-T2V-A14B, {scenario}
+
+{chr(10).join(lines)}
+
+Made by commit `{result["commit"]}` (in `src/`) on {result["device"]}, {result["mesh"]}.
+
+## To do it again
+
+In `src/`, with the recipe below in `recipe.yaml` and this folder's `user.conf` where it says:
+
+```
+python -m wan_mlperf.run --scenario {scenario} --recipe recipe.yaml
+python -m wan_mlperf.run --scenario {scenario} --recipe recipe.yaml --mode accuracy
+python -m wan_mlperf.vbench outputs/latest
+python -m wan_mlperf.run --scenario {scenario} --recipe recipe.yaml --test04
+```
+
+The experts: {"; ".join(result["experts"])}. Initial noise: {result["noise"]}.
+
+```yaml
+{yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).strip()}
+```
+"""
+
+
+def calibration(recipes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return calibration.md: what was quantised and how, per scenario."""
+    parts = [
+        "# Calibration",
+        "No data set was used for calibration. Every scale is computed from the tensor that is being quantised: weights when "
+        "they are loaded, activations and attention operands in each call. Text encoder and scheduler are not quantised.",
+    ]
+    for scenario, recipe in recipes.items():
+        gemm, attention, model = recipe["gemm"], recipe["attention"], recipe["model"]
+        lines = [
+            f"- Linear layers of the {name.replace('_', '-')} expert: {FORMATS[gemm[name]]}."
+            for name in ("high_noise", "low_noise")
+        ]
+        lines += [f"- Except those whose name matches `{pattern}`: {FORMATS[name]}." for pattern, name in gemm["keep"]]
+        if attention["steps"]:
+            lines.append(f"- Self-attention, step by step: {', '.join(attention['steps'])}.")
+            kernels = dict.fromkeys(attention["steps"])
+        else:
+            lines.append(
+                f"- Self-attention: `{attention['early']}` in the first {attention['early_fraction']:.0%} of the steps, then "
+                f"`{attention['late']}`."
+            )
+            kernels = dict.fromkeys((attention["early"], attention["late"]))
+        lines += [f"  - `{name}`: {ATTENTION[name]}." for name in kernels]
+        lines.append("- Cross-attention: in bf16.")
+        lines.append(f"- VAE: {model['vae_dtype']}, not quantised. Everything else: {model['dtype']}.")
+        parts += [f"## {scenario}", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,45 @@
+"""What the tests share: a checkpoint of random weights and a way to start entry points as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# A video of 5 frames of 32 x 32 in 2 steps: seconds become tenths.
+SMALL = (
+    "--set=workload.steps=2",
+    "--set=workload.height=32",
+    "--set=workload.width=32",
+    "--set=workload.frames=5",
+)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Diffusers folder with random weights: heads and layout of the embedded model, fewer layers."""
+    from wan_mlperf import random_checkpoint
+
+    return random_checkpoint.write(tmp_path_factory.mktemp("model"), layers=2, ffn=256)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests never touch the user's cache folder."""
+    os.environ["WAN_MLPERF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def run_module(
+    arguments: Sequence[str], *, ranks: int | None = None, timeout: float = 300, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m <arguments>`; with `ranks`, under torchrun with as many. Never raises on a non-zero exit code."""
+    command = [sys.executable, "-m", *arguments]
+    if ranks is not None:
+        command[1:2] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+    full = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.run(command, cwd=ROOT, env=full, capture_output=True, text=True, timeout=timeout, check=False)

@@ -1,0 +1,47 @@
+"""torch.compile: the same videos but for rounding, and a second start that finds its compiled code."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sut.prompts import benchmark_prompts
+from tests.conftest import run_module
+
+pytestmark = pytest.mark.slow
+
+
+def latents(model: Path, folder: Path, cache: Path, *, compiled: bool) -> tuple[torch.Tensor, float]:
+    overrides = [
+        f"model.checkpoint={model}",
+        "workload.steps=3",
+        "model.dtype=float32",
+        "attention.early=sdpa",
+        "attention.late=sdpa",
+        "gemm.high_noise=bf16",
+        "gemm.low_noise=bf16",
+        f"compile.experts={str(compiled).lower()}",
+    ]
+    cases = {"one": [overrides, False, benchmark_prompts()[0], 42]}
+    start = time.perf_counter()
+    done = run_module(
+        ["tests.distributed.make_latents", str(folder), json.dumps(cases)],
+        ranks=2,
+        timeout=900,
+        env={"TORCHINDUCTOR_CACHE_DIR": str(cache)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / "one.pt", weights_only=True)["latents"], time.perf_counter() - start
+
+
+def test_compiled_is_equal_and_cached(model: Path, tmp_path: Path) -> None:
+    eager, _ = latents(model, tmp_path, tmp_path / "cache", compiled=False)
+    first, cold_s = latents(model, tmp_path, tmp_path / "cache", compiled=True)
+    again, warm_s = latents(model, tmp_path, tmp_path / "cache", compiled=True)
+    assert float((first - eager).norm() / eager.norm()) < 1e-4
+    assert torch.equal(first, again)
+    assert warm_s < cold_s

@@ -1,0 +1,144 @@
+"""Many replicas, on one host and on two, batches, and lists of prompts that are stopped and started."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.distributed import jobs
+from wan_mlperf import Pipeline, load_recipe
+from wan_mlperf.parallel import dispatch
+from wan_mlperf.parallel.messages import Job
+from wan_mlperf.parallel.watch import Watch
+
+
+def test_two_hosts_complete_a_valid_run(tmp_path: Path, model: Path) -> None:
+    """Two agents on the loopback address: results of the second travel over the process group."""
+    recipe, outputs = jobs.write_recipe(tmp_path, model), tmp_path / "outputs"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    more = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={address}", "--rdzv-id=test"]
+    command = jobs.torchrun(ranks=2, more=more)
+    # Two replicas of two ranks: one on each host.
+    arguments = jobs.offline(recipe, outputs, "--set=mesh.replicas=auto", "--set=mesh.ulysses=2")
+    agents = [jobs.start("wan_mlperf.run", arguments, command=command) for _ in range(2)]
+    try:
+        for agent in agents:
+            code, _ = agent.finish()
+            assert code == 0, agent.output
+    finally:
+        for agent in agents:
+            agent.kill()
+    (folder,) = (one for one in outputs.iterdir() if not one.is_symlink())
+    result = json.loads((folder / "result.json").read_text())
+    assert result["valid"] and result["world_size"] == 4 and result["mesh"] == "2 replicas x CFG 1 x Ulysses 2"
+
+
+@pytest.mark.slow
+def test_the_death_of_a_host_ends_the_other(tmp_path: Path, model: Path) -> None:
+    """One agent and its rank are killed at once, as by a power cut: the other host's rank misses their signs of life."""
+    recipe, outputs = jobs.write_recipe(tmp_path, model), tmp_path / "outputs"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = jobs.offline(recipe, outputs)
+    agents = []
+    for number in range(2):
+        more = ["--nnodes=2", f"--node-rank={number}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        command = jobs.torchrun(ranks=1, more=more)
+        agents.append(jobs.start("wan_mlperf.run", arguments, command=command, fault="slow@0,1:1-99"))
+    agents[0].await_line("offline performance: 3/12")
+    agents[1].kill()
+    killed = time.monotonic()
+    code, ended = agents[0].finish()
+    assert code not in (0, 2) and ended - killed < 20, agents[0].output
+    assert len(agents[0].failures()) == 1 and "failed: rank 1 on" in agents[0].failures()[0], agents[0].output
+    agents[1].finish()
+
+
+def test_several_replicas_cannot_answer_single_queries(tmp_path: Path, model: Path) -> None:
+    recipe = jobs.write_recipe(tmp_path, model)
+    job = jobs.start("wan_mlperf.run", ["--scenario", "singlestream", "--recipe", str(recipe)])
+    code, _ = job.finish()
+    assert code == 2 and "mesh.replicas: 2 replicas x CFG 1 x Ulysses 1 with scenario singlestream" in job.output
+
+
+def test_a_batch_equals_single_runs(tmp_path: Path, model: Path) -> None:
+    """Every sample of a batch keeps its own noise and text. The matrix products have another shape, so bits may differ."""
+    file = jobs.write_recipe(tmp_path, model, replicas=1)
+    recipe = load_recipe(file, overrides=["offline.batch=3", "mesh.ranks=1", "warmup_queries=0"])
+    pipeline = Pipeline.load(recipe)
+    dispatcher = dispatch.start(pipeline, Watch(recipe.faults), pack=lambda frames: frames)
+    frames: dict[int, np.ndarray] = {}
+
+    def keep(result: dispatch.Result) -> None:
+        assert isinstance(result.content, np.ndarray)
+        frames[result.job.sample] = result.content.copy()
+
+    dispatcher.on_result = keep
+    prompts = [f"a shape number {number}" for number in range(4)]
+    dispatcher.submit([Job(ticket=number, sample=number, prompt=prompt) for number, prompt in enumerate(prompts)])
+    assert sorted(frames) == [0, 1, 2, 3]
+    for number, prompt in enumerate(prompts):
+        single = pipeline.generate(prompt)
+        assert single is not None
+        apart = np.abs(single.astype(int) - frames[number].astype(int))
+        assert apart.max() <= 1 and apart.mean() < 0.01  # of 255: one rounding of a value that lies on a boundary
+    assert any((frames[0] != frames[number]).any() for number in (1, 2, 3))
+    pipeline.mesh.close()
+
+
+def write_prompts(folder: Path, number: int) -> Path:
+    file = folder / "prompts.txt"
+    file.write_text("".join(f"a shape number {one}\n" for one in range(number)))
+    return file
+
+
+def videos(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.glob("[0-9]*.mp4")}
+
+
+def test_a_list_goes_on_after_a_kill(tmp_path: Path, model: Path) -> None:
+    recipe, prompts, output = jobs.write_recipe(tmp_path, model), write_prompts(tmp_path, 10), tmp_path / "videos"
+    arguments = ["--prompts", str(prompts), "-o", str(output), "--recipe", str(recipe)]
+    job = jobs.start("wan_mlperf.generate", arguments, fault="slow@0,1:1-99")
+    job.await_line("videos: 4/10")
+    job.kill()
+    job.finish()
+    before = videos(output)
+    assert 4 <= len(before) < 10 and jobs.partial_files(output) == []
+    job = jobs.start("wan_mlperf.generate", arguments)
+    code, _ = job.finish()
+    assert code == 0 and f"{10 - len(before)} made, {len(before)} were there, 0 failed" in job.output, job.output
+    after = videos(output)
+    assert len(after) == 10 and {name: after[name] for name in before} == before
+    assert not [file for file in output.iterdir() if file.name.startswith(".")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_list_stopped_ten_times_equals_one_that_was_not(tmp_path: Path, model: Path) -> None:
+    recipe, prompts = jobs.write_recipe(tmp_path, model), write_prompts(tmp_path, 60)
+    chance = random.Random(0)
+    for name, stops in (("stopped", 10), ("whole", 0)):
+        arguments = ["--prompts", str(prompts), "-o", str(tmp_path / name), "--recipe", str(recipe)]
+        for stop in range(stops + 1):
+            job = jobs.start("wan_mlperf.generate", arguments, fault="slow@0,1:1-999" if stop < stops else "")
+            if stop < stops:
+                if chance.random() < 0.7:  # else at any moment, while it loads as well
+                    job.await_line(r"videos: \d+/")
+                time.sleep(chance.uniform(0, 3))
+                number = chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+                job.kill() if number == signal.SIGKILL else job.process.send_signal(number)
+            code, _ = job.finish()
+            assert stop < stops or code == 0, job.output
+            assert jobs.partial_files(tmp_path / name) == [] if (tmp_path / name).exists() else True
+    assert len(videos(tmp_path / "whole")) == 60 and videos(tmp_path / "stopped") == videos(tmp_path / "whole")

@@ -1,0 +1,102 @@
+"""Run folders as `wan_mlperf.run` leaves them, without an engine: LoadGen's logs are real, the numbers beside them made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sut import compliance, system_description
+from sut.loadgen import read_detail
+from sut.prompts import benchmark_prompts
+from tests.loadgen_stub import make_logs
+from wan_mlperf.recipe import load_recipe, to_yaml
+from wan_mlperf.step_plan import make_plan
+from wan_mlperf.video import write_mp4
+
+TINY = load_recipe("tiny")
+RECIPE = to_yaml(TINY)
+
+
+def result(scenario: str, mode: str, **changes: Any) -> dict[str, Any]:
+    """A result.json with everything that a real one has."""
+    seconds = [2 + 0.1 * ((7 * index) % 11) for index in range(64)]
+    values: dict[str, Any] = {
+        "scenario": scenario,
+        "mode": mode,
+        "valid": True,
+        "queries": len(seconds),
+        "world_size": 2,
+        "mesh": "1 replica x CFG 2 x Ulysses 1",
+        "device": "cpu: a processor",
+        "checkpoint": "embedded",
+        "noise": "drawn from seed 42",
+        "kernels": {"sdpa": "xDiT SDPA"},
+        "recipe": "tiny",
+        "workload": {"height": 64, "width": 64, "frames": 17, "fps": 8, "steps": 20, "seed": 42},
+        "workload_is_mlperf": False,
+        "prompts_are_mlperf": True,
+        "spans": {
+            "text_encode": 0.05,
+            "denoise_high": 0.6,
+            "denoise_low": 0.9,
+            "vae_decode": 0.4,
+            "to_host": 0.001,
+            "respond": 1e-4,
+        },
+        "generate_mean_s": 2.5,
+        "start_s": 9.0,
+        "experts": ["high_noise: 40 mxfp4 linear layers", "low_noise: 40 mxfp4 linear layers"],
+        "host": "host ready",
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "commit": "c0ffee",
+        "system": system_description.measure(Path("/")),
+        "plan": [vars(step) for step in make_plan(TINY, TINY.effective_workload)],
+        "sample_seconds": seconds,
+    }
+    if mode == "performance" and scenario == "singlestream":
+        values |= {"latency_mean_s": 2.5, "latency_p90_s": 2.9, "latency_early_stopping_s": 3.0}
+        values["latency_percentiles_s"] = {"50": 2.5, "90": 2.9, "95": 3.0, "97": 3.0, "99": 3.0}
+    elif mode == "performance":
+        values["samples_per_second"] = 0.4
+    return {**values, **changes}
+
+
+def write(folder: Path, scenario: str, kind: str, *, logs: Path | None = None, **changes: Any) -> Path:
+    """Write one run folder. `logs`: the performance run that a TEST04 run is compared with."""
+    mode = "accuracy" if kind == "accuracy" else "performance"
+    seconds = 0.01 if kind == "performance" else 0.0125 if kind == "test04" else 0.0
+    make_logs(folder, scenario, mode, seconds=seconds, audit=kind == "test04")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    values = result(scenario, mode, **changes)
+    if kind == "test04":
+        assert logs is not None
+        values["compliance"] = compliance.verify(folder, logs)
+        # Two cores may slow the reference at the wrong moment, and this is no test of the rule.
+        values["compliance"] |= {"passed": True, "verdict": "TEST PASS"}
+        (folder / compliance.VERDICT).write_text("Verifying performance.\nTEST PASS\n")
+    if kind == "accuracy":
+        videos(folder, benchmark_prompts())
+    assert read_detail(folder)["effective_scenario"].lower() == scenario
+    (folder / "result.json").write_text(json.dumps(values))
+    return folder
+
+
+def videos(folder: Path, prompts: list[str]) -> None:
+    """An accuracy run's videos and prompts.json; the videos are one small file many times."""
+    (folder / "videos").mkdir(parents=True)
+    write_mp4(folder / "videos" / "0.mp4", [np.arange(5 * 32 * 32 * 3, dtype=np.uint8).reshape(5, 32, 32, 3)], 8)
+    content = (folder / "videos" / "0.mp4").read_bytes()
+    for index in range(len(prompts)):
+        (folder / "videos" / f"{index}.mp4").write_bytes(content)
+    entries = [{"index": index, "prompt": prompt, "video": f"videos/{index}.mp4"} for index, prompt in enumerate(prompts)]
+    (folder / "prompts.json").write_text(json.dumps(entries))
+
+
+def rewrite(file: Path, **changes: Any) -> None:
+    """Change keys of a JSON file."""
+    values: Mapping[str, Any] = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, **changes}))

@@ -1,0 +1,229 @@
+"""`submit run`: what is done is read from the folder, so it can be stopped anywhere and started again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sut import run_record
+from sut.campaign import Campaign, Stage
+from tests.conftest import ROOT
+from wan_mlperf import cli, submit
+from wan_mlperf.errors import BadInput
+from wan_mlperf.recipe import load_recipe, to_yaml
+
+ALL = [
+    f"{scenario} {kind}" for scenario in ("singlestream", "offline") for kind in ("performance", "accuracy", "vbench", "test04")
+]
+
+
+class Runs:
+    """Stands in for the processes that `submit run` starts: writes what they leave, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.outcome: dict[str, Callable[[Path], None]] = {}
+        self.stop_at: tuple[str, str] | None = None
+
+    def __call__(self, words: Sequence[str]) -> int:
+        assert list(words[:2]) == [sys.executable, "-m"]
+        if words[2] == "wan_mlperf.vbench":
+            folder = Path(words[3])
+            stage = f"{json.loads((folder / 'result.json').read_text())['scenario']} vbench"
+        else:
+            values = dict(zip(words[3::2], words[4::2], strict=False))
+            kind = "test04" if "--test04" in words else "accuracy" if "accuracy" in words else "performance"
+            stage = f"{values['--scenario']} {kind}"
+            folder = Path(values["--outputs"]) / f"20260101-{len(self.asked):06d}-{values['--scenario']}-{kind}"
+        self.asked.append(stage)
+        if self.stop_at == (stage, "before"):
+            raise KeyboardInterrupt
+        if stage.endswith("vbench"):
+            (folder / "vbench").mkdir(exist_ok=True)
+            if self.stop_at == (stage, "within"):
+                raise KeyboardInterrupt
+            summary = {"score": 70.1, "floor": 69.7752, "reached": True, "valid": True, "problems": []}
+            (folder / "vbench" / "summary.json").write_text(json.dumps(summary))
+            (folder / "accuracy.txt").write_text("{'vbench_score': 70.1}\nhash=0\n")
+        else:
+            folder.mkdir()
+            (folder / "recipe.yaml").write_text(RECIPE)
+            if self.stop_at == (stage, "within"):
+                raise KeyboardInterrupt
+            reference = Path(words[words.index("--reference") + 1]).name if "--reference" in words else None
+            (folder / "result.json").write_text(json.dumps(result(stage, reference)))
+        if stage in self.outcome:
+            self.outcome[stage](folder)
+            return cli.INVALID
+        return cli.DONE
+
+
+def result(stage: str, reference: str | None = None) -> dict[str, Any]:
+    scenario, kind = stage.split()
+    values: dict[str, Any] = {
+        "scenario": scenario,
+        "mode": "accuracy" if kind == "accuracy" else "performance",
+        "valid": True,
+        "commit": run_record.commit(),
+        "queries": 64,
+        "generate_mean_s": 2.0,
+        "start_s": 10.0,
+    }
+    if kind == "test04":
+        values["compliance"] = {"passed": True, "verdict": "TEST PASS", "reference": reference}
+    return values
+
+
+TINY = load_recipe("tiny")
+RECIPE = to_yaml(TINY)
+USER_CONFS = {scenario: TINY.user_conf_path for scenario in ("singlestream", "offline")}
+
+
+def options(folder: Path, *more: str) -> Any:
+    return submit.parse(["run", "--campaign", str(folder), "--recipe", "tiny", "--dry-run", *more])
+
+
+@pytest.fixture(autouse=True)
+def _scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run takes what VBench left, so the stand-in's scores count; without this its stage would never be started."""
+    monkeypatch.setattr(submit, "warn_of_vbench", lambda _campaign: None)
+
+
+def go(folder: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> int:
+    """`submit run` on the tiny recipe with VBench's stages asked for."""
+    monkeypatch.setattr(submit, "begin", lambda chosen: (begin(chosen, folder), USER_CONFS))
+    return submit.run(options(folder), runs)
+
+
+def begin(chosen: Any, folder: Path) -> Campaign:
+    folder.mkdir(exist_ok=True)
+    recipes = {scenario: RECIPE for scenario in chosen.scenario or ("singlestream", "offline")}
+    return Campaign.begin(folder, recipes, dry_run=False, commit=run_record.commit())
+
+
+def test_every_stage_once_in_order_and_nothing_the_second_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    runs = Runs()
+    assert go(tmp_path, runs, monkeypatch) == cli.DONE
+    assert runs.asked == ALL
+    assert go(tmp_path, runs, monkeypatch) == cli.DONE
+    assert runs.asked == ALL
+    assert "everything is done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("moment", ["before", "within"])
+@pytest.mark.parametrize("stage", ALL)
+def test_stopped_at_any_stage_it_repeats_nothing_and_skips_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, moment: str
+) -> None:
+    runs = Runs()
+    runs.stop_at = (stage, moment)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, runs, monkeypatch)
+    assert runs.asked == ALL[: ALL.index(stage) + 1]
+    runs.stop_at = None
+    assert go(tmp_path, runs, monkeypatch) == cli.DONE
+    assert runs.asked == ALL[: ALL.index(stage) + 1] + ALL[ALL.index(stage) :]
+
+
+def change(key: str, value: Any) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        old = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**old, key: value}))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("stage", "outcome", "says"),
+    [
+        ("singlestream performance", change("valid", False), "INVALID"),
+        ("offline accuracy", change("commit", "another"), "of another commit"),
+        ("offline performance", lambda folder: (folder / "recipe.yaml").write_text("name: other\n"), "of another recipe"),
+        ("offline performance", lambda folder: (folder / "result.json").write_text("{"), "cannot be read"),
+        ("offline test04", change("compliance", {"passed": False, "verdict": "TEST FAIL: x"}), "TEST FAIL"),
+        ("offline vbench", lambda folder: (folder / "accuracy.txt").unlink(), "no score of the whole run"),
+    ],
+)
+def test_a_result_that_does_not_count_is_left_and_its_followers_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, stage: str, outcome: Any, says: str
+) -> None:
+    runs = Runs()
+    runs.outcome = {stage: outcome}
+    assert go(tmp_path, runs, monkeypatch) == cli.INVALID
+    scenario, kind = stage.split()
+    waiting = {"performance": f"{scenario} test04", "accuracy": f"{scenario} vbench"}.get(kind)
+    assert runs.asked == [one for one in ALL if one != waiting]
+    out = " ".join(capsys.readouterr().out.split())
+    assert says in out and f"left: {stage}" in out
+    runs.outcome = {}
+    runs.asked.extend("x" * (100 - len(runs.asked)))  # later folders sort after the earlier ones
+    assert go(tmp_path, runs, monkeypatch) == cli.DONE
+    assert runs.asked[100:] == [stage, *([waiting] if waiting else [])]
+
+
+def test_a_newer_performance_run_asks_for_its_own_test04(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Runs()
+    go(tmp_path, runs, monkeypatch)
+    newer = tmp_path / "20270101-000000-offline-performance"
+    newer.mkdir()
+    (newer / "recipe.yaml").write_text(RECIPE)
+    (newer / "result.json").write_text(json.dumps(result("offline performance")))
+    runs.asked.extend("x" * 92)
+    assert go(tmp_path, runs, monkeypatch) == cli.DONE
+    assert runs.asked[100:] == ["offline test04"]
+
+
+def test_dry_run_asks_for_no_score_and_estimates_come_from_what_is_done(tmp_path: Path, capsys: Any) -> None:
+    runs = Runs()
+    assert submit.run(options(tmp_path, "--scenario", "singlestream"), runs) == cli.DONE
+    assert runs.asked == [stage for stage in ALL[:4] if "vbench" not in stage]
+    out = capsys.readouterr().out
+    assert "not known yet" in out
+    assert "singlestream accuracy: starts, estimate 8 min" in out  # 10 s + 248 x 2 s
+    assert "singlestream test04: starts, estimate 3 min" in out  # 10 s + 81 x 2 s
+
+
+def test_another_campaign_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="not the benchmark's; allowed: with --dry-run"):
+        submit.begin(submit.parse(["run", "--campaign", str(tmp_path), "--recipe", "tiny"]))
+    assert not any(tmp_path.iterdir())
+    submit.begin(options(tmp_path))
+    submit.begin(options(tmp_path))
+    with pytest.raises(BadInput, match="another recipe for singlestream: steps: 20"):
+        submit.begin(options(tmp_path, "--set", "workload.steps=3"))
+    with pytest.raises(BadInput, match="scenarios singlestream, offline"):
+        submit.begin(options(tmp_path, "--scenario", "offline"))
+    (tmp_path / "campaign.json").write_text("[]")
+    with pytest.raises(BadInput, match="not what `submit run` writes"):
+        submit.begin(options(tmp_path))
+
+
+def test_two_cannot_work_in_one_campaign_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    hold = "import sys, time; from pathlib import Path; from wan_mlperf import submit\n"
+    hold += "with submit.locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(BadInput, match="still works in it"), submit.locked(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+    with submit.locked(tmp_path):
+        pass
+
+
+def test_recipes_per_scenario_reach_their_runs(tmp_path: Path) -> None:
+    chosen = options(tmp_path, "--offline-recipe", "other.yaml", "--set", "a=1", "--model", "m", "--exact")
+    campaign = begin(chosen, tmp_path)
+    words = [submit.command(campaign, Stage(scenario=one, kind="accuracy"), chosen) for one in ("singlestream", "offline")]
+    for line, recipe in zip(words, ("tiny", "other.yaml"), strict=True):
+        assert line[line.index("--recipe") + 1] == recipe
+        assert line[line.index("--model") + 1] == "m" and "--set=a=1" in line and "--exact" in line
+        assert line[line.index("--mode") + 1] == "accuracy"

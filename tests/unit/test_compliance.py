@@ -1,0 +1,103 @@
+"""TEST04's rule, and real LoadGen runs of an honest stand-in and of one that caches by sample."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sut import compliance
+from sut.compliance import Score, compare
+from sut.loadgen import read_detail
+from tests.loadgen_stub import make_logs
+from wan_mlperf import run
+from wan_mlperf.errors import BadInput
+
+NORMAL = Score(scenario="SingleStream", valid=True, same=False, value=0.0365)
+
+
+def score(**changes: Any) -> Score:
+    return Score(**{"scenario": "SingleStream", "valid": True, "same": True, "value": 0.0365, **changes})
+
+
+def test_less_than_ten_percent_faster_passes_and_slower_always_does() -> None:
+    for factor in (0.2, 1.0, 1.0999):
+        assert compare(NORMAL, score(value=0.0365 * factor)) == "TEST PASS"
+    for factor in (1.1001, 2.0, 1e6):
+        assert compare(NORMAL, score(value=0.0365 * factor)).startswith("TEST FAIL: one repeated sample is")
+
+
+@pytest.mark.parametrize(
+    ("reference", "test", "says"),
+    [
+        (NORMAL, score(valid=False), "the test run is INVALID"),
+        (score(same=False, valid=False), score(), "the reference run is INVALID"),
+        (NORMAL, score(value=None), "the test run is INVALID"),
+        (NORMAL, score(scenario="Offline"), "the reference is SingleStream, the test Offline"),
+        (score(), score(), "not one with the audit file"),
+        (NORMAL, score(same=False), "not one with the audit file"),
+    ],
+)
+def test_runs_that_cannot_be_compared_fail(reference: Score, test: Score, says: str) -> None:
+    assert compare(reference, test).startswith("TEST FAIL: ") and says in compare(reference, test)
+
+
+@pytest.mark.parametrize("scenario", ["singlestream", "offline"])
+def test_real_loadgen_honest_passes_and_a_cache_by_sample_fails(tmp_path: Path, scenario: str) -> None:
+    # A busy machine can slow one of the two honest runs by more than the rule allows, so these may be done again.
+    for attempt in range(4):
+        normal, same = tmp_path / f"normal{attempt}", tmp_path / f"same{attempt}"
+        make_logs(normal, scenario, "performance", seconds=0.01)
+        make_logs(same, scenario, "performance", seconds=0.01, audit=True)
+        verdict = compliance.verify(same, normal)
+        if verdict["passed"]:
+            break
+    assert verdict["passed"], verdict
+    text = (same / "verify_performance.txt").read_text()
+    assert text.splitlines()[-1] == "TEST PASS" and "reference score = " in text and "test score = " in text
+
+    detail = read_detail(same)
+    assert detail["effective_performance_issue_same"] is True and detail["effective_performance_issue_same_index"] == 3
+    assert detail["effective_qsl_rng_seed"] == 2085463073848966840 and detail["num_errors"] == 0
+
+    cached = tmp_path / "cached"
+    make_logs(cached, scenario, "performance", seconds=0.01, audit=True, cache=True)
+    verdict = compliance.verify(cached, normal)
+    assert not verdict["passed"] and "faster" in verdict["verdict"]
+    assert "TEST PASS" not in (cached / "verify_performance.txt").read_text()
+
+
+def test_the_reference_is_the_newest_valid_run_of_the_same_setup(tmp_path: Path) -> None:
+    def make(name: str, **changes: Any) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text(changes.pop("recipe", "name: tiny\n"))
+        result = {"scenario": "offline", "mode": "performance", "valid": True, "commit": "c", **changes}
+        (folder / "result.json").write_text(json.dumps(result))
+        return folder
+
+    fitting = {"scenario": "offline", "recipe_yaml": "name: tiny\n", "commit": "c"}
+    with pytest.raises(BadInput, match="no VALID offline performance run"):
+        compliance.find_reference(tmp_path, None, **fitting)
+    make("20260101-000000-offline-performance")
+    right = make("20260102-000000-offline-performance")
+    make("20260103-000000-offline-performance", valid=False)
+    make("20260104-000000-offline-performance", commit="d")
+    make("20260105-000000-offline-performance", recipe="name: other\n")
+    make("20260106-000000-offline-test04", compliance={"passed": True})
+    other = make("20260107-000000-singlestream-performance", scenario="singlestream")
+    (tmp_path / "latest").symlink_to(other.name)
+    assert compliance.find_reference(tmp_path, None, **fitting) == right
+    assert compliance.find_reference(tmp_path, str(right), **fitting) == right
+    for folder, says in ((other, "no performance run of offline"), (tmp_path, "not a finished run")):
+        with pytest.raises(BadInput, match=says):
+            compliance.find_reference(tmp_path, str(folder), **fitting)
+
+
+def test_flags_that_do_not_go_together() -> None:
+    with pytest.raises(BadInput, match="--test04 with --mode 'accuracy'"):
+        run.parse(["--test04", "--mode", "accuracy"])
+    with pytest.raises(BadInput, match="--reference 'x' has no effect"):
+        run.parse(["--reference", "x"])

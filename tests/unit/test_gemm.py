@@ -1,0 +1,100 @@
+"""The linear references against torchao's emulation and against exact layers; what `convert` turns and what it leaves."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from wan_mlperf.errors import BadInput
+from wan_mlperf.kernels import gemm, sage
+from wan_mlperf.kernels.device import Device
+from wan_mlperf.recipe import Gemm
+
+CPU = Device(arch="cpu", name="test", torch=torch.device("cpu"))
+
+
+def no_aiter(_layer: nn.Linear) -> nn.Module:
+    raise AssertionError("AITER's layer on a CPU")
+
+
+def layer(dtype: torch.dtype) -> tuple[nn.Linear, torch.Tensor]:
+    torch.manual_seed(0)
+    return nn.Linear(256, 512).to(dtype).requires_grad_(False), torch.randn(2, 33, 256).to(dtype)
+
+
+def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((ours.float() - exact.float()).norm() / exact.float().norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_errors_are_those_of_the_formats(dtype: torch.dtype) -> None:
+    """15 % is MXFP4's error on Gaussian data, 3.7 % FP8's."""
+    linear, hidden = layer(dtype)
+    assert 0.13 < error(gemm.Mxfp4Linear(linear)(hidden), linear(hidden)) < 0.17
+    assert 0.03 < error(gemm.Fp8Linear(linear)(hidden), linear(hidden)) < 0.045
+
+
+def test_mxfp4_against_torchao() -> None:
+    """torchao's emulation rounds ties to even, AITER and ours away from zero: else they are the same."""
+    from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig
+    from torchao.quantization import quantize_
+    from torchao.quantization.quantize_.common import KernelPreference
+
+    linear, hidden = layer(torch.bfloat16)
+    fp4 = torch.float4_e2m1fn_x2
+    config = MXDynamicActivationMXWeightConfig(
+        activation_dtype=fp4, weight_dtype=fp4, kernel_preference=KernelPreference.EMULATED
+    )
+    theirs = nn.Sequential(copy.deepcopy(linear))
+    quantize_(theirs, config)
+    ours = gemm.Mxfp4Linear(linear)
+    packed: Any = theirs[0].weight
+    mine, their = ours._weight().float(), packed.dequantize(torch.bfloat16).float()
+    scale = torch.exp2(ours.scales.float() - 127).repeat_interleave(32, dim=-1)
+    scaled = (linear.weight.float() / scale).abs().unsqueeze(-1)
+    ties = (scaled == torch.tensor(sage.E2M1_MIDPOINTS)).any(-1)
+    assert ties.any()
+    assert torch.equal(mine[~ties], their[~ties])
+    # Numbers of bf16 lie half-way often enough (1 in 40) for the products of both operands to differ by a third of MXFP4's error.
+    assert error(ours(hidden), theirs(hidden)) < 0.06
+
+
+def test_a_token_does_not_see_the_others() -> None:
+    """No scale spans tokens, so a shard of them gives the same: Ulysses changes nothing."""
+    linear, hidden = layer(torch.float32)
+    for kind in (gemm.Mxfp4Linear, gemm.Fp8Linear):
+        whole = kind(linear)(hidden)
+        assert torch.allclose(kind(linear)(hidden[:, 5:9]), whole[:, 5:9], rtol=1e-5, atol=1e-5)
+
+
+def test_packed_weights_are_small(model: Path) -> None:
+    from wan_mlperf.checkpoint import Checkpoint
+
+    expert = Checkpoint("test", model).load_transformer("transformer", torch.bfloat16)
+    before = {name for name, one in expert.named_modules() if isinstance(one, nn.Linear)}
+    summary = gemm.convert(expert, "mxfp4", [("blocks.1.ffn.*", "bf16"), ("blocks.0.attn1.to_q", "fp8")], CPU, no_aiter)
+    kinds = {name: type(one) for name, one in expert.named_modules()}
+    assert kinds["blocks.0.attn1.to_q"] is gemm.Fp8Linear
+    assert kinds["blocks.1.ffn.net.2"] is nn.Linear
+    assert kinds["blocks.0.attn2.to_out.0"] is gemm.Mxfp4Linear
+    for name in before:
+        if not name.startswith("blocks."):
+            assert kinds[name] is nn.Linear, name  # embeddings, modulation, output projection
+    assert "1 fp8, 17 mxfp4" in summary
+    packed = [one for one in expert.modules() if isinstance(one, gemm.Mxfp4Linear)]
+    numbers = sum(one.in_features * one.out_features for one in packed)
+    assert sum(gemm.weight_bytes(one) for one in packed) <= 0.28 * 2 * numbers
+    assert all(not hasattr(one, "weight") for one in packed)  # the 16-bit copy is gone
+
+
+def test_what_cannot_run_is_refused() -> None:
+    recipe = Gemm(high_noise="mxfp4", low_noise="bf16")
+    with pytest.raises(BadInput, match=r"gemm 'mxfp4': cannot run on cpu .* AITER's MXFP4 GEMM on gfx950"):
+        gemm.check(recipe, CPU, allow_reference=False)
+    gemm.check(recipe, CPU, allow_reference=True)
+    gemm.check(recipe, Device(arch="gfx950", name="MI355X", torch=torch.device("cpu")), allow_reference=False)

@@ -1,0 +1,33 @@
+"""`python -m wan_mlperf.bench speed | fidelity | embedded | floor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wan_mlperf import cli
+from wan_mlperf.errors import choose
+
+COMMANDS = ("speed", "fidelity", "embedded", "floor")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Hand over to the measurement that was asked for."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: python -m wan_mlperf.bench {{{','.join(COMMANDS)}}} [--help]")
+        return cli.DONE if arguments else cli.BAD_INPUT
+    command = choose("bench", arguments[0], COMMANDS)
+    if command == "speed":
+        from wan_mlperf.bench import speed
+
+        return speed.main(arguments[1:])
+    if command == "floor":
+        from wan_mlperf.bench import floor
+
+        return floor.main(arguments[1:])
+    from wan_mlperf.bench import fidelity
+
+    return fidelity.main(arguments[1:]) if command == "fidelity" else fidelity.main_embedded(arguments[1:])
+
+
+if __name__ == "__main__":
+    cli.entry(main)

@@ -1,0 +1,249 @@
+"""What a recipe costs: the same prompts and seeds in `exact` and in the recipe, compared in latents, pixels and, for the embedded
+model, in whether the videos show what their prompts say.
+
+`fidelity` answers it for a schedule before anyone pays for a VBench run; `embedded` scores the embedded model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import imageio.v3
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from wan_mlperf import cli
+from wan_mlperf.clips import Scene, held_out_prompts
+from wan_mlperf.detect import score
+from wan_mlperf.errors import BadInput
+from wan_mlperf.files import writable_folder, write_whole
+from wan_mlperf.parallel import mesh as meshes
+from wan_mlperf.pipeline import Pipeline, check
+from wan_mlperf.recipe import Recipe
+from wan_mlperf.step_plan import Step
+from wan_mlperf.video import contact_sheet, write_mp4
+
+# For any other model than the embedded one: subjects, scenes and styles as in VBench's prompts.
+PROMPTS = (
+    "a person swimming in ocean",
+    "a cat walking on a wooden fence",
+    "a steam train moving on a mountainside",
+    "a crowded market street at night, in the style of an oil painting",
+    "a boat sailing slowly past a lighthouse",
+    "an astronaut riding a horse across a desert",
+    "a glass of water on a kitchen table, morning light",
+    "fireworks over a harbour",
+)
+SHEET = 8  # videos in a contact sheet
+ATTRIBUTES = ("foreground", "background", "direction", "shape")
+
+
+@dataclasses.dataclass
+class Made:
+    """One prompt's outcome: latents after the last high-noise step and at the end [channels, F, h, w], frames uint8."""
+
+    high: torch.Tensor
+    end: torch.Tensor
+    frames: np.ndarray
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`bench fidelity`: each case against exact; a table, JSON, and a side-by-side MP4 of the worst prompt."""
+    options = parse(arguments, "fidelity")
+    base = cli.recipe_from(options)
+    if options.prompts < 1:
+        raise BadInput(f"--prompts: {options.prompts} is not allowed; allowed: from 1")
+    # A case is the recipe with some keys changed; without --case there is one, the recipe itself.
+    cases = {name: with_changes(options, name) for name in options.case} or {base.name: base}
+    prompts, scenes = prompts_of(base, options.prompts)
+    folder = writable_folder(Path(options.outputs), what="output folder")
+    exact = exact_of(options)
+    for recipe in (exact, *cases.values()):
+        check(recipe, recipe.effective_workload, prompts=prompts, world=ranks_of(base))
+    if (code := start_ranks(base, "fidelity", arguments)) is not None:
+        return code
+
+    reference = make(exact, prompts, batch=options.batch)
+    report: dict[str, Any] = {"recipe": base.name, "prompts": len(prompts), "ranks": ranks_of(base), "cases": []}
+    if scenes and reference:
+        report["exact_score"] = score([one.frames for one in reference], scenes)
+    worst: tuple[float, np.ndarray] | None = None
+    for name, recipe in cases.items():
+        made = make(recipe, prompts, batch=options.batch)
+        if not made:
+            continue  # not the replica's first rank
+        rows = [compare(ours, theirs) for ours, theirs in zip(made, reference, strict=True)]
+        case: dict[str, Any] = {"case": name, "mean": {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}}
+        case["per_prompt"] = [{"prompt": prompt, **row} for prompt, row in zip(prompts, rows, strict=True)]
+        if scenes:
+            case["score"] = score([one.frames for one in made], scenes)
+        report["cases"].append(case)
+        lowest = int(np.argmin([row["psnr"] for row in rows]))
+        if worst is None or rows[lowest]["psnr"] < worst[0]:
+            worst = rows[lowest]["psnr"], np.concatenate([reference[lowest].frames, made[lowest].frames], axis=2)
+    if worst is not None:
+        finish(report, worst[1], base.effective_workload.fps, folder, options.json)
+    return cli.DONE
+
+
+def main_embedded(arguments: Sequence[str]) -> int:
+    """`bench embedded`: do the videos show what held-out prompts say, for exact and for the recipe?"""
+    options = parse(arguments, "embedded")
+    recipe, exact = cli.recipe_from(options), exact_of(options)
+    if recipe.model.checkpoint != "embedded":
+        raise BadInput(f"model {recipe.model.checkpoint!r}: is not allowed; allowed: embedded, which this score is made for")
+    if options.prompts < 1:
+        raise BadInput(f"--prompts: {options.prompts} is not allowed; allowed: from 1")
+    prompts, scenes = prompts_of(recipe, options.prompts)
+    check(recipe, recipe.effective_workload, prompts=prompts, world=ranks_of(recipe))
+    if (code := start_ranks(recipe, "embedded", arguments)) is not None:
+        return code
+    report: dict[str, Any] = {"prompts": len(prompts), "recipe_name": recipe.name}
+    table = Table(title=f"{len(prompts)} held-out prompts")
+    for heading in ("", *ATTRIBUTES):
+        table.add_column(heading, justify="right")
+    for name, one in (("exact", exact), ("recipe", recipe)):
+        made = make(one, prompts, batch=options.batch)
+        if not made:
+            continue
+        videos = [one.frames for one in made]
+        report[name] = score(videos, scenes)
+        # Control: scored against another prompt's scene, a score must fall to chance.
+        report[f"{name}_shuffled"] = score(videos, [*scenes[len(scenes) // 2 :], *scenes[: len(scenes) // 2]])
+        if name == "recipe" and options.sheet:
+            imageio.v3.imwrite(options.sheet, contact_sheet(videos[:SHEET]))
+        for row in (name, f"{name}_shuffled"):
+            table.add_row(row.replace("_", ", "), *(f"{report[row][key]:.3f}" for key in ATTRIBUTES))
+    if "exact" in report:
+        console().print(table)
+        if options.json:
+            write_whole(Path(options.json), json.dumps(report, indent=1))
+    return cli.DONE
+
+
+def parse(arguments: Sequence[str], command: str) -> argparse.Namespace:
+    """Read the command line of `fidelity` or `embedded`."""
+    parser = cli.Parser(prog=f"python -m wan_mlperf.bench {command}")
+    cli.add_recipe_arguments(parser)
+    parser.add_argument("--prompts", type=int, default=4 if command == "fidelity" else 126, metavar="N", help="how many prompts")
+    parser.add_argument("--batch", type=int, default=4, metavar="N", help="prompts made at once")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    if command == "embedded":
+        parser.add_argument("--sheet", metavar="FILE", help=f"a picture of the recipe's first {SHEET} videos, a row each")
+    if command == "fidelity":
+        parser.add_argument(
+            "--case", action="append", default=[], metavar="KEY=VALUE,...", help="a variant of the recipe; may be repeated"
+        )
+        parser.add_argument("--outputs", default="outputs/fidelity", metavar="FOLDER", help="where the side-by-side MP4 goes")
+    return parser.parse_args(arguments)
+
+
+def with_changes(options: argparse.Namespace, case: str) -> Recipe:
+    """The recipe of the flags with a case's keys changed. Raises BadInput."""
+    changed = argparse.Namespace(**vars(options))
+    changed.set = [*options.set, *case.split(",")]
+    return cli.recipe_from(changed)
+
+
+def exact_of(options: argparse.Namespace) -> Recipe:
+    """The recipe of the flags with every approximation off."""
+    changed = argparse.Namespace(**vars(options))
+    changed.exact = True
+    return cli.recipe_from(changed)
+
+
+def prompts_of(recipe: Recipe, count: int) -> tuple[list[str], list[Scene]]:
+    """`count` prompts, and for the embedded model what they say: held-out ones, which training has not seen."""
+    if recipe.model.checkpoint != "embedded":
+        return list(PROMPTS[:count]), []
+    pairs = held_out_prompts()
+    return [prompt for prompt, _ in pairs[:count]], [scene for _, scene in pairs[:count]]
+
+
+def ranks_of(recipe: Recipe) -> int:
+    """How many ranks there are, or will be."""
+    return meshes.environment()[1] if meshes.under_torchrun() else meshes.ranks_to_start(recipe.mesh)
+
+
+def start_ranks(recipe: Recipe, command: str, arguments: Sequence[str]) -> int | None:
+    """Outside torchrun start the recipe's ranks and return their exit code; None on a rank that shall work."""
+    ranks = ranks_of(recipe)
+    if meshes.under_torchrun() or ranks == 1:
+        return None
+    return cli.launch("wan_mlperf.bench", [command, *arguments], ranks)
+
+
+def make(recipe: Recipe, prompts: Sequence[str], *, batch: int) -> list[Made]:
+    """Make the videos of `prompts`, each from the workload's seed; a list on the replica's first rank, empty elsewhere."""
+    pipeline = Pipeline.load(recipe)
+    last = len(pipeline.plan) - 1
+    last_high = max((step.index for step in pipeline.plan if step.expert == "high_noise"), default=last)
+    progress = cli.Progress(recipe.name, len(prompts))
+    made: list[Made] = []
+    for start in range(0, len(prompts), batch):
+        group = prompts[start : start + batch]
+        after: dict[int, torch.Tensor] = {}
+
+        def keep(step: Step, latents: torch.Tensor, after: dict[int, torch.Tensor] = after) -> None:
+            if step.index in (last_high, last):
+                after[step.index] = latents.float().cpu()
+
+        chunks = list(pipeline.stream_batch(group, on_step=keep))
+        if chunks:
+            frames = np.concatenate(chunks, axis=1)
+            made += [Made(after[last_high][index], after[last][index], frames[index]) for index in range(len(group))]
+        for _ in group:
+            progress.advance()
+    progress.close()
+    del pipeline
+    gc.collect()  # two models of this size do not fit beside each other on a GPU
+    return made
+
+
+def compare(ours: Made, theirs: Made) -> dict[str, float]:
+    """Relative errors of the latents; PSNR in dB and SSIM of the frames (equal frames count as 99 dB)."""
+    pairs = list(zip(ours.frames, theirs.frames, strict=True))
+    equal = np.array_equal(ours.frames, theirs.frames)
+    return {
+        "latents_high": float((ours.high - theirs.high).norm() / theirs.high.norm()),
+        "latents_end": float((ours.end - theirs.end).norm() / theirs.end.norm()),
+        "psnr": 99.0 if equal else float(peak_signal_noise_ratio(theirs.frames, ours.frames, data_range=255)),
+        "ssim": float(np.mean([structural_similarity(b, a, channel_axis=-1, data_range=255) for a, b in pairs])),
+    }
+
+
+def finish(report: dict[str, Any], worst: np.ndarray, fps: int, folder: Path, file: str | None) -> None:
+    """Print the table and write JSON and the side-by-side MP4 (left exact, right the recipe)."""
+    scored = "exact_score" in report
+    table = Table(title=f"{report['recipe']} against exact, {report['prompts']} prompts")
+    headings = ["case", "latents, last high-noise step", "latents, end", "PSNR dB", "SSIM", *(ATTRIBUTES if scored else ())]
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "case" else "right")
+    if scored:
+        table.add_row("exact", "0", "0", "-", "1", *(f"{report['exact_score'][key]:.3f}" for key in ATTRIBUTES))
+    for case in report["cases"]:
+        mean, extra = case["mean"], [f"{case['score'][key]:.3f}" for key in ATTRIBUTES] if scored else []
+        figures = (f"{mean['latents_high']:.4f}", f"{mean['latents_end']:.4f}", f"{mean['psnr']:.2f}", f"{mean['ssim']:.4f}")
+        table.add_row(case["case"], *figures, *extra)
+    console().print(table)
+    video = folder / f"worst-{datetime.now():%Y%m%d-%H%M%S}.mp4"
+    write_mp4(video, [worst], fps)
+    print(f"worst prompt, exact left and recipe right: {video}")
+    if file:
+        write_whole(Path(file), json.dumps(report, indent=1))
+
+
+def console() -> Console:
+    """A console that does not fold tables where there is no terminal."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 150)

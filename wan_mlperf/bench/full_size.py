@@ -1,0 +1,153 @@
+"""One part at the benchmark's full size on one GPU, ours beside diffusers in eager bf16: a block, an expert, the VAE.
+
+Weights are random: only shapes matter for the time. Ours runs the recipe's kernels for this device, compiled where it says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from rich.table import Table
+
+from wan_mlperf import cli
+from wan_mlperf.bench.fidelity import console
+from wan_mlperf.errors import BadInput
+from wan_mlperf.experts import Expert
+from wan_mlperf.files import write_whole
+from wan_mlperf.identity import commit, versions
+from wan_mlperf.kernels import attention
+from wan_mlperf.kernels.device import Device, probe
+from wan_mlperf.parallel import mesh as meshes
+from wan_mlperf.parallel import split_experts, xdit
+from wan_mlperf.text_encoder import MAX_TOKENS, Embeds
+from wan_mlperf.vae_decode import VaeDecoder
+from wan_mlperf.workload import MLPERF, Workload
+
+LAYERS = {"block720p": 1, "expert720p": 40}
+TEXT_LENGTH = 60  # a usual prompt's own tokens
+Call = Callable[[], Any]
+
+
+def main(workload: str, rounds: int, file: str | None) -> int:
+    """Time a part in turn with diffusers' and print and write the figures. Raises BadInput without a GPU."""
+    device = probe()
+    if not device.is_gpu:
+        raise BadInput(f"--workload {workload!r}: needs a GPU, and this is {device.name}; allowed here: tiny, mid")
+    calls = vae_calls(MLPERF, device) if workload == "vae720p" else expert_calls(MLPERF, device, layers=LAYERS[workload])
+    seconds = alternate(calls, rounds, device)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    report = {
+        "workload": workload,
+        "rounds": rounds,
+        "device": device.name,
+        "median_s": medians,
+        "min_s": {name: min(values) for name, values in seconds.items()},
+        "max_s": {name: max(values) for name, values in seconds.items()},
+        "ratios": {name: value / medians["diffusers"] for name, value in medians.items() if name != "diffusers"},
+        "versions": versions(),
+        "commit": commit(),
+    }
+    table = Table(title=f"{workload} on {device.name}, bf16, medians of {rounds}")
+    for heading in ("", "median s", "min s", "max s", "ours / diffusers"):
+        table.add_column(heading, justify="right")
+    for name, values in seconds.items():
+        ratio = "" if name == "diffusers" else f"{medians[name] / medians['diffusers']:.3f}"
+        table.add_row(name, f"{medians[name]:.4f}", f"{min(values):.4f}", f"{max(values):.4f}", ratio)
+    console().print(table)
+    if file:
+        write_whole(Path(file), json.dumps(report, indent=1))
+    return cli.DONE
+
+
+@torch.inference_mode()
+def alternate(calls: dict[str, Call], rounds: int, device: Device) -> dict[str, list[float]]:
+    """Call each once untimed, then all in turn, `rounds` times; return the seconds of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            _synchronise(device)
+            start = time.perf_counter()
+            call()
+            _synchronise(device)
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def expert_calls(workload: Workload, device: Device, *, layers: int, **sizes: int) -> dict[str, Call]:
+    """One forward pass of an expert of `layers` layers: diffusers, ours with sdpa, with sage_fp8 where it runs, and compiled.
+
+    `sizes` are WanTransformer3DModel's, its defaults the benchmark's.
+    """
+    with torch.device(device.torch):
+        model = WanTransformer3DModel(text_dim=4096, num_layers=layers, **sizes).to(torch.bfloat16).eval()
+        latents = torch.randn(1, *workload.latent_shape(16), dtype=torch.bfloat16)
+        hidden = torch.randn(1, MAX_TOKENS, 4096, dtype=torch.bfloat16)
+    hidden[:, TEXT_LENGTH:] = 0
+    embeds = Embeds(hidden, (TEXT_LENGTH,))
+    timestep = torch.tensor([900], device=device.torch)
+    calls: dict[str, Call] = {}
+    with torch.inference_mode():
+        plain = WanTransformer3DModel.from_config(model.config)
+        plain.load_state_dict(model.state_dict())
+        plain = plain.to(device.torch, torch.bfloat16).eval()
+    calls["diffusers"] = lambda: plain(latents, timestep, hidden, return_dict=False)
+    mesh = meshes.start(meshes.Shape(replicas=1, cfg=1, ulysses=1, ring=1), device)
+    names = ["sdpa"]
+    try:
+        attention.resolve(["sage_fp8"], device, allow_reference=False, probe=xdit.check_backend)
+        names.append("sage_fp8")
+    except BadInput:
+        pass  # this device has no FP8 attention: there is one contestant less
+    kernels = attention.resolve(names, device, allow_reference=False, probe=xdit.check_backend)
+    self_attend, cross_attend = split_experts.attends(kernels)
+    ours = Expert(model, split=split_experts.split(mesh), self_attend=self_attend, cross_attend=cross_attend, trim_text=True)
+    with torch.inference_mode():
+        text = ours.text_keys(embeds)
+    eager = ours.run_blocks
+
+    def call(kernel: str, compiled: bool) -> None:
+        ours.run_blocks = compiled_blocks if compiled else eager
+        ours(latents, 900.0, text, kernel)
+
+    ours.compile()
+    compiled_blocks = ours.run_blocks
+    for name in names:
+        calls[f"ours {name}"] = functools.partial(call, name, False)
+        calls[f"ours {name}, compiled"] = functools.partial(call, name, True)
+    return calls
+
+
+def vae_calls(workload: Workload, device: Device, *, chunks: tuple[int, ...] = (1, 2, 4), **sizes: Any) -> dict[str, Call]:
+    """The decode of one video to uint8 in host memory: diffusers' in one, ours in chunks."""
+    with torch.device(device.torch):
+        vae = AutoencoderKLWan(**sizes).to(torch.bfloat16).eval()
+        latents = torch.randn(1, *workload.latent_shape(vae.config.z_dim), dtype=torch.bfloat16)
+
+    def theirs() -> None:
+        video = vae.decode(latents, return_dict=False)[0]
+        (video * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 4, 1).float().mul(255).to(torch.uint8)
+
+    def ours(decoder: VaeDecoder) -> None:
+        for chunk in decoder.decode(latents):
+            assert chunk is not None
+            chunk.cpu()
+
+    calls: dict[str, Call] = {"diffusers": theirs}
+    for size in chunks:
+        decoder = VaeDecoder(vae, chunk=size, gather=lambda pixels: pixels)
+        calls[f"ours, chunk {size}"] = functools.partial(ours, decoder)
+    return calls
+
+
+def _synchronise(device: Device) -> None:
+    if device.is_gpu:
+        torch.cuda.synchronize(device.torch)

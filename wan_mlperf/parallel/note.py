@@ -1,0 +1,65 @@
+"""Where a rank is, so that others can say it after its death: a note in memory that ranks of its host share."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Any
+
+
+class Note:
+    """Stage and sample of a rank in memory that other ranks of its host map: they can read it after the rank was killed.
+
+    A few bytes written in place, so that it may be done for every step.
+    """
+
+    SIZE = 256
+
+    def __init__(self, process: int | None = None, descriptor: int | None = None) -> None:
+        if process is None:
+            self.descriptor = os.memfd_create("wan_mlperf-note")
+            os.ftruncate(self.descriptor, self.SIZE)
+            self._area = mmap.mmap(self.descriptor, self.SIZE)
+            self.set("start", "warm-up")
+        else:
+            with open(f"/proc/{process}/fd/{descriptor}", "rb") as file:
+                self._area = mmap.mmap(file.fileno(), self.SIZE, access=mmap.ACCESS_READ)
+
+    def set(self, stage: str, sample: str) -> None:
+        """Write both."""
+        self._sample = sample
+        self._area[:] = f"{stage}\n{sample}".encode()[: self.SIZE].ljust(self.SIZE, b"\0")
+
+    def set_stage(self, stage: str) -> None:
+        """Write the stage, for the same sample."""
+        self.set(stage, self._sample)
+
+    @property
+    def stage(self) -> str:
+        """The stage entered last."""
+        return self._read()[0]
+
+    @property
+    def sample(self) -> str:
+        """The sample's number, several for a batch, empty while the rank waits for work."""
+        return self._read()[1]
+
+    def _read(self) -> tuple[str, str]:
+        stage, _, sample = bytes(self._area).rstrip(b"\0").decode(errors="replace").partition("\n")
+        return stage, sample
+
+
+def place(sign: dict[str, Any]) -> str:
+    """Rank, host, stage and sample of a sign of life, for people."""
+    sample = f"sample {sign['sample']}" if sign.get("sample") else "no sample"
+    return f"rank {sign.get('rank')} on {sign.get('host')}, stage {sign.get('stage')}, {sample}"
+
+
+def is_alive(process: int, parent: int) -> bool:
+    """True if there is such a process, not dead yet, that `parent` started: a number may come back in another job."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            state, its_parent = file.read().rpartition(")")[2].split()[:2]
+    except OSError:
+        return False
+    return state != "Z" and int(its_parent) == parent

@@ -1,0 +1,48 @@
+"""xDiT as it comes, for `bench speed` to compare with: its Wan wrapper, Ulysses over all ranks, guidance one branch after the
+other, and DistVAE's decode after the last step. Nothing of our own forward pass, reuse, mesh or streaming.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanPipeline
+
+from wan_mlperf.kernels.device import Device
+from wan_mlperf.parallel import mesh as meshes
+
+
+def load(folder: Path, device: Device, dtype: torch.dtype) -> Any:
+    """Return diffusers' WanPipeline with xDiT's transformers and a decoder sharded over all ranks; every rank calls it."""
+    world = meshes.environment()[1]
+    shape = meshes.Shape(replicas=1, cfg=1, ulysses=world, ring=1)
+    meshes.start(shape, device)
+    wrapper = importlib.import_module("xfuser.model_executor.models.transformers.transformer_wan").xFuserWanTransformer3DWrapper
+    transformers = {
+        part: wrapper.from_pretrained(folder, subfolder=part, torch_dtype=dtype).to(device.torch)
+        for part in ("transformer", "transformer_2")
+    }
+    pipeline = WanPipeline.from_pretrained(folder, torch_dtype={"default": dtype, "vae": torch.float32}, **transformers)
+    pipeline.to(device.torch)
+    if world > 1:
+        group = importlib.import_module("xfuser.core.distributed").get_vae_parallel_group().device_group
+        importlib.import_module("distvae.vae").parallelize_decoder(pipeline.vae, group)
+    # xDiT's own runtime state for its pipelines: the wrapper counts its calls in it.
+    arguments = importlib.import_module("xfuser.config.args").xFuserArgs(
+        ulysses_degree=world, attention_backend=xdit_backend(device)
+    )
+    runtime: Any = importlib.import_module("xfuser.core.distributed.runtime_state")
+    config, _ = arguments.create_config()
+    runtime._RUNTIME = None
+    runtime.initialize_runtime_state(pipeline, config)
+    return pipeline
+
+
+def xdit_backend(device: Device) -> str:
+    """The backend that plain xDiT gets: PyTorch's on a CPU, where its automatic choice finds none; AITER or FLASH on a GPU."""
+    if not device.is_gpu:
+        return "SDPA"
+    return "AITER" if device.arch.startswith("gfx") else "FLASH"

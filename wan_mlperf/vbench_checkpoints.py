@@ -1,0 +1,159 @@
+"""The checkpoints that VBench's dimensions load: where each belongs, where it comes from, what it hashes to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a dimension needs: `path` under the checkpoint folder, a file or a folder that holds `inside`."""
+
+    path: str
+    address: str
+    dimensions: tuple[str, ...]
+    inside: tuple[str, ...] = ()
+    how: str = ""
+    sha256: str = ""
+
+
+# The paths and addresses are those of VBench 0.1.5 in local mode, as MLCommons' reference runs it; the last one is what
+# Tag2Text opens by name. The first one is code: VBench runs its hubconf.py.
+CHECKPOINTS = (
+    Checkpoint(
+        path="dino_model/facebookresearch_dino_main",
+        address="https://github.com/facebookresearch/dino",
+        dimensions=("subject_consistency",),
+        inside=("hubconf.py",),
+        how="git clone",
+    ),
+    Checkpoint(
+        path="dino_model/dino_vitbase16_pretrain.pth",
+        address="https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
+        dimensions=("subject_consistency",),
+    ),
+    Checkpoint(
+        path="clip_model/ViT-B-32.pt",
+        address="https://openaipublic.azureedge.net/clip/models/"
+        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
+        dimensions=("background_consistency", "appearance_style"),
+        sha256="40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    ),
+    Checkpoint(
+        path="amt_model/amt-s.pth",
+        address="https://huggingface.co/lalala125/AMT/resolve/main/amt-s.pth",
+        dimensions=("motion_smoothness",),
+    ),
+    Checkpoint(
+        path="raft_model/models/raft-things.pth",
+        address="https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip",
+        dimensions=("dynamic_degree",),
+        how="unpack in raft_model",
+    ),
+    Checkpoint(
+        path="caption_model/tag2text_swin_14m.pth",
+        address="https://huggingface.co/spaces/xinyu1205/recognize-anything/resolve/main/tag2text_swin_14m.pth",
+        dimensions=("scene",),
+    ),
+    Checkpoint(
+        path="bert-base-uncased",
+        address="https://huggingface.co/google-bert/bert-base-uncased",
+        dimensions=("scene",),
+        inside=("config.json", "vocab.txt", "model.safetensors"),
+        how="its config.json, vocab.txt and model.safetensors",
+    ),
+)
+
+
+def checkpoint_folder() -> Path:
+    """Where VBench keeps its checkpoints: $VBENCH_CACHE_DIR, else ~/.cache/vbench."""
+    return Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench").absolute()
+
+
+def needed(dimensions: Iterable[str]) -> list[Checkpoint]:
+    """Return the checkpoints of these dimensions."""
+    chosen = set(dimensions)
+    return [one for one in CHECKPOINTS if chosen & set(one.dimensions)]
+
+
+def locate(checkpoint: Checkpoint) -> Path | None:
+    """Return where a checkpoint is, or None. BERT is also taken from the Hugging Face cache, where VBench would leave it."""
+    places = [checkpoint_folder() / checkpoint.path]
+    if checkpoint.path == "bert-base-uncased":
+        home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+        hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+        for name in ("models--bert-base-uncased", "models--google-bert--bert-base-uncased"):
+            places += sorted((hub / name / "snapshots").glob("*"))
+    for place in places:
+        if all((place / name).is_file() for name in checkpoint.inside) if checkpoint.inside else place.is_file():
+            return place.absolute()
+    return None
+
+
+def missing(dimensions: Iterable[str]) -> list[str]:
+    """Return one line per missing checkpoint: its download address and the place it belongs in."""
+    return [
+        f"{one.address}{f' ({one.how})' if one.how else ''} -> {checkpoint_folder() / one.path}"
+        for one in needed(dimensions)
+        if locate(one) is None
+    ]
+
+
+def hashes(dimensions: Iterable[str]) -> dict[str, str]:
+    """Return path -> SHA-256 of the checkpoints of these dimensions."""
+    return {one.path: digest(path) for one in needed(dimensions) if (path := locate(one)) is not None}
+
+
+def not_the_published(found: Mapping[str, str]) -> list[str]:
+    """Return the checkpoints that differ from the publisher's, where the publisher tells the hash."""
+    return [one.path for one in CHECKPOINTS if one.sha256 and found.get(one.path, one.sha256) != one.sha256]
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of a folder's files."""
+    result = hashlib.sha256()
+    inside = [path]
+    if path.is_dir():
+        hidden = {".git", "__pycache__"}
+        inside = sorted(file for file in path.rglob("*") if file.is_file() and not hidden & set(file.relative_to(path).parts))
+    for file in inside:
+        if file != path:
+            result.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                result.update(block)
+    return result.hexdigest()
+
+
+@contextmanager
+def surroundings() -> Iterator[tuple[Path, dict[str, str]]]:
+    """Yield a working folder and the environment variables in which VBench finds every checkpoint and fetches nothing.
+
+    Two checkpoints are opened by name alone: BERT from the working folder, DINO's weights from torch.hub's own.
+    """
+    with TemporaryDirectory(prefix="wan_mlperf-vbench-") as name:
+        folder = Path(name)
+        hub = folder / "torch" / "hub" / "checkpoints"
+        hub.mkdir(parents=True)
+        for one in CHECKPOINTS:
+            found = locate(one)
+            if found is not None and one.path == "bert-base-uncased":
+                (folder / "bert-base-uncased").symlink_to(found)
+            elif found is not None and one.path.endswith("dino_vitbase16_pretrain.pth"):
+                (hub / found.name).symlink_to(found)
+        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        yield (
+            folder,
+            {
+                **os.environ,
+                **offline,
+                "TORCH_HOME": str(folder / "torch"),
+                "VBENCH_CACHE_DIR": str(checkpoint_folder()),
+            },
+        )
