@@ -68,7 +68,10 @@ def test_recipes(text: str, message: str, tmp_path: Path) -> None:
         (["--model", "nowhere"], r"model 'nowhere': no such folder.*allowed: embedded, Wan-AI"),
         (["--set", "mesh.ranks=3"], r"world size 3: 8 heads do not divide by the Ulysses degree 3"),
         (["--set", "references=forbid", "--set", "attention.early=sage_fp4"], r"sage_fp4.*AITER.*gfx950"),
-        (["--set", "references=forbid", "--set", "gemm.low_noise=mxfp4"], r"mxfp4.*AITER.*gfx950"),
+        (
+            ["--set=references=forbid", "--set=attention.early=sdpa", "--set=attention.late=sdpa"],
+            r"gemm 'mxfp4'.*AITER.*gfx950",
+        ),
         (["--set", "model.fixed_latent=none.pt"], r"model.fixed_latent 'none.pt': cannot be read"),
     ],
 )
@@ -91,7 +94,7 @@ def test_run(arguments: list[str], message: str, model: Path) -> None:
         (["a cat", "-o", "there.mp4"], r"--output: 'there.mp4' exists; allowed: another name, or --force"),
         (["a cat", "-o", "clip.avi"], r"--output: 'clip.avi' is not allowed; allowed: a name that ends in .mp4"),
         (["a cat", "-o", "/proc/none/x.mp4"], r"output folder '/proc/none': not writable"),
-        ([], r"required: prompt"),
+        ([], r"prompt: allowed: either a prompt or --prompts FILE"),
     ],
 )
 def test_generate(arguments: list[str], message: str, model: Path, tmp_path: Path) -> None:
