@@ -10,21 +10,16 @@ from pathlib import Path
 
 from wan_mlperf import files
 from wan_mlperf.errors import BadInput
+from wan_mlperf.vbench_worker import DIMENSIONS
 
-# MLCommons scores six dimensions of VBench; their prompts, in file order without repeats, are the benchmark's 248.
-DIMENSIONS = (
-    "subject_consistency",
-    "background_consistency",
-    "motion_smoothness",
-    "dynamic_degree",
-    "appearance_style",
-    "scene",
-)
 SHA256 = "f45433f7d3f6ac055613bb36ea21f38120e3cb5873d91f7e621477761b7284e8"
 
 
 def benchmark_prompts() -> list[str]:
-    """Return the 248 prompts from the installed vbench package's own JSON, checked by hash; vbench is not imported."""
+    """Return the 248 prompts from the installed vbench package's own JSON, checked by hash; vbench is not imported.
+
+    They are those of the six dimensions that MLCommons scores, in file order without repeats.
+    """
     spec = importlib.util.find_spec("vbench")
     if spec is None or not spec.submodule_search_locations:
         raise BadInput(

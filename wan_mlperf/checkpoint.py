@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import struct
 import tempfile
@@ -25,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, UMT5EncoderModel
 
 from wan_mlperf.errors import BadInput, near
+from wan_mlperf.files import cache_folder
 from wan_mlperf.recipe import Dtype
 
 HUB_NAME = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
@@ -182,11 +182,6 @@ def headers(folder: Path, part: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
             raise BadInput(f"model {folder.parent}: {part} ({PARTS[part]}): {file.name} is damaged ({error})") from None
     return found
-
-
-def cache_folder() -> Path:
-    """Where built things are kept for the user: $WAN_MLPERF_CACHE, else ~/.cache/wan_mlperf."""
-    return Path(os.environ.get("WAN_MLPERF_CACHE") or Path.home() / ".cache" / "wan_mlperf")
 
 
 def _expand_embedded() -> Path:

@@ -1,4 +1,4 @@
-"""A file appears under its final name only when it is whole."""
+"""Files and folders: one appears under its final name only when it is whole."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def read_prompts(file: str | Path) -> list[str]:
     if not prompts:
         raise BadInput(f"prompts {str(file)!r}: holds no prompt; allowed: a text file, one prompt a line")
     return prompts
+
+
+def cache_folder() -> Path:
+    """Where built things are kept for the user: $WAN_MLPERF_CACHE, else ~/.cache/wan_mlperf."""
+    return Path(os.environ.get("WAN_MLPERF_CACHE") or Path.home() / ".cache" / "wan_mlperf")
 
 
 def writable_folder(folder: Path, *, what: str) -> Path:

@@ -176,7 +176,7 @@ def load(recipe: Recipe, workload: Workload, timeout_s: float) -> Pipeline:
     vae = found.load_vae(found.dtype("vae", recipe.model.vae_dtype)).to(here.torch)
     _, _, rows, columns = workload.latent_shape(0)
     gather = split_vae.shard_decoder(vae, mesh, latent_height=rows, latent_width=columns)
-    decoder = VaeDecoder(vae, chunk=1 if bitwise else recipe.vae.chunk, gather=gather)
+    decoder = VaeDecoder(vae, chunk=1 if bitwise else recipe.vae.chunk, gather=gather, bitwise=bitwise)
     if recipe.compile.decoder:
         compile_decoder(decoder)
     text_dtype = found.dtype("text_encoder", recipe.model.dtype)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from wan_mlperf.kernels import vae as kernels
 from wan_mlperf.spans import Spans
 
 # Brings the chunks of all ranks together: [B, 3, n, band height, width] uint8 -> the whole on the first rank, None elsewhere.
@@ -23,9 +26,12 @@ Gather = Callable[[torch.Tensor], "torch.Tensor | None"]
 
 
 class VaeDecoder:
-    """Decodes with an AutoencoderKLWan whose decoder may have been sharded (`parallel/split_vae.py`)."""
+    """Decodes with an AutoencoderKLWan whose decoder may have been sharded (`parallel/split_vae.py`).
 
-    def __init__(self, vae: Any, *, chunk: int, gather: Gather) -> None:
+    `bitwise` keeps PyTorch's own operations, and so diffusers' very bits (`kernels/vae.py`).
+    """
+
+    def __init__(self, vae: Any, *, chunk: int, gather: Gather, bitwise: bool = False) -> None:
         self.vae = vae
         self.chunk = chunk
         self.gather = gather
@@ -37,6 +43,9 @@ class VaeDecoder:
         self._mean = torch.tensor(config.latents_mean).view(shape).to(**to)
         self._scale = 1.0 / torch.tensor(config.latents_std).view(shape).to(**to)
         vae.clear_cache()
+        self._kernels: Callable[[], AbstractContextManager[object]] = (
+            nullcontext if bitwise else partial(kernels.fast, parameter.device)
+        )
         self._slots: int = len(vae._feat_map)  # how many convolutions keep features
 
     def decode(self, latents: torch.Tensor) -> Iterator[torch.Tensor | None]:
@@ -50,7 +59,8 @@ class VaeDecoder:
         count = hidden.shape[2]
         starts = [0, *range(1, count, self.chunk)]
         for start, stop in zip(starts, [*starts[1:], count], strict=True):
-            pixels = self.decoder(hidden[:, :, start:stop], feat_cache=features, feat_idx=[0], first_chunk=start == 0)
+            with self._kernels():
+                pixels = self.decoder(hidden[:, :, start:stop], feat_cache=features, feat_idx=[0], first_chunk=start == 0)
             whole = self.gather(to_uint8(pixels))
             yield None if whole is None else whole.permute(0, 2, 3, 4, 1)
 
@@ -105,4 +115,5 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
 def compile_decoder(decoder: VaeDecoder) -> None:
     """Compile the decoder; the first call with each chunk length then takes seconds."""
     assert isinstance(decoder.decoder, nn.Module)
+    decoder._kernels = nullcontext  # the compiler chooses
     decoder.decoder = torch.compile(decoder.decoder)

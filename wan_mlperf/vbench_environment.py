@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,17 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wan_mlperf.errors import BadInput, Failed
-from wan_mlperf.files import writable_folder, write_whole
+from wan_mlperf.files import cache_folder, writable_folder, write_whole
 
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "vbench_worker.py"
 REQUIREMENTS = HERE / "vbench-requirements.txt"
 MARK = "ready.json"  # written last: a folder without it is not an environment
-
-
-def cache_folder() -> Path:
-    """Where built things are kept for the user: $WAN_MLPERF_CACHE, else ~/.cache/wan_mlperf."""
-    return Path(os.environ.get("WAN_MLPERF_CACHE") or Path.home() / ".cache" / "wan_mlperf")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+# The six of VBench that MLCommons scores.
 DIMENSIONS = (
     "subject_consistency",
     "background_consistency",

@@ -1,13 +1,18 @@
-"""What replicas and pulling bring on two cores, and that memory does not grow. Needs a quiet machine: all are slow tests."""
+"""What replicas, pulling and a shared decode bring on two cores, and that memory does not grow.
+
+All are slow tests, and need a quiet machine.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import run_module
 from tests.distributed import jobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -51,12 +56,25 @@ def test_memory_of_rank_0_does_not_grow(tmp_path: Path, model: Path) -> None:
     recipe = jobs.write_recipe(tmp_path, model, queries=500)
     job = jobs.start("wan_mlperf.run", jobs.offline(recipe, tmp_path / "outputs"))
     used = []
-    for done in (100, 300, 500):
+    for done in range(100, 501, 50):
         job.await_line(f"offline performance: {done}/500", timeout=600)
         used.append(memory_mib(rank_0(job)))
     code, _ = job.finish()
-    print(f"rank 0 after 100, 300, 500 samples: {used} MiB")
-    assert code == 0 and max(used) - used[0] < 16
+    print(f"rank 0 after 100, 150 .. 500 samples: {used} MiB")
+    # Single readings go up and down by some 15 MiB, as the allocator keeps and returns pages.
+    assert code == 0 and statistics.median(used[-3:]) - statistics.median(used[:3]) < 16
+
+
+def test_two_ranks_decode_in_little_more_than_half_the_time(tmp_path: Path) -> None:
+    """At 192 x 320, where the exchanges between bands are short beside the work; `bench decode` alone shows the tiny size."""
+    size = ("--set", "workload.height=192", "--set", "workload.width=320", "--set", "workload.frames=17")
+    file = tmp_path / "decode.json"
+    done = run_module(["wan_mlperf.bench", "decode", "--ranks", "2", "--rounds", "3", *size, "--json", str(file)], timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(file.read_text())
+    print(done.stdout)
+    assert report["ratio"] <= 0.62
+    assert report["first_frame"]["all"] < 1 / 3
 
 
 def rank_0(job: jobs.Job) -> int:

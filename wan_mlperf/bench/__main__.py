@@ -1,4 +1,4 @@
-"""`python -m wan_mlperf.bench speed | fidelity | embedded | floor`."""
+"""`python -m wan_mlperf.bench speed | decode | fidelity | embedded | floor`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from wan_mlperf import cli
 from wan_mlperf.errors import choose
 
-COMMANDS = ("speed", "fidelity", "embedded", "floor")
+COMMANDS = ("speed", "decode", "fidelity", "embedded", "floor")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,6 +20,10 @@ def main(arguments: Sequence[str]) -> int:
         from wan_mlperf.bench import speed
 
         return speed.main(arguments[1:])
+    if command == "decode":
+        from wan_mlperf.bench import decode
+
+        return decode.main(arguments[1:])
     if command == "floor":
         from wan_mlperf.bench import floor
 
