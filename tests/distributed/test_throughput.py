@@ -21,14 +21,32 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 LARGER = ("--set=workload.height=64", "--set=workload.width=64", "--set=workload.frames=5", "--set=workload.steps=8")
 
 
-def samples_per_second(folder: Path, *, replicas: int, queries: int = 120, slow: bool = False, halves: bool = False) -> float:
-    """One Offline run with one thread per replica."""
-    recipe, outputs = jobs.write_recipe(folder, Path("embedded"), queries=queries), folder / "outputs"
-    arguments = jobs.offline(recipe, outputs, *LARGER, f"--set=mesh.ranks={replicas}", f"--set=mesh.replicas={replicas}")
-    job = jobs.start("wan_mlperf.run", arguments, fault="slow@1:1-9999" if slow else "", halves=halves)
+def start(folder: Path, *, replicas: int, queries: int, slow: bool = False, halves: bool = False) -> jobs.Job:
+    """Start one Offline run with one thread per replica."""
+    folder.mkdir(exist_ok=True)
+    recipe = jobs.write_recipe(folder, Path("embedded"), queries=queries)
+    arguments = jobs.offline(
+        recipe, folder / "outputs", *LARGER, f"--set=mesh.ranks={replicas}", f"--set=mesh.replicas={replicas}"
+    )
+    return jobs.start("wan_mlperf.run", arguments, fault="slow@1:1-9999" if slow else "", halves=halves)
+
+
+def rate(job: jobs.Job, folder: Path) -> float:
+    """Samples per second of a run, when it has ended."""
     code, _ = job.finish(600)
     assert code == 0, job.output
-    return float(jobs.result(outputs)["samples_per_second"])
+    return float(jobs.result(folder / "outputs")["samples_per_second"])
+
+
+def samples_per_second(folder: Path, *, replicas: int, slow: bool = False, halves: bool = False) -> float:
+    """One run."""
+    return rate(start(folder, replicas=replicas, queries=120 if replicas > 1 else 60, slow=slow, halves=halves), folder)
+
+
+def two_jobs_at_once(folder: Path) -> float:
+    """Two runs of one replica beside each other, which share nothing but the machine: what two replicas can reach on it."""
+    running = [(start(folder / name, replicas=1, queries=60), folder / name) for name in ("left", "right")]
+    return sum(rate(job, place) for job, place in running)
 
 
 def test_two_replicas_are_nearly_twice_as_fast(tmp_path: Path) -> None:
@@ -38,7 +56,10 @@ def test_two_replicas_are_nearly_twice_as_fast(tmp_path: Path) -> None:
         two.append(samples_per_second(tmp_path, replicas=2))
     ratio = statistics.median(two) / statistics.median(one)
     print(f"1 replica {one}, 2 replicas {two} samples/s; medians {ratio:.3f}")
-    assert ratio >= 1.85
+    if ratio < 1.85:  # say whether it is the machine: both cores of a virtual one may be slower together
+        pytest.fail(
+            f"ratio {ratio:.3f}; two independent jobs at once give {two_jobs_at_once(tmp_path) / statistics.median(one):.3f}"
+        )
 
 
 def test_pulling_beats_fixed_halves_where_one_replica_is_slow(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def finish(report: dict[str, Any], worst: np.ndarray, fps: int, folder: Path, fi
     table = Table(title=f"{report['recipe']} against exact, {report['prompts']} prompts")
     headings = ["case", "latents, last high-noise step", "latents, end", "PSNR dB", "SSIM", *(ATTRIBUTES if scored else ())]
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "case" else "right")
+        table.add_column(heading, justify="left" if heading == "case" else "right", overflow="fold")
     if scored:
         table.add_row("exact", "0", "0", "-", "1", *(f"{report['exact_score'][key]:.3f}" for key in ATTRIBUTES))
     for case in report["cases"]:
