@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wan_mlperf.errors import BadInput
+from wan_mlperf.parallel import split_vae
 from wan_mlperf.parallel.mesh import Shape, plan_shape
 from wan_mlperf.recipe import Mesh
 
@@ -45,3 +46,19 @@ def test_shapes(mesh: Mesh, world: int, expected: tuple[int, ...]) -> None:
 def test_what_does_not_fit_is_refused(mesh: Mesh, world: int, rows: int, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         plan_shape(mesh, world=world, heads=8, latent_rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "ranks", "side"),
+    [
+        (8, 8, 2, (split_vae.HEIGHT, 8)),
+        (24, 40, 2, (split_vae.HEIGHT, 24)),
+        (90, 160, 8, (split_vae.WIDTH, 160)),  # 720p on eight ranks
+        (160, 90, 8, (split_vae.HEIGHT, 160)),
+        (2, 5, 4, (split_vae.WIDTH, 5)),  # fewer rows than ranks
+    ],
+)
+def test_decode_is_split_along_the_side_with_the_evenest_bands(
+    height: int, width: int, ranks: int, side: tuple[int, int]
+) -> None:
+    assert split_vae.most_even_side(height, width, ranks) == side
