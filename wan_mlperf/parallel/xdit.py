@@ -1,6 +1,6 @@
 """Bringing xDiT up on any device, a CPU with gloo included. Every line that touches xDiT's insides is here and says why.
 
-Checked on xfuser 0.7.0. With a GPU none of the CPU lines runs.
+Checked on xfuser 0.7.0 and torch 2.13. With a GPU none of the CPU lines runs.
 """
 
 from __future__ import annotations
@@ -75,28 +75,50 @@ def start_groups(
     load()
     state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
     distributed = importlib.import_module("xfuser.core.distributed")
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.is_gpu else "gloo"
-        timeout = datetime.timedelta(seconds=timeout_s)
-        if "RANK" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
-        else:  # one process without torchrun: no address is needed
-            dist.init_process_group(backend, store=dist.HashStore(), rank=rank, world_size=world, timeout=timeout)
-        distributed.init_distributed_environment(world_size=world, rank=rank, local_rank=_local_rank())
-    if distributed.model_parallel_is_initialized():
-        state.destroy_model_parallel()
-        state._FS = None  # left behind by destroy_model_parallel, and then refused by initialize_model_parallel
-    distributed.initialize_model_parallel(
-        data_parallel_degree=replicas,
-        classifier_free_guidance_degree=cfg,
-        sequence_parallel_degree=ulysses * ring,
-        ulysses_degree=ulysses,
-        ring_degree=ring,
-        use_parallel_vae=True,
-        backend="nccl" if device.is_gpu else "gloo",
-    )
+    with _one_gloo_device():
+        if not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if device.is_gpu else "gloo"
+            timeout = datetime.timedelta(seconds=timeout_s)
+            if "RANK" in os.environ:
+                dist.init_process_group(backend, timeout=timeout)
+            else:  # one process without torchrun: no address is needed
+                dist.init_process_group(backend, store=dist.HashStore(), rank=rank, world_size=world, timeout=timeout)
+            distributed.init_distributed_environment(world_size=world, rank=rank, local_rank=_local_rank())
+        if distributed.model_parallel_is_initialized():
+            state.destroy_model_parallel()
+            state._FS = None  # left behind by destroy_model_parallel, and then refused by initialize_model_parallel
+        distributed.initialize_model_parallel(
+            data_parallel_degree=replicas,
+            classifier_free_guidance_degree=cfg,
+            sequence_parallel_degree=ulysses * ring,
+            ulysses_degree=ulysses,
+            ring_degree=ring,
+            use_parallel_vae=True,
+            backend="nccl" if device.is_gpu else "gloo",
+        )
     _start_runtime_state(replicas=replicas, cfg=cfg, ulysses=ulysses, ring=ring)
     return distributed
+
+
+@contextmanager
+def _one_gloo_device() -> Iterator[None]:
+    # Every gloo group otherwise opens a device of its own, whose thread wakes a hundred times a second; xDiT makes some twenty
+    # groups, so two ranks woke two busy cores 4,800 times a second. Groups may share a device; torch has no option that says so.
+    c10d: Any = importlib.import_module("torch.distributed.distributed_c10d")
+    gloo: Any = c10d.ProcessGroupGloo
+    device = gloo.create_default_device()
+
+    class OnOneDevice(gloo):  # a class, because torch asks whether groups are instances of this name
+        def __init__(self, store: Any, rank: int, size: int, *, timeout: datetime.timedelta) -> None:
+            options = gloo._Options()
+            options._devices, options._timeout = [device], timeout
+            super().__init__(store, rank, size, options)
+
+    c10d.ProcessGroupGloo = OnOneDevice
+    try:
+        yield
+    finally:
+        c10d.ProcessGroupGloo = gloo
 
 
 def _start_runtime_state(*, replicas: int, cfg: int, ulysses: int, ring: int) -> None:
