@@ -40,12 +40,12 @@ def rate(job: jobs.Job, folder: Path) -> float:
 
 def samples_per_second(folder: Path, *, replicas: int, slow: bool = False, halves: bool = False) -> float:
     """One run."""
-    return rate(start(folder, replicas=replicas, queries=120 if replicas > 1 else 60, slow=slow, halves=halves), folder)
+    return rate(start(folder, replicas=replicas, queries=240 if replicas > 1 else 120, slow=slow, halves=halves), folder)
 
 
 def two_jobs_at_once(folder: Path) -> float:
     """Two runs of one replica beside each other, which share nothing but the machine: what two replicas can reach on it."""
-    running = [(start(folder / name, replicas=1, queries=60), folder / name) for name in ("left", "right")]
+    running = [(start(folder / name, replicas=1, queries=120), folder / name) for name in ("left", "right")]
     return sum(rate(job, place) for job, place in running)
 
 

@@ -1,15 +1,18 @@
 """DistVAE attached to the decoder from outside: each rank of the replica decodes a band of rows or columns.
 
 The bands are turned to uint8 where they were decoded and gathered on the replica's first rank only: a quarter of the bytes of
-DistVAE's own all-gather of floats, and no rank receives pixels that it does not need.
+DistVAE's own all-gather of floats, and no rank receives pixels that it does not need. A band's convolutions start before the
+neighbours' edges are there.
 """
 
 from __future__ import annotations
 
 import math
+from types import MethodType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -29,6 +32,7 @@ def shard_decoder(vae: Any, mesh: Mesh, *, latent_height: int, latent_width: int
     patch_dim, length = most_even_side(latent_height, latent_width, ranks)
     vae.decoder = WanDecoderAdapter(vae.decoder, vae_group=mesh.vae_group, patch_dim=patch_dim).eval()
     vae.decoder.depatchify = nn.Identity()
+    _compute_while_edges_travel(vae.decoder, mesh, patch_dim)
     # The split that DistVAE makes: the first ranks take one row more where the rows do not divide.
     band, longer = divmod(length, ranks)
     shares = [band + (rank < longer) for rank in range(ranks)]
@@ -54,6 +58,48 @@ def most_even_side(height: int, width: int, ranks: int) -> tuple[int, int]:
     """
     sides = [(HEIGHT, height), (WIDTH, width)]
     return min(sides, key=lambda side: -(-side[1] // ranks) / side[1] if side[1] >= ranks else math.inf)
+
+
+def _compute_while_edges_travel(decoder: nn.Module, mesh: Mesh, patch_dim: int) -> None:
+    """Replace the forward of the convolutions that read one row (or column) of each neighbour's band.
+
+    DistVAE waits for the rows, copies the band with them, computes one row too many, and copies the rest. Here the band is
+    convolved as if zeros lay around it, while the rows travel; what they add to the band's own edge comes after, by the one
+    row of the kernel that meets them. The sums are the same but for their order.
+    """
+    from distvae.models.layers.conv2d import PatchConv2d
+    from distvae.models.layers.conv3d import PatchConv3d
+
+    ranks = dist.get_process_group_ranks(mesh.vae_group)
+    before = ranks[mesh.rank_in_replica - 1] if mesh.rank_in_replica > 0 else None
+    after = ranks[mesh.rank_in_replica + 1] if mesh.rank_in_replica + 1 < len(ranks) else None
+
+    def forward(conv: Any, band: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        function = F.conv2d if band.ndim == 4 else F.conv3d
+        operations, edges = [], []
+        for neighbour, own, kernel_row in ((before, 0, 0), (after, -1, 2)):
+            if neighbour is not None:
+                sent = band.select(patch_dim, own).contiguous()
+                received = torch.empty_like(sent)
+                operations += [
+                    dist.P2POp(dist.isend, sent, neighbour, group=mesh.vae_group),
+                    dist.P2POp(dist.irecv, received, neighbour, group=mesh.vae_group),
+                ]
+                edges.append((own, received.unsqueeze(patch_dim), weight.narrow(patch_dim, kernel_row, 1)))
+        under_way = dist.batch_isend_irecv(operations)
+        out = function(band, weight, bias, conv.stride, conv.padding)
+        padding = list(conv.padding)
+        padding[patch_dim] = 0
+        for work in under_way:
+            work.wait()
+        for own, received, kernel in edges:
+            out.select(patch_dim, own).add_(function(received, kernel, None, conv.stride, padding).squeeze(patch_dim))
+        return out
+
+    for conv in decoder.modules():
+        if isinstance(conv, PatchConv2d | PatchConv3d) and (conv.kernel_size[patch_dim], conv.padding[patch_dim]) == (3, 1):
+            assert set(conv.stride) == set(conv.dilation) == {1} and conv.padding_mode == "zeros"
+            conv._conv_forward = MethodType(forward, conv)
 
 
 def _whole(pixels: torch.Tensor) -> torch.Tensor:
