@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
 
 from wan_mlperf.clips import BACKGROUNDS, COLOURS, FOREGROUNDS, SHAPES, SIZE, Scene, coverage
 
@@ -25,6 +26,32 @@ _UNIT_AREA = {"circle": np.pi, "square": 4 * 0.9**2, "triangle": 3 * np.sqrt(3) 
 
 def detect(frames: NDArray[np.uint8]) -> Scene:
     """Name what a clip shows, uint8 [F, 64, 64, 3]; a clip that shows nothing still gets the nearest words."""
+    foreground, background, alpha = _measure(frames)
+    return Scene(shape=_shape(alpha), foreground=foreground, background=background, motion=_motion(*_track(alpha)))
+
+
+def steadiness(frames: NDArray[np.uint8]) -> float:
+    """How still the outline of a clip's shape holds while it moves or changes size: 1 is a shape that only does that.
+
+    Every frame's coverage is brought to the clip's mean centre and area; the result is the mean over frames of its overlap with
+    their mean, intersection over union. Drawn clips, whose edges fall on other pixels in each frame, reach about 0.98.
+    """
+    alpha = _measure(frames)[2]
+    x, y, area = _track(alpha)
+    radius = np.sqrt(np.maximum(area, 1.0))
+    middle = (SIZE - 1) / 2
+    still = np.stack(
+        [
+            affine_transform(mask, np.full(2, scale), np.array([cy, cx]) - 0.5 - middle * scale, order=1)
+            for mask, cx, cy, scale in zip(alpha, x, y, radius / radius.mean(), strict=True)
+        ]
+    )
+    mean = still.mean(0)
+    return float(np.mean([np.minimum(frame, mean).sum() / max(np.maximum(frame, mean).sum(), 1e-6) for frame in still]))
+
+
+def _measure(frames: NDArray[np.uint8]) -> tuple[str, str, NDArray[np.float32]]:
+    """Foreground's and background's names, and the shape's coverage [F, H, W]."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (SIZE, SIZE, 3):
         raise ValueError(f"frames must be uint8 [F, {SIZE}, {SIZE}, 3], not {frames.dtype} {list(frames.shape)}")
     video = frames.astype(np.float32)
@@ -40,7 +67,7 @@ def detect(frames: NDArray[np.uint8]) -> Scene:
     span = foreground - background
     alpha = np.clip((video - background) @ span / max(float(span @ span), 1.0), 0.0, 1.0)
     alpha[alpha < 0.15] = 0.0  # ripples of the background would pull the centre towards the middle
-    return Scene(shape=_shape(alpha), foreground=foreground_name, background=background_name, motion=_motion(*_track(alpha)))
+    return foreground_name, background_name, alpha
 
 
 def score(videos: Iterable[NDArray[np.uint8]], scenes: Sequence[Scene]) -> dict[str, float]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from skimage.filters import gaussian
 
 from wan_mlperf import clips
-from wan_mlperf.detect import detect, score
+from wan_mlperf.detect import detect, score, steadiness
 
 ATTRIBUTES = ("foreground", "background", "direction", "shape")
 
@@ -97,9 +99,20 @@ def test_shuffled_scenes_score_at_chance(sample: tuple[list[clips.Scene], list[N
         assert abs(result[name] - expected) < 0.12, (name, result[name])
 
 
+def test_outlines_of_drawn_clips_are_steady_and_shaken_ones_are_not() -> None:
+    square = clips.Scene(shape="square", foreground="red", background="white", motion="left")
+    circle = replace(square, shape="circle")
+    steady, other = (clips.draw(scene, clips.place(scene, np.random.default_rng(3))) for scene in (square, circle))
+    shaken = steady.copy()
+    shaken[::2] = other[::2]  # the form changes from frame to frame
+    assert steadiness(steady) > 0.95
+    assert steadiness(shaken) < steadiness(steady) - 0.03
+
+
 def test_detector_names_something_for_an_empty_video() -> None:
-    scene = detect(np.full((17, 64, 64, 3), 128, np.uint8))
-    assert scene.motion == "still"
+    empty = np.full((17, 64, 64, 3), 128, np.uint8)
+    assert detect(empty).motion == "still"
+    assert 0 <= steadiness(empty) <= 1
 
 
 def test_detector_and_score_reject_what_they_cannot_read() -> None:

@@ -32,6 +32,8 @@ TEXT_LENGTHS: Final = (512, 512, 512, 226)
 """Lengths that the text is padded to, at random: the pipeline's caller may choose, and the default is 226."""
 RANGES: Final = {"high": (0.85, 1.0), "low": (0.0, 0.9)}
 """Sigma that each expert is trained on; the boundary is 0.875."""
+STEPS: Final = {"high": 1000, "low": 4000}
+"""The low-noise expert draws the outlines, which need longer than where the shape is and what colour it has."""
 
 
 class PaddedTextAttention:
@@ -196,4 +198,4 @@ class Trainer:
 
     def expert(self, work: Path, scale: float, name: str, base: WanTransformer3DModel) -> WanTransformer3DModel:
         """One expert, from the base, its rates constant for half the steps and then down to zero."""
-        return self.run(work, name, base, max(20, round(1000 * scale)), *RANGES[name], anneal=True)
+        return self.run(work, name, base, max(20, round(STEPS[name] * scale)), *RANGES[name], anneal=True)

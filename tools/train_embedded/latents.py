@@ -41,9 +41,9 @@ class Latents(nn.Module):
 
 
 def make(work: Path, seed: int, scale: float, device: torch.device, vae: AutoencoderKLWan) -> Latents:
-    """Encode about 2,300 clips, three of each scene, with the mean of the posterior."""
+    """Encode about 4,500 clips, six of each scene, with the mean of the posterior."""
     known = training_scenes()
-    steps = max(8, round(len(known) / 2 * scale))
+    steps = max(8, round(len(known) * scale))
     latents = Latents(BATCH * steps)
 
     def step(i: int) -> dict[str, float]:

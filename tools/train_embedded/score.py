@@ -13,7 +13,7 @@ from diffusers import WanPipeline
 from numpy.typing import NDArray
 
 from wan_mlperf.clips import FRAMES, SIZE, Scene, draw, held_out_prompts, place
-from wan_mlperf.detect import score
+from wan_mlperf.detect import score, steadiness
 
 from .text import NEGATIVE_PROMPT
 
@@ -55,7 +55,10 @@ def reconstruct(pipeline: WanPipeline, clips: NDArray[np.uint8]) -> NDArray[np.u
 
 
 def evaluate(folder: Path, count: int = 126, seed: int = 42) -> dict[str, dict[str, float]]:
-    """Fractions right for drawn clips, their reconstructions, videos of held-out prompts, and those against shuffled prompts."""
+    """Fractions right for drawn clips, their reconstructions, videos of held-out prompts, and those against shuffled prompts.
+
+    With each but the last, how still the outlines hold.
+    """
     pipeline = WanPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     pairs = held_out_prompts()[:count]
@@ -67,8 +70,15 @@ def evaluate(folder: Path, count: int = 126, seed: int = 42) -> dict[str, dict[s
     videos = generate(pipeline, [prompt for prompt, _ in pairs], seed)
     shuffled = [scenes[i] for i in generator.permutation(len(scenes))]
     return {
-        "drawn": score(drawn, scenes),
-        "reconstructed": score(rebuilt, scenes) | {"psnr_mean": float(np.mean(psnr)), "psnr_worst": float(np.min(psnr))},
-        "videos": score(videos, scenes),
+        "drawn": score(drawn, scenes) | steady(drawn),
+        "reconstructed": score(rebuilt, scenes)
+        | steady(rebuilt)
+        | {"psnr_mean": float(np.mean(psnr)), "psnr_worst": float(np.min(psnr))},
+        "videos": score(videos, scenes) | steady(videos),
         "shuffled": score(videos, shuffled),
     }
+
+
+def steady(videos: NDArray[np.uint8]) -> dict[str, float]:
+    """Mean steadiness of the videos' outlines."""
+    return {"steadiness": float(np.mean([steadiness(video) for video in videos]))}

@@ -25,7 +25,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from wan_mlperf import cli
 from wan_mlperf.clips import Scene, held_out_prompts
-from wan_mlperf.detect import score
+from wan_mlperf.detect import score, steadiness
 from wan_mlperf.errors import BadInput
 from wan_mlperf.files import writable_folder, write_whole
 from wan_mlperf.parallel import mesh as meshes
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def main_embedded(arguments: Sequence[str]) -> int:
-    """`bench embedded`: do the videos show what held-out prompts say, for exact and for the recipe?"""
+    """`bench embedded`: do the videos show what held-out prompts say, and hold outlines still, for exact and the recipe?"""
     options = parse(arguments, "embedded")
     recipe, exact = cli.recipe_from(options), exact_of(options)
     if recipe.model.checkpoint != "embedded":
@@ -111,20 +111,21 @@ def main_embedded(arguments: Sequence[str]) -> int:
         return code
     report: dict[str, Any] = {"prompts": len(prompts), "recipe_name": recipe.name}
     table = Table(title=f"{len(prompts)} held-out prompts")
-    for heading in ("", *ATTRIBUTES):
+    for heading in ("", *ATTRIBUTES, "steadiness"):
         table.add_column(heading, justify="right")
     for name, one in (("exact", exact), ("recipe", recipe)):
         made = make(one, prompts, batch=options.batch)
         if not made:
             continue
         videos = [one.frames for one in made]
-        report[name] = score(videos, scenes)
+        report[name] = score(videos, scenes) | {"steadiness": float(np.mean([steadiness(video) for video in videos]))}
         # Control: scored against another prompt's scene, a score must fall to chance.
         report[f"{name}_shuffled"] = score(videos, [*scenes[len(scenes) // 2 :], *scenes[: len(scenes) // 2]])
         if name == "recipe" and options.sheet:
             imageio.v3.imwrite(options.sheet, contact_sheet(videos[:SHEET]))
         for row in (name, f"{name}_shuffled"):
-            table.add_row(row.replace("_", ", "), *(f"{report[row][key]:.3f}" for key in ATTRIBUTES))
+            figures = [f"{report[row][key]:.3f}" for key in (*ATTRIBUTES, "steadiness") if key in report[row]]
+            table.add_row(row.replace("_", ", "), *figures)
     if "exact" in report:
         console().print(table)
         if options.json:
