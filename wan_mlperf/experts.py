@@ -102,11 +102,15 @@ class Expert(nn.Module):
             block.attn2.processor = CrossAttention(cross_attend)
         self._modulations: dict[float, tuple[torch.Tensor, torch.Tensor]] = {}
         self._rotary: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
-        self.run_blocks: Callable[..., torch.Tensor] = self._run_blocks  # replaced by its compiled version
+        self.run_block: Callable[..., torch.Tensor] = _run_block  # replaced by its compiled version
+        self.compiled = False
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the blocks; the first call with each kernel and shape then takes seconds."""
-        self.run_blocks = torch.compile(self._run_blocks, *args, **kwargs)
+        """Compile one block for all: the first call with each kernel, GEMM format and shape then takes seconds."""
+        # Both experts share the code, and past this limit torch would run eagerly without a word.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        self.run_block = torch.compile(_run_block, *args, **kwargs)
+        self.compiled = True
 
     def text_keys(self, embeds: Embeds) -> list[TextKeys]:
         """Return each layer's cross-attention keys and values, once per query."""
@@ -120,6 +124,8 @@ class Expert(nn.Module):
             key = attn.norm_k(attn.to_k(text)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
             value = attn.to_v(text).unflatten(2, (attn.heads, -1)).transpose(1, 2)
             keys.append(TextKeys(key, value, None if bias is None else bias.to(key.dtype)))
+        if self.compiled and self.trim_text:
+            _any_length(keys)
         return keys
 
     def forward(self, latents: torch.Tensor, timestep: float, text: Sequence[TextKeys], kernel: str) -> torch.Tensor:
@@ -132,20 +138,14 @@ class Expert(nn.Module):
         count = hidden.shape[1]
         rotary = Rotary(*self._rotary_of(latents), kernel, count)
         temb, modulation = self._modulation_of(timestep, latents)
-        hidden = self.run_blocks(self.split.scatter(hidden), modulation, temb, list(text), rotary)
-        hidden = self.split.gather(hidden, count)
-        hidden = hidden.reshape(batch, *grid, *patch, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
-        return hidden.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-    def _run_blocks(
-        self, hidden: torch.Tensor, modulation: torch.Tensor, temb: torch.Tensor, text: list[TextKeys], rotary: Rotary
-    ) -> torch.Tensor:
-        model = self.transformer
+        hidden = self.split.scatter(hidden)
         for block, keys in zip(model.blocks, text, strict=True):
-            hidden = block(hidden, keys, modulation, rotary)
+            hidden = self.run_block(block, hidden, keys, modulation, rotary)
         shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
         hidden = (model.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
-        return model.proj_out(hidden)
+        hidden = self.split.gather(model.proj_out(hidden), count)
+        hidden = hidden.reshape(batch, *grid, *patch, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
+        return hidden.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
     def _modulation_of(self, timestep: float, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(temb [1, C], modulation [1, 6, C]) of a timestep: they depend on the schedule alone, never on a query."""
@@ -167,11 +167,25 @@ class Expert(nn.Module):
         return self._rotary[shape]
 
 
+def _run_block(block: nn.Module, hidden: torch.Tensor, keys: TextKeys, modulation: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    out: torch.Tensor = block(hidden, keys, modulation, rotary)
+    return out
+
+
 def _rotate(hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Rotate the pairs of [B, T, H, D] by the tables, as diffusers' WanAttnProcessor does, bit for bit."""
     first, second = hidden.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rotary.cos, rotary.sin
     return torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1).flatten(-2).type_as(hidden)
+
+
+def _any_length(keys: Sequence[TextKeys]) -> None:
+    """Have the compiler leave the text's length open: or the first prompt of another length would compile within its query."""
+    for key, value, bias in keys:
+        torch._dynamo.maybe_mark_dynamic(key, 2)
+        torch._dynamo.maybe_mark_dynamic(value, 2)
+        if bias is not None:
+            torch._dynamo.maybe_mark_dynamic(bias, 3)
 
 
 def _trim(embeds: Embeds) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from sut.prompts import benchmark_prompts
 from tests.conftest import run_module
+from wan_mlperf import Pipeline, load_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -45,3 +47,18 @@ def test_compiled_is_equal_and_cached(model: Path, tmp_path: Path) -> None:
     assert float((first - eager).norm() / eager.norm()) < 1e-4
     assert torch.equal(first, again)
     assert warm_s < cold_s
+
+
+def test_a_prompt_of_another_length_compiles_nothing(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:
+    """With CFG on two ranks, a rank sees one prompt alone per query: the warm-up's length must do for every other."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    overrides = [f"model.checkpoint={model}", "mesh.ranks=1", "compile.experts=true"]
+    pipeline = Pipeline.load(load_recipe("tiny", overrides=overrides))
+    expert, noise = pipeline.experts["high_noise"], pipeline.noise().to(pipeline.text_encoder.dtype)
+    counters.clear()
+    graphs = []
+    for prompt in ("warm-up", "a red circle", "a blue square that moves to the left", benchmark_prompts()[0]):
+        with torch.inference_mode():
+            expert(noise, 900.0, expert.text_keys(pipeline.text_encoder.encode([prompt])), "sage_fp8")
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [1] * 4  # one for all layers

@@ -112,14 +112,14 @@ def expert_calls(workload: Workload, device: Device, *, layers: int, **sizes: in
     ours = Expert(model, split=split_experts.split(mesh), self_attend=self_attend, cross_attend=cross_attend, trim_text=True)
     with torch.inference_mode():
         text = ours.text_keys(embeds)
-    eager = ours.run_blocks
+    eager = ours.run_block
 
     def call(kernel: str, compiled: bool) -> None:
-        ours.run_blocks = compiled_blocks if compiled else eager
+        ours.run_block = compiled_block if compiled else eager
         ours(latents, 900.0, text, kernel)
 
     ours.compile()
-    compiled_blocks = ours.run_blocks
+    compiled_block = ours.run_block
     for name in names:
         calls[f"ours {name}"] = functools.partial(call, name, False)
         calls[f"ours {name}, compiled"] = functools.partial(call, name, True)
