@@ -41,16 +41,16 @@ def entry(main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = main(sys.argv[1:])
     except BadInput as error:
         if is_first_rank():
-            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+            say(f"error: {one_line(error)}")
         code = BAD_INPUT
     except Failed as error:
-        print(f"failed: {one_line(error)}", file=sys.stderr, flush=True)
+        say(f"failed: {one_line(error)}")
         leave(FAILED)
     except KeyboardInterrupt:
         leave(128 + signal.SIGINT)
     except Exception:
         rank = os.environ.get("RANK")
-        print(f"failed{f' on rank {rank}' if rank else ''}:", file=sys.stderr)
+        say(f"failed{f' on rank {rank}' if rank else ''}:")
         traceback.print_exc()
         leave(FAILED)
     finish(code)
@@ -74,6 +74,12 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def say(line: str) -> None:
+    """Write a line to the standard error in one piece. `print` writes its end apart: another thread's line may come between."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def one_line(error: BaseException) -> str:
@@ -108,16 +114,13 @@ def launch(module: str, arguments: Sequence[str], ranks: int) -> int:
         except ChildFailedError as error:
             if not file.exists():
                 rank, failure = error.get_first_failure()
-                print(
-                    f"failed: rank {rank} on {socket.gethostname()} ended with {_ending(failure.exitcode)}",
-                    file=sys.stderr,
-                )
+                say(f"failed: rank {rank} on {socket.gethostname()} ended with {_ending(failure.exitcode)}")
         except BaseException as error:
             number = getattr(error, "sigval", signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
             if number is None:
                 raise
             if not file.exists():  # else rank 0 has said it
-                print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
+                say(f"stopped by {signal.Signals(number).name}")
             return 128 + int(number)
         finally:
             del os.environ[EXIT_FILE]
@@ -183,7 +186,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, advance=1, total=max(self._total, self._done))
         elif self._shown and (self._done * 10 // self._total > (self._done - 1) * 10 // self._total):
-            print(f"{self._title}: {self._done}/{self._total}", file=sys.stderr, flush=True)
+            say(f"{self._title}: {self._done}/{self._total}")
 
     def close(self) -> None:
         """End the bar."""

@@ -142,7 +142,7 @@ def make_list(engine: Pipeline, watch: Watch, prompts: Sequence[str], videos: Vi
     videos.unlock()
     progress.close()
     for line in lost:
-        print(line, file=sys.stderr)
+        cli.say(line)
     print(f"{videos.folder}: {len(missing) - len(lost)} made, {len(prompts) - len(missing)} were there, {len(lost)} failed")
     return cli.FAILED if lost else cli.DONE
 

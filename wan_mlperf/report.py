@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def write(folder: Path) -> None:
     try:
         write_whole(folder / PAGE, render(read(folder)))
     except (OSError, ValueError, KeyError, jinja2.TemplateError) as error:
-        print(f"no {PAGE}: {cli.one_line(error)}", file=sys.stderr)
+        cli.say(f"no {PAGE}: {cli.one_line(error)}")
 
 
 def read(folder: Path) -> dict[str, Any]:

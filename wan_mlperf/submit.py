@@ -171,7 +171,7 @@ def warn_of_vbench(campaign: Campaign) -> None:
         try:
             vbench.ready(DIMENSIONS)
         except BadInput as error:
-            print(f"VBench is not ready: {cli.one_line(error)}", file=sys.stderr, flush=True)
+            cli.say(f"VBench is not ready: {cli.one_line(error)}")
 
 
 def estimate(campaign: Campaign, stage: Stage, user_confs: Mapping[str, Path]) -> float | None:

@@ -94,7 +94,7 @@ def ready(dimensions: Sequence[str]) -> Environment:
     environment = vbench_environment.find()
     missing = vbench_checkpoints.missing(dimensions)
     for line in missing:
-        print(f"missing checkpoint: {line}", file=sys.stderr)
+        cli.say(f"missing checkpoint: {line}")
     if missing:
         where = vbench_checkpoints.checkpoint_folder()
         raise BadInput(f"{len(missing)} of VBench's checkpoints are not in {str(where)!r}; allowed: as the lines above say")
@@ -144,7 +144,7 @@ def score(
             }
             failure = run_worker(environment, {**job, "identity": identity}, folder / "vbench" / f"{dimension}.log")
             if failure:
-                print(f"{dimension}: failed, {failure}", file=sys.stderr, flush=True)
+                cli.say(f"{dimension}: failed, {failure}")
                 failures.append(f"{dimension}: {failure}")
     return failures
 

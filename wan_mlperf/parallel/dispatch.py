@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wan_mlperf import cli
 from wan_mlperf.parallel import transport
 from wan_mlperf.parallel.messages import Done, Job, Lost
 from wan_mlperf.parallel.replica import Made, Replica
@@ -241,4 +241,4 @@ class Pull:
 
 
 def _say_retry(job: Job, reason: str) -> None:
-    print(f"sample {job.sample} is tried again: {reason}", file=sys.stderr, flush=True)
+    cli.say(f"sample {job.sample} is tried again: {reason}")

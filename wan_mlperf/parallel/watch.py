@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -156,7 +155,7 @@ class Watch:
         if not self._leaving.acquire(blocking=False):
             time.sleep(2 * ON_END_S)  # another thread is already on its way out
         if say:
-            print(line, file=sys.stderr, flush=True)
+            cli.say(line)
         if self._rank == 0:
             writer = threading.Thread(target=self.on_end, args=(line,), daemon=True)
             writer.start()
