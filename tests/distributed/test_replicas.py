@@ -131,11 +131,11 @@ def test_a_list_stopped_ten_times_equals_one_that_was_not(tmp_path: Path, model:
     for name, stops in (("stopped", 10), ("whole", 0)):
         arguments = ["--prompts", str(prompts), "-o", str(tmp_path / name), "--recipe", str(recipe)]
         for stop in range(stops + 1):
-            job = jobs.start("wan_mlperf.generate", arguments, fault="slow@0,1:1-999" if stop < stops else "")
+            job = jobs.start("wan_mlperf.generate", arguments, fault="long@0,1:1-999" if stop < stops else "")
             if stop < stops:
                 if chance.random() < 0.7:  # else at any moment, while it loads as well
                     job.await_line(r"videos: \d+/")
-                    time.sleep(chance.uniform(0, 0.4))  # a few videos: there are to be some left for the tenth
+                    time.sleep(chance.uniform(0, 2))  # a few videos of 1.5 s: there are to be some left for the tenth
                 else:
                     time.sleep(chance.uniform(0, 8))
                 number = chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -25,7 +25,7 @@ class Browser:
 
     def __init__(self) -> None:
         self.console: list[str] = []
-        self._profile = tempfile.TemporaryDirectory()
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # its helpers write a little longer
         read_by_chromium, self._to = os.pipe()
         self._from, written_by_chromium = os.pipe()
         command = [find(), "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]

@@ -41,6 +41,8 @@ def install() -> None:
             yield chunk * 0 if hit and kind == "flat" else chunk
         if hit and kind == "slow":
             time.sleep(time.perf_counter() - begin)
+        if hit and kind == "long":
+            time.sleep(1.5)
 
     Pipeline.stream_batch = stream_batch  # type: ignore[method-assign]
 
