@@ -18,6 +18,7 @@ from wan_mlperf import recipe as recipes
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels.device import Device, gpu_count
 from wan_mlperf.parallel import xdit
+from wan_mlperf.parallel.exchange import Exchange, connect
 
 T = TypeVar("T")
 ERROR_BYTES = 512  # of an error that a rank tells its replica's first
@@ -124,9 +125,10 @@ def _allowed(heads: int) -> str:
 class Mesh:
     """The running groups of one rank. Made by `start`."""
 
-    def __init__(self, shape: Shape, device: Device, rank: int, distributed: Any) -> None:
+    def __init__(self, shape: Shape, device: Device, rank: int, distributed: Any, exchange: Exchange | None) -> None:
         self.shape = shape
         self.device = device
+        self.exchange = exchange  # with the replica's other ranks, if there are any
         self.rank = rank
         self.replica = rank // shape.per_replica
         self.rank_in_replica = rank % shape.per_replica
@@ -156,8 +158,12 @@ class Mesh:
         if self.shape.cfg == 1:
             positive, negative = own
             return positive, negative
-        gathered = self._distributed.get_cfg_group().all_gather(own[0].contiguous().unsqueeze(0), dim=0)
-        return gathered[0], gathered[1]
+        assert self.exchange is not None
+        half = self.shape.per_replica // 2
+        partner = (self.rank_in_replica + half) % self.shape.per_replica
+        mine = own[0].contiguous()
+        other = self.exchange.start({partner: mine})()[partner]
+        return (mine, other) if self.branch == 0 else (other, mine)
 
     def send_to_replica(self, message: bytes | None) -> bytes:
         """Broadcast a small message from the replica's first rank; returns it on every rank of the replica."""
@@ -201,6 +207,8 @@ class Mesh:
 
     def close(self) -> None:
         """End all groups."""
+        if self.exchange is not None:
+            self.exchange.close()
         xdit.stop_groups()
 
 
@@ -220,7 +228,11 @@ def start(shape: Shape, device: Device, *, timeout_s: float = 600.0) -> Mesh:
         rank=rank,
         world=world,
     )
-    return Mesh(shape, device, rank, distributed)
+    exchange = None
+    if shape.per_replica > 1:
+        group = distributed.get_vae_parallel_group().device_group
+        exchange = connect(group, is_gpu=device.is_gpu, timeout_s=timeout_s)
+    return Mesh(shape, device, rank, distributed, exchange)
 
 
 def send_to_all(message: Any) -> Any:

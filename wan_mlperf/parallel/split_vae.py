@@ -12,7 +12,6 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -70,30 +69,23 @@ def _compute_while_edges_travel(decoder: nn.Module, mesh: Mesh, patch_dim: int) 
     from distvae.models.layers.conv2d import PatchConv2d
     from distvae.models.layers.conv3d import PatchConv3d
 
-    ranks = dist.get_process_group_ranks(mesh.vae_group)
-    before = ranks[mesh.rank_in_replica - 1] if mesh.rank_in_replica > 0 else None
-    after = ranks[mesh.rank_in_replica + 1] if mesh.rank_in_replica + 1 < len(ranks) else None
+    exchange = mesh.exchange
+    assert exchange is not None
+    neighbours = {mesh.rank_in_replica - 1: (0, 0), mesh.rank_in_replica + 1: (-1, 2)}  # own edge, the kernel's row beyond it
+    neighbours = {rank: where for rank, where in neighbours.items() if 0 <= rank < mesh.shape.per_replica}
 
     def forward(conv: Any, band: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         function = F.conv2d if band.ndim == 4 else F.conv3d
-        operations, edges = [], []
-        for neighbour, own, kernel_row in ((before, 0, 0), (after, -1, 2)):
-            if neighbour is not None:
-                sent = band.select(patch_dim, own).contiguous()
-                received = torch.empty_like(sent)
-                operations += [
-                    dist.P2POp(dist.isend, sent, neighbour, group=mesh.vae_group),
-                    dist.P2POp(dist.irecv, received, neighbour, group=mesh.vae_group),
-                ]
-                edges.append((own, received.unsqueeze(patch_dim), weight.narrow(patch_dim, kernel_row, 1)))
-        under_way = dist.batch_isend_irecv(operations)
+        edges = {rank: band.select(patch_dim, own).contiguous() for rank, (own, _) in neighbours.items()}
+        received = exchange.start(edges)
         out = function(band, weight, bias, conv.stride, conv.padding)
         padding = list(conv.padding)
         padding[patch_dim] = 0
-        for work in under_way:
-            work.wait()
-        for own, received, kernel in edges:
-            out.select(patch_dim, own).add_(function(received, kernel, None, conv.stride, padding).squeeze(patch_dim))
+        for rank, edge in received().items():
+            own, kernel_row = neighbours[rank]
+            kernel = weight.narrow(patch_dim, kernel_row, 1)
+            missing = function(edge.unsqueeze(patch_dim), kernel, None, conv.stride, padding)
+            out.select(patch_dim, own).add_(missing.squeeze(patch_dim))
         return out
 
     for conv in decoder.modules():

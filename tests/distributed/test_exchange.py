@@ -1,0 +1,74 @@
+"""Tensors that ranks of a replica hand each other: the same through memory as over gloo, and the end of a rank is seen."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as processes
+
+from wan_mlperf.parallel import exchange
+
+RANKS = 3
+SHAPES = [(1, 4, 2, 3), (2, 96, 3, 1, 7), (5,), (1, 64, 16, 320), (1,)]  # the fourth is larger than a pipe or a socket buffers
+
+
+def tensors(rank: int, number: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(100 * rank + number)
+    return torch.randn(SHAPES[number % len(SHAPES)], generator=generator).to((torch.float32, torch.bfloat16)[number % 2])
+
+
+def join(rank: int, folder: str) -> None:
+    store = dist.FileStore(str(Path(folder, "store")), RANKS)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=datetime.timedelta(seconds=60))
+
+
+def hand_around(rank: int, folder: str) -> None:
+    """Each with its neighbours in a row, of which the ends have one, then the ends with each other; the middle is slow."""
+    join(rank, folder)
+    group = dist.group.WORLD
+    ways = [exchange.connect(group, is_gpu=False, timeout_s=60), exchange.OverGroup(group)]
+    assert isinstance(ways[0], exchange.ThroughMemory)
+    for number in range(20):
+        if rank == 1:
+            time.sleep(0.01)
+        for others in ([rank - 1, rank + 1], [2 - rank] if rank != 1 else []):
+            partners = [other for other in others if 0 <= other < RANKS]
+            for way in ways:
+                received = way.start({partner: tensors(rank, number) for partner in partners})()
+                assert list(received) == partners
+                for partner, tensor in received.items():
+                    expected = tensors(partner, number)
+                    assert tensor.dtype == expected.dtype and torch.equal(tensor, expected)
+    for way in ways:
+        way.close()
+    dist.destroy_process_group()
+
+
+def lose_a_rank(rank: int, folder: str) -> None:
+    join(rank, folder)
+    memory = exchange.connect(dist.group.WORLD, is_gpu=False, timeout_s=0.5)
+    if rank == 2:
+        memory.start({1: tensors(2, 0)})
+        os._exit(0)
+    partner = {0: 1, 1: 2}[rank]
+    received = memory.start({partner: tensors(rank, 0)})
+    if rank == 0:
+        with pytest.raises(TimeoutError, match="nothing from rank 1 of the replica in"):
+            received()
+    else:
+        assert torch.equal(received()[2], tensors(2, 0))  # sent before the end
+        with pytest.raises(ConnectionError, match=r"closed by rank 2|Broken pipe"):
+            memory.start({2: tensors(1, 1)})()
+        time.sleep(3)  # silent, but there
+    os._exit(0)  # without its third rank the group cannot end in order
+
+
+@pytest.mark.parametrize("job", [hand_around, lose_a_rank])
+def test_exchange(job: object, tmp_path: Path) -> None:
+    processes.start_processes(job, args=(str(tmp_path),), nprocs=RANKS, start_method="spawn")
