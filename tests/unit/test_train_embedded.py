@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,13 @@ def refined(work: Path) -> tuple[float, float]:
     """The loss of `refine` on eight clips with the autoencoder's own decoder and with the refined one."""
     model, cpu = vae.build().eval(), torch.device("cpu")
     model.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["vae"])
-    clips = latents.make(work, 0, 0.1, cpu, model)
-    spread = clips.statistics()[1]
+    settings = (work, 0, 0.1, cpu)
+    trainer = experts.Trainer(0, cpu, latents.make(*settings, model), *text.train(*settings))
+    guess = partial(trainer.guess, trainer.base(work, 0.1))
 
     def loss() -> float:
         with torch.no_grad():
-            return sum(vae.steadiness(model, spread, loop.rng(1, "check", i), cpu)[0].item() for i in range(4))
+            return sum(vae.steadiness(model, guess, loop.rng(1, "check", i), cpu)[0].item() for i in range(4))
 
     before = loss()
     saved = torch.load(work / "refine.pt", weights_only=True)

@@ -7,6 +7,7 @@ import copy
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,22 +45,21 @@ def main() -> None:
     tokenizer, encoder = text.train(*settings)
     autoencoder = vae.train(*settings)
     clips = latents.make(*settings, autoencoder)
-    spread = clips.statistics()[1]
-    if args.only == "refine":
-        vae.refine(*settings, autoencoder, spread)
-        return
     trainer = experts.Trainer(args.seed, device, clips, tokenizer, encoder)
-    processes = [] if args.only else beside("refine")
     base = trainer.base(args.work, args.steps_scale)
+    guess = partial(trainer.guess, copy.deepcopy(base))
+    if args.only == "refine":
+        vae.refine(*settings, autoencoder, guess)
+        return
     if args.only:
         trainer.expert(args.work, args.steps_scale, args.only, base)
         return
-    processes += beside("high") + beside("low")
+    processes = beside("low") + beside("high") + beside("refine")
     if any([process.wait() for process in processes]):
         sys.exit("a stage failed; the same command resumes it")
     # from here on every stage has its checkpoint, or runs now where there are no other processes
     high, low = (trainer.expert(args.work, args.steps_scale, name, copy.deepcopy(base)) for name in experts.RANGES)
-    autoencoder = vae.refine(*settings, autoencoder, spread)
+    autoencoder = vae.refine(*settings, autoencoder, guess)
     out = args.out or args.work / "embedded"
     export.export(out, args.work / "tokenizer", encoder, autoencoder, clips.statistics(), high, low)
     if args.score:

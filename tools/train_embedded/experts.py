@@ -20,7 +20,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-from wan_mlperf.clips import training_scenes
+from wan_mlperf.clips import Scene, training_scenes
 
 from .data import captions
 from .latents import Latents
@@ -32,7 +32,9 @@ TEXT_LENGTHS: Final = (512, 512, 512, 226)
 """Lengths that the text is padded to, at random: the pipeline's caller may choose, and the default is 226."""
 RANGES: Final = {"high": (0.85, 1.0), "low": (0.0, 0.9)}
 """Sigma that each expert is trained on; the boundary is 0.875."""
-STEPS: Final = {"high": 1000, "low": 4000}
+GUESSED: Final = (0.02, 0.6)
+"""Sigma from which latents are guessed for the decoder to learn from."""
+STEPS: Final = {"high": 1000, "low": 8000}
 """The low-noise expert draws the outlines, which need longer than where the shape is and what colour it has."""
 
 
@@ -132,6 +134,7 @@ class Trainer:
         """Normalise the latents once."""
         self.seed, self.device, self.tokenizer, self.text = seed, device, tokenizer, text
         self.latents = latents.normalized().to(device)
+        self.mean, self.spread = (x.view(1, -1, 1, 1, 1).to(device) for x in latents.statistics())
 
     def loss(
         self, model: WanTransformer3DModel, processor: PaddedTextAttention, stage: str, i: int, low: float, high: float
@@ -141,14 +144,7 @@ class Trainer:
         rows = generator.integers(len(self.latents), size=BATCH)
         texts = captions(generator, [known[row % len(known)] for row in rows])
         texts[: BATCH // 10] = [nothing(generator)] * (BATCH // 10)
-        with torch.no_grad():
-            embeds, mask = embed(self.text, self.tokenizer, texts)
-        length = int(generator.choice(TEXT_LENGTHS))
-        padding = (length - mask.sum(1, keepdim=True)).clamp(min=1).log()
-        logits = torch.zeros_like(mask, dtype=torch.float32).masked_fill(mask == 0, -math.inf)
-        processor.bias = torch.cat([logits, padding], dim=1)[:, None, None]
-        embeds = F.pad(embeds, (0, 0, 0, 1))
-
+        embeds = self.embeds(processor, texts, int(generator.choice(TEXT_LENGTHS)))
         sigma = torch.from_numpy(sigmas(generator, BATCH, low, high)).to(self.device)
         clean = self.latents[torch.from_numpy(rows).to(self.device)]
         pure = noise(generator, tuple(clean.shape), self.device)
@@ -157,6 +153,27 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16):
             predicted = model(noisy, sigma * 1000, embeds, return_dict=False)[0]
         return F.mse_loss(predicted.float(), pure - clean)
+
+    def embeds(self, processor: PaddedTextAttention, texts: list[str], length: int) -> Tensor:
+        """The embeddings of `texts` and one row of padding, which from now on counts as those up to `length`."""
+        with torch.no_grad():
+            embeds, mask = embed(self.text, self.tokenizer, texts)
+        padding = (length - mask.sum(1, keepdim=True)).clamp(min=1).log()
+        logits = torch.zeros_like(mask, dtype=torch.float32).masked_fill(mask == 0, -math.inf)
+        processor.bias = torch.cat([logits, padding], dim=1)[:, None, None]
+        return F.pad(embeds, (0, 0, 0, 1))
+
+    def guess(self, model: WanTransformer3DModel, generator: np.random.Generator, latents: Tensor, shown: list[Scene]) -> Tensor:
+        """What `model` takes these latents for when they are noisy: off as the latents are that the decoder gets to see."""
+        processor = PaddedTextAttention()
+        model.set_attn_processor(processor)
+        embeds = self.embeds(processor, captions(generator, shown), TEXT_LENGTHS[0])
+        sigma = torch.from_numpy(generator.uniform(*GUESSED, len(shown)).astype(np.float32)).to(self.device)
+        level = sigma.view(-1, 1, 1, 1, 1)
+        noisy = (1 - level) * (latents - self.mean) / self.spread + level * noise(generator, tuple(latents.shape), self.device)
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
+            predicted = model(noisy, sigma * 1000, embeds, return_dict=False)[0]
+        return (noisy - level * predicted.float()) * self.spread + self.mean
 
     def run(
         self,
@@ -182,7 +199,7 @@ class Trainer:
                 optimizer.zero_grad()
             loss = self.loss(model, processor, stage, i, low, high)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
             for optimizer in both.values():
                 optimizer.step()
             average(ema, model, i)

@@ -139,7 +139,7 @@ def train(work: Path, seed: int, scale: float, device: torch.device) -> tuple[Pr
         loss, right = heads(*embed(model, tokenizer, captions(generator, chosen)), chosen)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
         optimizer.step()
         return {"loss": loss.item(), "right": right.float().mean().item()}
 

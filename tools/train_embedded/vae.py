@@ -6,7 +6,9 @@ Shapes: B batch, C channels, F frames, H height, W width; latents are [B, 16, (F
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,9 +17,13 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanCausalConv3d, WanResidualBlock
 from torch import Tensor, nn
 
+from wan_mlperf.clips import Scene
+
 from .data import clips
 from .loop import cosine, fit, noise, rng, set_rate
 from .muon import ConvMuon
+
+REFINE_STEPS: Final = 1400
 
 
 def build(base: int = 16, decoder_base: int = 24) -> AutoencoderKLWan:
@@ -65,12 +71,17 @@ def fast_layout(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 
 def _run(half: nn.Module, x: Tensor) -> Tensor:
-    """Encoder or decoder over a whole clip in two calls, the first frame and the rest; diffusers makes one per latent frame."""
+    """Encoder or decoder over a whole clip in two calls, the first frame and the rest; diffusers makes one per latent frame.
+
+    A clip's first frame is computed in float32: on CPUs with AMX the gradient of a bf16 convolution over few frames of 64 x 64 is
+    NaN (torch 2.13).
+    """
     convolutions = sum(isinstance(m, WanCausalConv3d) for m in half.modules())
     cache: list[Tensor | str | None] = [None] * convolutions
-    out = half(x[:, :, :1], feat_cache=cache, feat_idx=[0])
     if x.shape[2] == 1:
-        return out
+        return half(x, feat_cache=cache, feat_idx=[0])
+    with torch.autocast(x.device.type, enabled=False):
+        out = half(x[:, :, :1].float(), feat_cache=cache, feat_idx=[0])
     return torch.cat([out, half(x[:, :, 1:], feat_cache=cache, feat_idx=[0])], dim=2)
 
 
@@ -150,7 +161,7 @@ def train(work: Path, seed: int, scale: float, device: torch.device) -> Autoenco
         loss = _difference(decoded, video)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         (loss + 2e-4 * divergence).backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0, error_if_nonfinite=True)
         for optimizer in both.values():
             optimizer.step()
         return {"loss": loss.item(), "divergence": divergence.item(), "psnr": _psnr(decoded, video)}
@@ -159,23 +170,29 @@ def train(work: Path, seed: int, scale: float, device: torch.device) -> Autoenco
     return vae.eval()
 
 
-def refine(work: Path, seed: int, scale: float, device: torch.device, vae: AutoencoderKLWan, spread: Tensor) -> AutoencoderKLWan:
+Disturb = Callable[[np.random.Generator, Tensor, list[Scene]], Tensor]
+"""Latents of clips and what they show -> the latents as an expert would have them."""
+
+
+def refine(
+    work: Path, seed: int, scale: float, device: torch.device, vae: AutoencoderKLWan, disturb: Disturb
+) -> AutoencoderKLWan:
     """Train the decoder on, the encoder frozen: sharper, and steady under latents that are a little off, as the experts' are.
 
-    `spread` is the latents' standard deviation by channel. The experts do not see the decoder, so this may run beside them.
+    The experts do not see the decoder, so this may run beside them.
     """
     vae.requires_grad_(False)
     parameters = [*vae.decoder.requires_grad_(True).parameters(), *vae.post_quant_conv.requires_grad_(True).parameters()]
     both = _optimizers(vae)
-    steps = max(4, round(150 * scale))
+    steps = max(4, round(REFINE_STEPS * scale))
 
     def step(i: int) -> dict[str, float]:
         for optimizer in both.values():
-            set_rate(optimizer, 0.1 * cosine(i, steps))  # at 0.35 the loss first rises by half and hardly comes back
+            set_rate(optimizer, 0.2 * cosine(i, steps))  # at 0.35 the loss first rises by half and hardly comes back
             optimizer.zero_grad()
-        loss, psnr = steadiness(vae, spread, rng(seed, "refine", i), device)
+        loss, psnr = steadiness(vae, disturb, rng(seed, "refine", i), device)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
         for optimizer in both.values():
             optimizer.step()
         return {"loss": loss.item(), "psnr": psnr}
@@ -185,13 +202,13 @@ def refine(work: Path, seed: int, scale: float, device: torch.device, vae: Autoe
 
 
 def steadiness(
-    vae: AutoencoderKLWan, spread: Tensor, generator: np.random.Generator, device: torch.device
+    vae: AutoencoderKLWan, disturb: Disturb, generator: np.random.Generator, device: torch.device
 ) -> tuple[Tensor, float]:
-    """The loss of `refine` and the PSNR of two clips whose latents are a twentieth of their spread off."""
-    video = clips(generator, 2)[0].to(device).contiguous(memory_format=torch.channels_last_3d)
-    width = 0.05 * spread.to(device).view(1, -1, 1, 1, 1)
+    """The loss of `refine` and the PSNR of two clips whose latents were disturbed."""
+    drawn, shown = clips(generator, 2)
+    video = drawn.to(device).contiguous(memory_format=torch.channels_last_3d)
     with torch.autocast(device.type, torch.bfloat16):
         with torch.no_grad():
-            mean = encode(vae, video)[0].float()
-        decoded = decode(vae, mean + width * noise(generator, tuple(mean.shape), device)).float()
+            latents = disturb(generator, encode(vae, video)[0].float(), shown)
+        decoded = decode(vae, latents).float()
     return _difference(decoded, video) + _difference(decoded.diff(dim=2), video.diff(dim=2)), _psnr(decoded, video)
