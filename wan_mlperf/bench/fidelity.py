@@ -62,8 +62,6 @@ def main(arguments: Sequence[str]) -> int:
     """`bench fidelity`: each case against exact; a table, JSON, and a side-by-side MP4 of the worst prompt."""
     options = parse(arguments, "fidelity")
     base = cli.recipe_from(options)
-    if options.prompts < 1:
-        raise BadInput(f"--prompts: {options.prompts} is not allowed; allowed: from 1")
     # A case is the recipe with some keys changed; without --case there is one, the recipe itself.
     cases = {name: with_changes(options, name) for name in options.case} or {base.name: base}
     prompts, scenes = prompts_of(base, options.prompts)
@@ -74,13 +72,14 @@ def main(arguments: Sequence[str]) -> int:
     if (code := start_ranks(base, "fidelity", arguments)) is not None:
         return code
 
-    reference = make(exact, prompts, batch=options.batch)
+    batch = options.batch or (8 if scenes else 1)
+    reference = make(exact, prompts, batch=batch)
     report: dict[str, Any] = {"recipe": base.name, "prompts": len(prompts), "ranks": ranks_of(base), "cases": []}
     if scenes and reference:
         report["exact_score"] = score([one.frames for one in reference], scenes)
     worst: tuple[float, np.ndarray] | None = None
     for name, recipe in cases.items():
-        made = make(recipe, prompts, batch=options.batch)
+        made = make(recipe, prompts, batch=batch)
         if not made:
             continue  # not the replica's first rank
         rows = [compare(ours, theirs) for ours, theirs in zip(made, reference, strict=True)]
@@ -103,8 +102,6 @@ def main_embedded(arguments: Sequence[str]) -> int:
     recipe, exact = cli.recipe_from(options), exact_of(options)
     if recipe.model.checkpoint != "embedded":
         raise BadInput(f"model {recipe.model.checkpoint!r}: is not allowed; allowed: embedded, which this score is made for")
-    if options.prompts < 1:
-        raise BadInput(f"--prompts: {options.prompts} is not allowed; allowed: from 1")
     prompts, scenes = prompts_of(recipe, options.prompts)
     check(recipe, recipe.effective_workload, prompts=prompts, world=ranks_of(recipe))
     if (code := start_ranks(recipe, "embedded", arguments)) is not None:
@@ -114,7 +111,7 @@ def main_embedded(arguments: Sequence[str]) -> int:
     for heading in ("", *ATTRIBUTES, "steadiness"):
         table.add_column(heading, justify="right")
     for name, one in (("exact", exact), ("recipe", recipe)):
-        made = make(one, prompts, batch=options.batch)
+        made = make(one, prompts, batch=options.batch or 8)
         if not made:
             continue
         videos = [one.frames for one in made]
@@ -137,8 +134,8 @@ def parse(arguments: Sequence[str], command: str) -> argparse.Namespace:
     """Read the command line of `fidelity` or `embedded`."""
     parser = cli.Parser(prog=f"python -m wan_mlperf.bench {command}")
     cli.add_recipe_arguments(parser)
-    parser.add_argument("--prompts", type=int, default=4 if command == "fidelity" else 126, metavar="N", help="how many prompts")
-    parser.add_argument("--batch", type=int, default=4, metavar="N", help="prompts made at once")
+    parser.add_argument("--prompts", type=int, default=16 if command == "fidelity" else 126, metavar="N", help="how many prompts")
+    parser.add_argument("--batch", type=int, metavar="N", help="prompts made at once (default: 8, of a large model 1)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     if command == "embedded":
         parser.add_argument("--sheet", metavar="FILE", help=f"a picture of the recipe's first {SHEET} videos, a row each")
@@ -147,7 +144,11 @@ def parse(arguments: Sequence[str], command: str) -> argparse.Namespace:
             "--case", action="append", default=[], metavar="KEY=VALUE,...", help="a variant of the recipe; may be repeated"
         )
         parser.add_argument("--outputs", default="outputs/fidelity", metavar="FOLDER", help="where the side-by-side MP4 goes")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name in ("prompts", "batch"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            raise BadInput(f"--{name}: {number} is not allowed; allowed: from 1")
+    return options
 
 
 def with_changes(options: argparse.Namespace, case: str) -> Recipe:
