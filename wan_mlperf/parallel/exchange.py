@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -147,12 +148,11 @@ class ThroughMemory:
         """See `Exchange.start`."""
         for rank, tensor in tensors.items():
             self._outboxes[rank].send(tensor)
+        return partial(self._receive, tensors)
 
-        @torch.compiler.disable
-        def wait() -> dict[int, torch.Tensor]:
-            return {rank: self._inboxes[rank].receive(tensor, self._timeout_s) for rank, tensor in tensors.items()}
-
-        return wait
+    @torch.compiler.disable
+    def _receive(self, likes: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        return {rank: self._inboxes[rank].receive(like, self._timeout_s) for rank, like in likes.items()}
 
     def close(self) -> None:
         """Close both directions."""
