@@ -164,8 +164,9 @@ def load(recipe: Recipe, workload: Workload, timeout_s: float) -> Pipeline:
         summary.append(
             f"{name}: {gemm.convert(transformer, getattr(recipe.gemm, name), recipe.gemm.keep, here, xdit.mxfp4_linear)}"
         )
+        transformer = transformer.to(here.torch)
         experts[name] = Expert(
-            transformer.to(here.torch),
+            transformer if bitwise else gemm.widen(transformer),
             split=split,
             self_attend=self_attend,
             cross_attend=cross_attend,
@@ -180,7 +181,8 @@ def load(recipe: Recipe, workload: Workload, timeout_s: float) -> Pipeline:
     if recipe.compile.decoder:
         compile_decoder(decoder)
     text_dtype = found.dtype("text_encoder", recipe.model.dtype)
-    text_encoder = TextEncoder(found.load_tokenizer(), found.load_text_encoder(text_dtype).to(here.torch), dtype)
+    text_model = found.load_text_encoder(text_dtype).to(here.torch)
+    text_encoder = TextEncoder(found.load_tokenizer(), text_model if bitwise else gemm.widen(text_model), dtype)
     return Pipeline(
         recipe=recipe,
         workload=workload,

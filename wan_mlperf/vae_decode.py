@@ -46,6 +46,7 @@ class VaeDecoder:
         self._kernels: Callable[[], AbstractContextManager[object]] = (
             nullcontext if bitwise else partial(kernels.fast, parameter.device)
         )
+        self._layout = torch.contiguous_format if bitwise else kernels.lay_out(vae)
         self._slots: int = len(vae._feat_map)  # how many convolutions keep features
 
     def decode(self, latents: torch.Tensor) -> Iterator[torch.Tensor | None]:
@@ -59,8 +60,9 @@ class VaeDecoder:
         count = hidden.shape[2]
         starts = [0, *range(1, count, self.chunk)]
         for start, stop in zip(starts, [*starts[1:], count], strict=True):
+            some = hidden[:, :, start:stop].contiguous(memory_format=self._layout)
             with self._kernels():
-                pixels = self.decoder(hidden[:, :, start:stop], feat_cache=features, feat_idx=[0], first_chunk=start == 0)
+                pixels = self.decoder(some, feat_cache=features, feat_idx=[0], first_chunk=start == 0)
             whole = self.gather(to_uint8(pixels))
             yield None if whole is None else whole.permute(0, 2, 3, 4, 1)
 

@@ -98,3 +98,32 @@ def test_what_cannot_run_is_refused() -> None:
         gemm.check(recipe, CPU, allow_reference=False)
     gemm.check(recipe, CPU, allow_reference=True)
     gemm.check(recipe, Device(arch="gfx950", name="MI355X", torch=torch.device("cpu")), allow_reference=False)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp8", "mxfp4"])
+def test_products_in_fp32_are_as_good_as_those_of_bf16(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs with and without products of bf16 differ by roundings of the result to bf16."""
+    linear, hidden = layer(torch.bfloat16)
+    make = {"bf16": lambda one: gemm.widen(copy.deepcopy(one)), "fp8": gemm.Fp8Linear, "mxfp4": gemm.Mxfp4Linear}[kind]
+    outs = {}
+    for products in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(gemm, "products_in", lambda _dtype, _device, products=products: products)
+        outs[products] = make(linear)(hidden)
+        assert outs[products].dtype == torch.bfloat16
+    assert error(outs[torch.float32], outs[torch.bfloat16]) < 2**-8
+
+
+def test_a_convolution_is_widened_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    embedding = nn.Conv3d(16, 32, (1, 2, 2), (1, 2, 2)).to(torch.bfloat16).requires_grad_(False)
+    latents = torch.randn(1, 16, 2, 8, 8).to(torch.bfloat16)
+    expected = embedding(latents)
+    monkeypatch.setattr(gemm, "products_in", lambda _dtype, _device: torch.float32)
+    widened = gemm.widen(embedding)(latents)
+    assert widened.dtype == torch.bfloat16
+    assert error(widened, expected) < 2**-8
+
+
+def test_fp32_and_gpus_keep_their_products() -> None:
+    assert gemm.products_in(torch.float32, torch.device("cpu")) == torch.float32
+    assert gemm.products_in(torch.bfloat16, torch.device("cuda", 0)) == torch.bfloat16

@@ -1,9 +1,12 @@
 """Linear layers by format: bf16 (as the checkpoint has them), fp8, mxfp4; what each is on which device.
 
 On a GPU the layers are xDiT's (AITER, gfx950) or torchao's. Elsewhere they are the references below, if the recipe allows them:
-packed weights of the same formats, operands rounded to the same numbers, products in the model's dtype. (torchao's own emulation
-of MXFP4 takes bf16 only and several times as long per layer at the embedded model's size, and its FP8 refuses to run without a
-GPU; tests/unit/test_gemm.py holds these references against it.)
+packed weights of the same formats, operands rounded to the same numbers, products in the model's dtype or a wider one. (torchao's
+own emulation of MXFP4 takes bf16 only and several times as long per layer at the embedded model's size, and its FP8 refuses to
+run without a GPU; tests/unit/test_gemm.py holds these references against it.)
+
+A CPU without AVX-512 has no fast products of bf16: PyTorch then takes 10 to 50 times as long as for fp32. There the references
+and what is left in bf16 (`widen`) multiply in fp32 and round the sum once, which is what a fast bf16 product does too.
 
 Shapes: M tokens, K input features, N output features.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -48,6 +52,36 @@ def check(recipe: Gemm, device: Device, *, allow_reference: bool) -> None:
                 f"gemm {name!r}: cannot run on {device.arch} ({device.name}); it needs {NEEDS[name]}; "
                 "allowed here: bf16, or references: allow"
             )
+
+
+@functools.cache
+def products_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type to multiply numbers of `dtype` in: fp32 for bf16 on a CPU that has no fast products of bf16, else `dtype`."""
+    if dtype != torch.bfloat16 or device.type != "cpu":
+        return dtype
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def widen(model: nn.Module) -> nn.Module:
+    """Let the linear layers and convolutions of `model` that are in bf16 multiply in fp32 where `products_in` says so."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv3d):
+            products = products_in(layer.weight.dtype, layer.weight.device)
+            if products != layer.weight.dtype:
+                layer.forward = MethodType(functools.partial(_in, products), layer)  # type: ignore[method-assign]
+    return model
+
+
+def _in(products: torch.dtype, layer: nn.Linear | nn.Conv3d, hidden: torch.Tensor) -> torch.Tensor:
+    weight = layer.weight.to(products)
+    bias = None if layer.bias is None else layer.bias.to(products)
+    out = (
+        F.linear(hidden.to(products), weight, bias)
+        if isinstance(layer, nn.Linear)
+        else layer._conv_forward(hidden.to(products), weight, bias)
+    )
+    return out.to(hidden.dtype)
 
 
 def convert(expert: nn.Module, name: str, keep: Sequence[tuple[str, str]], device: Device, aiter_linear: NativeLinear) -> str:
@@ -121,6 +155,7 @@ class _Reference(nn.Module):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features, self.dtype = layer.in_features, layer.out_features, layer.weight.dtype
+        self.products = products_in(layer.weight.dtype, layer.weight.device)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
 
 
@@ -139,7 +174,7 @@ class Fp8Linear(_Reference):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N]."""
         values, scales = sage.quantise_e4m3(hidden, (-1,))
-        out = F.linear(values.to(self.dtype), self.weight.to(self.dtype)).float() * scales * self.scales.squeeze(-1)
+        out = F.linear(values.to(self.products), self.weight.to(self.products)).float() * scales * self.scales.squeeze(-1)
         return (out if self.bias is None else out + self.bias).to(self.dtype)
 
 
@@ -159,18 +194,23 @@ class Mxfp4Linear(_Reference):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N]. Every value of both operands is exact in bf16, so that only the products round."""
-        return F.linear(sage.round_to_mxfp4(hidden).to(self.dtype), self._weight(), self.bias)
+        bias = None if self.bias is None else self.bias.to(self.products)
+        return F.linear(sage.round_to_mxfp4(hidden).to(self.products), self._weight(), bias).to(self.dtype)
 
     def _weight(self) -> torch.Tensor:
         # Two elements a look-up, by byte; a scale is a power of two: its byte is a float's exponent.
-        pairs = F.embedding(self.codes.int(), _pairs(self.dtype, self.codes.device))
-        powers = (self.scales.int() << 23).view(torch.float32).to(self.dtype)
-        return (pairs.view(self.out_features, -1, BLOCK) * powers.unsqueeze(-1)).view(self.out_features, self.in_features)
+        pairs = _pairs(self.products, self.codes.device).index_select(0, self.codes.view(-1).int()).view(self.products)
+        powers = (self.scales.int() << 23).view(torch.float32).to(self.products)
+        return pairs.view(self.out_features, -1, BLOCK).mul_(powers.unsqueeze(-1)).view(self.out_features, self.in_features)
 
 
 @functools.cache
 def _pairs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[256, 2]: the two E2M1 numbers of each byte, the even element in the low nibble."""
+    """[256]: the two E2M1 numbers of each byte, the even element in the low nibble, as one integer of both their bits.
+
+    Taking one number per byte is four times as fast on a CPU as taking a row of two.
+    """
     byte = torch.arange(256, device=device, dtype=torch.uint8).unsqueeze(-1)
     ones = torch.full((256, 1), 127, device=device, dtype=torch.uint8)
-    return torch.cat([sage.dequantise_mxfp4(byte.expand(-1, 16), ones)[:, :2]], -1).to(dtype)
+    pairs = sage.dequantise_mxfp4(byte.expand(-1, 16), ones)[:, :2].to(dtype).contiguous()
+    return pairs.view({2: torch.int32, 4: torch.int64}[dtype.itemsize]).view(-1)
