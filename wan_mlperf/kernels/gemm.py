@@ -129,9 +129,9 @@ def _storages(tensor: Any) -> Iterator[torch.Tensor]:
 def _make(layer: nn.Linear, name: str, device: Device, aiter_linear: NativeLinear) -> nn.Module:
     if name == "bf16":
         return layer
+    layer = layer.to(device.torch)  # a reference asks the device what it multiplies in
     if not is_native(name, device):
         return {"fp8": Fp8Linear, "mxfp4": Mxfp4Linear}[name](layer)
-    layer = layer.to(device.torch)
     return aiter_linear(layer) if name == "mxfp4" and device.arch == "gfx950" else _torchao(layer, name)
 
 
