@@ -46,7 +46,7 @@ class VaeDecoder:
         self._kernels: Callable[[], AbstractContextManager[object]] = (
             nullcontext if bitwise else partial(kernels.fast, parameter.device)
         )
-        self._layout = torch.contiguous_format if bitwise else kernels.lay_out(vae)
+        self._layout = torch.contiguous_format if bitwise else kernels.prepare(vae)
         self._slots: int = len(vae._feat_map)  # how many convolutions keep features
 
     def decode(self, latents: torch.Tensor) -> Iterator[torch.Tensor | None]:
