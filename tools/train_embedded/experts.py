@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from wan_mlperf.clips import Scene, training_scenes
+from wan_mlperf.kernels.gemm import products_in
 
 from .data import captions
 from .latents import Latents
-from .loop import average, fit, noise, rng, set_rate
+from .loop import average, fit, mixed, noise, rng, set_rate
+from .muon import Muon
 from .text import NEGATIVE_PROMPT, WIDTH, embed
 
 BATCH: Final = 32
@@ -102,7 +104,7 @@ def optimizers(model: WanTransformer3DModel) -> dict[str, torch.optim.Optimizer]
     known = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in known]
     return {
-        "muon": torch.optim.Muon(matrices, lr=2e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        "muon": Muon(matrices, lr=2e-3, weight_decay=0.1, products=products_in(torch.bfloat16, matrices[0].device)),
         "adamw": torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01),
     }
 
@@ -150,7 +152,7 @@ class Trainer:
         pure = noise(generator, tuple(clean.shape), self.device)
         level = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1 - level) * clean + level * pure
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             predicted = model(noisy, sigma * 1000, embeds, return_dict=False)[0]
         return F.mse_loss(predicted.float(), pure - clean)
 
@@ -171,7 +173,7 @@ class Trainer:
         sigma = torch.from_numpy(generator.uniform(*GUESSED, len(shown)).astype(np.float32)).to(self.device)
         level = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1 - level) * (latents - self.mean) / self.spread + level * noise(generator, tuple(latents.shape), self.device)
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
+        with torch.no_grad(), mixed(self.device):
             predicted = model(noisy, sigma * 1000, embeds, return_dict=False)[0]
         return (noisy - level * predicted.float()) * self.spread + self.mean
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wan_mlperf.clips import draw, place, training_scenes
 
-from .loop import fit, rng
+from .loop import fit, mixed, rng
 from .vae import encode
 
 BATCH = 6
@@ -51,7 +51,7 @@ def make(work: Path, seed: int, scale: float, device: torch.device, vae: Autoenc
         chosen = [known[n % len(known)] for n in range(BATCH * i, BATCH * (i + 1))]
         drawn = np.stack([draw(scene, place(scene, generator)) for scene in chosen])
         video = torch.from_numpy(drawn).permute(0, 4, 1, 2, 3).float().to(device) / 127.5 - 1.0
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        with torch.no_grad(), mixed(device):
             mean, _ = encode(vae, video.contiguous(memory_format=torch.channels_last_3d))
         latents.values[BATCH * i : BATCH * (i + 1)] = mean.float().cpu()
         return {"spread": mean.float().std().item()}

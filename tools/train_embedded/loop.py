@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from wan_mlperf.kernels.gemm import products_in
+
 SAVE_EVERY = 60.0
 """Seconds of work that a stop may cost."""
 
@@ -40,6 +42,11 @@ def rng(seed: int, stage: str, step: int) -> np.random.Generator:
 def noise(generator: np.random.Generator, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Gaussian noise, float32."""
     return torch.from_numpy(generator.standard_normal(shape, np.float32)).to(device)
+
+
+def mixed(device: torch.device) -> torch.autocast:
+    """bf16 autocast, but for CPUs that multiply bf16 some fifty times slower than fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=products_in(torch.bfloat16, device) == torch.bfloat16)
 
 
 def cosine(step: int, steps: int, warmup: int = 20) -> float:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from wan_mlperf.clips import Scene
 
 from .data import clips
-from .loop import cosine, fit, noise, rng, set_rate
-from .muon import ConvMuon
+from .loop import cosine, fit, mixed, noise, rng, set_rate
+from .muon import Muon
 
 REFINE_STEPS: Final = 1400
 
@@ -120,7 +120,7 @@ def _optimizers(vae: AutoencoderKLWan) -> dict[str, torch.optim.Optimizer]:
     known = {id(p) for p in inner}
     rest = [p for p in free if id(p) not in known]
     return {
-        "muon": ConvMuon(inner, lr=3e-3),
+        "muon": Muon(inner, lr=3e-3),
         "adamw": torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0),
     }
 
@@ -153,7 +153,7 @@ def train(work: Path, seed: int, scale: float, device: torch.device) -> Autoenco
             optimizer.zero_grad()
         video = _crop(clips(generator, batch)[0], generator, frames, size).to(device)
         video = video.contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed(device):
             mean, log_variance = encode(vae, video)
             mean, log_variance = mean.float(), log_variance.float()
             latents = mean + (0.5 * log_variance).exp() * noise(generator, tuple(mean.shape), device)
@@ -207,7 +207,7 @@ def steadiness(
     """The loss of `refine` and the PSNR of two clips whose latents were disturbed."""
     drawn, shown = clips(generator, 2)
     video = drawn.to(device).contiguous(memory_format=torch.channels_last_3d)
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed(device):
         with torch.no_grad():
             latents = disturb(generator, encode(vae, video)[0].float(), shown)
         decoded = decode(vae, latents).float()
