@@ -48,6 +48,7 @@ def test_sample_that_raises_is_tried_again_elsewhere(tmp_path: Path, recipe: Pat
     assert len(list(outputs.glob("*-accuracy/videos/*.mp4"))) == 12 and jobs.partial_files(outputs) == []
 
 
+@pytest.mark.slow
 def test_sample_that_raises_twice_ends_the_run_invalid(tmp_path: Path, recipe: Path) -> None:
     outputs = tmp_path / "outputs"
     job = jobs.start("wan_mlperf.run", jobs.offline(recipe, outputs), fault="raise@0,1:2-99")

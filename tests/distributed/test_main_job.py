@@ -53,7 +53,7 @@ def test_singlestream_as_make_run_starts_it(model: Path, tmp_path: Path) -> None
     assert "Result is : VALID" in (folder / "mlperf_log_summary.txt").read_text()
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_singlestream_under_torchrun(ranks: int, model: Path, tmp_path: Path) -> None:
     result = run(model, tmp_path, "--scenario", "singlestream", ranks=ranks)
     assert (result["valid"], result["world_size"]) == (True, ranks)
