@@ -1,4 +1,4 @@
-"""What ranks of a replica hand each other in the middle of their work: edges of the decode's bands, branches of guidance.
+"""What ranks of a replica hand each other in the middle of their work: the decode's edges, keys and values; branches of guidance.
 
 Over the process group where a GPU or several hosts take part. On one host's CPU through memory: gloo gives a message to a thread
 of its own on either side, and where the cores are busy each of these waits for its turn. Two ranks on two cores: 1.2 ms for
