@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,15 @@ def test_the_stream_is_the_video(pipeline: Pipeline) -> None:
 
 
 def test_the_first_frames_come_early(pipeline: Pipeline) -> None:
-    latents = pipeline.latents(["a red circle"])
-    start = time.perf_counter()
-    times = []
-    for _ in pipeline.decoder.decode(latents):
-        times.append(time.perf_counter() - start)
-    assert times[0] < times[-1] / 3
+    latents = pipeline.latents(["a red circle"]).repeat(1, 1, 1, 2, 2)  # 64 x 64, as the embedded model has it
+
+    def share() -> float:
+        start = time.perf_counter()
+        times = [time.perf_counter() - start for _ in pipeline.decoder.decode(latents)]
+        return times[0] / times[-1]
+
+    share()  # A process's first decode also makes oneDNN's convolutions, nearly all of them for the first frames.
+    assert statistics.median(share() for _ in range(7)) < 1 / 3
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
