@@ -4,7 +4,8 @@
   matrix product per frame. A decoder of few channels, or one rank's band of it, lies below that, and takes up to twice as long.
 - oneDNN sorts every input and output that is not laid out with the channels last. With them last the whole decode of the embedded
   model takes 0.88 of the time (one core with AVX2), and the transposes between frames and video are views.
-- Causal convolutions pad by copying, after the copy that puts the last frames before the new ones: oneDNN pads for nothing.
+- Causal convolutions pad by copying, after the copy that puts the last frames before the new ones: oneDNN pads for nothing. What
+  only ever meets the zeros before the first frame is left out, two thirds of the first frame's products.
 - The norm passes over memory six times, once to add zero; four are enough.
 
 Sums are cut differently then, so results are equal but for rounding, and not bit for bit.
@@ -34,9 +35,10 @@ def prepare(vae: nn.Module) -> torch.memory_format:
             last = torch.channels_last if isinstance(layer, nn.Conv2d) else torch.channels_last_3d
             layer.weight.data = layer.weight.data.contiguous(memory_format=last)
         if isinstance(layer, WanCausalConv3d):
-            width, _, height, _, front, _ = layer._padding
-            layer.padding = (0, layer.padding[1] + height, layer.padding[2] + width)
-            layer._padding = (0, 0, 0, 0, front, 0)
+            width, _, height, _, _, _ = layer._padding
+            layer.padding = (0, height, width)
+        if hasattr(layer, "_padding"):  # a WanCausalConv3d, or DistVAE's adapter in its place
+            layer.forward = MethodType(convolve_causally, layer)
         if isinstance(layer, WanRMS_norm):
             layer.forward = MethodType(normalize, layer)
     return torch.channels_last_3d
@@ -80,9 +82,17 @@ def convolve(
     return torch.ops.aten.mkldnn_convolution(input, weight, bias, padding, stride, dilation, groups)
 
 
-def pad(input: torch.Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> torch.Tensor:
-    """`F.pad`, which copies even where nothing is added."""
-    return F.pad(input, pad, mode, value) if any(pad) else input
+def convolve_causally(layer: Any, frames: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+    """`forward` of `WanCausalConv3d` and of its sharded form; `frames` and the last ones `before` them are [B, C, T, H, W]."""
+    convolution = getattr(layer, "conv3d", layer)
+    weight, front = convolution.weight, layer._padding[4]
+    if front and before is not None:
+        frames, front = torch.cat([before, frames], 2), front - before.shape[2]
+    if front + frames.shape[2] == weight.shape[2]:  # one frame comes out: these rows of the kernel see nothing but the zeros
+        weight, front = weight[:, :, front:], 0
+    if front:
+        frames = F.pad(frames, (0, 0, 0, 0, front, 0))
+    return convolution._conv_forward(frames, weight, convolution.bias)
 
 
 def normalize(norm: Any, input: torch.Tensor) -> torch.Tensor:
@@ -97,5 +107,4 @@ def normalize(norm: Any, input: torch.Tensor) -> torch.Tensor:
 REPLACEMENTS: dict[Callable[..., Any], Callable[..., torch.Tensor]] = {
     F.conv2d: convolve,
     F.conv3d: convolve,
-    F.pad: pad,
 }
