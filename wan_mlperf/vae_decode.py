@@ -118,4 +118,6 @@ def compile_decoder(decoder: VaeDecoder) -> None:
     """Compile the decoder; the first call with each chunk length then takes seconds."""
     assert isinstance(decoder.decoder, nn.Module)
     decoder._kernels = nullcontext  # the compiler chooses
+    # A sharded convolution is compiled once per layer, and past this limit torch would run it eagerly.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 512)
     decoder.decoder = torch.compile(decoder.decoder)
