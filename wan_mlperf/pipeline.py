@@ -224,7 +224,7 @@ def plan_shape(recipe: Recipe, workload: Workload, found: Checkpoint, *, world: 
     _, _, rows, columns = workload.latent_shape(0)
     ranks = meshes.environment()[1] if world is None else world
     shape = meshes.plan_shape(recipe.mesh, world=ranks, heads=found.heads, latent_rows=max(rows, columns))
-    if recipe.compile.decoder and shape.per_replica > 1 and not device.probe().is_gpu:
+    if recipe.compile.decoder and shape.per_replica > 1 and not device.gpu_count():
         # The compiler calls PyTorch's own convolutions, which unfold a band (kernels/vae.py): 0.86 s on two ranks, not 0.2.
         ranks = shape.per_replica
         raise BadInput(f"compile.decoder: true without a GPU on {ranks} ranks is slower; allowed: false, or one rank per replica")

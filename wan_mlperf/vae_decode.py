@@ -119,5 +119,5 @@ def compile_decoder(decoder: VaeDecoder) -> None:
     assert isinstance(decoder.decoder, nn.Module)
     decoder._kernels = nullcontext  # the compiler chooses
     # A sharded convolution is compiled once per layer, and past this limit torch would run it eagerly.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 512)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
     decoder.decoder = torch.compile(decoder.decoder)
