@@ -14,7 +14,7 @@ from typing import Any
 
 from sut import loadgen
 from wan_mlperf.errors import BadInput
-from wan_mlperf.files import write_whole
+from wan_mlperf.files import atomic_write
 from wan_mlperf.recipe import CONFIGS
 
 AUDIT = CONFIGS / "mlperf" / "test04.config"
@@ -67,7 +67,7 @@ def verify(folder: Path, reference: Path) -> dict[str, Any]:
     normal, same = read_score(reference), read_score(folder)
     line = compare(normal, same)
     text = f"Verifying performance.\nreference score = {normal.value}\ntest score = {same.value}\n{line}\n"
-    write_whole(folder / VERDICT, text)
+    atomic_write(folder / VERDICT, text)
     return {
         "test": "TEST04",
         "passed": line == "TEST PASS",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import mlperf_loadgen as lg
 
-from wan_mlperf.errors import BadInput, Failed, choose, near
+from wan_mlperf.errors import BadInput, Failed, choose, did_you_mean
 
 MODEL = "wan-2.2-t2v-a14b"
 SCENARIOS = {"singlestream": "SingleStream", "offline": "Offline"}
@@ -63,11 +63,11 @@ def check_user_conf(file: Path) -> dict[str, float]:
         model, scenario, name = parts
         if scenario not in (*SCENARIOS.values(), "*"):
             raise BadInput(
-                f"{where}: scenario {scenario!r} is not known{near(scenario, SCENARIOS.values())}; allowed: *, "
+                f"{where}: scenario {scenario!r} is not known{did_you_mean(scenario, SCENARIOS.values())}; allowed: *, "
                 f"{', '.join(SCENARIOS.values())}"
             )
         if name not in KEYS:
-            raise BadInput(f"{where}: key {name!r} is not known{near(name, KEYS)}; allowed: {', '.join(KEYS)}")
+            raise BadInput(f"{where}: key {name!r} is not known{did_you_mean(name, KEYS)}; allowed: {', '.join(KEYS)}")
         if not value.isascii() or not value.removeprefix("-").replace(".", "", 1).isdigit() or value.startswith("-"):
             raise BadInput(f"{where}: {name} is {value!r}; allowed: a number from 0")
         if float(value) >= 2**63:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wan_mlperf import files
 from wan_mlperf.errors import BadInput
-from wan_mlperf.vbench_worker import DIMENSIONS
+from wan_mlperf.workload import DIMENSIONS
 
 SHA256 = "f45433f7d3f6ac055613bb36ea21f38120e3cb5873d91f7e621477761b7284e8"
 

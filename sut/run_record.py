@@ -14,11 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sut import loadgen, system_description
+from sut import loadgen, machine
 from sut.prompts import SHA256, digest
 from wan_mlperf import pipeline as pipelines
-from wan_mlperf.doctor import verdict
-from wan_mlperf.files import write_whole
+from wan_mlperf.doctor.checks import verdict
+from wan_mlperf.files import atomic_write
 from wan_mlperf.identity import commit, versions
 from wan_mlperf.pipeline import Pipeline
 from wan_mlperf.recipe import to_yaml
@@ -52,7 +52,7 @@ def point_latest(folder: Path) -> None:
 
 def write_inputs(folder: Path, pipeline: Pipeline) -> None:
     """Write what the run is about to do: recipe.yaml (resolved), user.conf and plan.txt."""
-    write_whole(folder / "recipe.yaml", to_yaml(pipeline.recipe))
+    atomic_write(folder / "recipe.yaml", to_yaml(pipeline.recipe))
     shutil.copyfile(pipeline.recipe.user_conf_path, folder / "user.conf")
     with (folder / "plan.txt").open("w", encoding="utf-8") as stream:
         Console(file=stream, width=100).print(as_table(pipeline.plan, title=pipeline.recipe.name))
@@ -61,7 +61,7 @@ def write_inputs(folder: Path, pipeline: Pipeline) -> None:
 def write_prompts(folder: Path, prompts: Sequence[str]) -> None:
     """Write prompts.json beside an accuracy run's videos: index, prompt, video."""
     entries = [{"index": index, "prompt": prompt, "video": f"videos/{index}.mp4"} for index, prompt in enumerate(prompts)]
-    write_whole(folder / "prompts.json", json.dumps(entries, indent=1, ensure_ascii=False))
+    atomic_write(folder / "prompts.json", json.dumps(entries, indent=1, ensure_ascii=False))
 
 
 def write_result(
@@ -102,7 +102,7 @@ def write_result(
         "host": verdict(outputs=folder.parent),
         "versions": versions(),
         "commit": commit(),
-        "system": system_description.measure(folder),
+        "system": machine.measure(folder),
         "plan": [asdict(step) for step in pipeline.plan],
         "sample_seconds": [round(seconds, 6) for seconds in generate_s],
     }
@@ -122,7 +122,7 @@ def write_result(
         result["samples_per_second"] = detail.get("result_samples_per_second")
     if not valid:
         result["invalid_reason"] = stopped or detail.get("result_invalid_reason")
-    write_whole(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False))
+    atomic_write(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
 
 

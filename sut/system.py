@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from sut import response
-from wan_mlperf.files import write_whole
-from wan_mlperf.parallel.dispatch import Dispatcher, Result
-from wan_mlperf.parallel.messages import Job
+from wan_mlperf.files import atomic_write
+from wan_mlperf.replicas.dispatch import Dispatcher, Result
+from wan_mlperf.replicas.messages import Job
 from wan_mlperf.video import to_mp4
 
 
-class System:
+class SystemUnderTest:
     """Answers LoadGen's queries on rank 0.
 
     In performance mode the response is the frames; in accuracy mode the MP4 that is also kept in `videos` for VBench.
@@ -71,7 +71,7 @@ class System:
 
     def _answer(self, result: Result) -> None:
         if self._videos is not None:
-            write_whole(self._videos / f"{result.job.sample}.mp4", bytes(result.content))
+            atomic_write(self._videos / f"{result.job.sample}.mp4", bytes(result.content))
         respond = time.perf_counter()
         response.complete(self._ids.pop(result.job.ticket), result.content)
         with self._lock:

@@ -23,7 +23,7 @@ SMALL = (
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Diffusers folder with random weights: heads and layout of the embedded model, fewer layers."""
-    from wan_mlperf import random_checkpoint
+    from wan_mlperf.bench import random_checkpoint
 
     return random_checkpoint.write(tmp_path_factory.mktemp("model"), layers=2, ffn=256)
 

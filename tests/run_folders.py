@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sut import compliance, system_description
+from sut import compliance, machine
 from sut.loadgen import read_detail
 from sut.prompts import benchmark_prompts
 from tests.loadgen_stub import make_logs
@@ -53,7 +53,7 @@ def result(scenario: str, mode: str, **changes: Any) -> dict[str, Any]:
         "host": "host ready",
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "commit": "c0ffee",
-        "system": system_description.measure(Path("/")),
+        "system": machine.measure(Path("/")),
         "plan": [vars(step) for step in make_plan(TINY, TINY.effective_workload)],
         "sample_seconds": seconds,
     }

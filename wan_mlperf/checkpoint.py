@@ -23,7 +23,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, UMT5EncoderModel
 
-from wan_mlperf.errors import BadInput, near
+from wan_mlperf.errors import BadInput, did_you_mean
 from wan_mlperf.files import cache_folder
 from wan_mlperf.recipe import Dtype
 
@@ -110,7 +110,7 @@ def find(name: str) -> Checkpoint:
         folder = Path(name)
     else:
         raise BadInput(
-            f"model {name!r}: no such folder{near(name, ['embedded', HUB_NAME])}; allowed: embedded, {HUB_NAME}, "
+            f"model {name!r}: no such folder{did_you_mean(name, ['embedded', HUB_NAME])}; allowed: embedded, {HUB_NAME}, "
             "or a Diffusers folder"
         )
     checkpoint = Checkpoint(name, folder)

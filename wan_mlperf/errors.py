@@ -19,10 +19,10 @@ def choose(what: str, value: str, allowed: Iterable[str]) -> str:
     names = list(allowed)
     if value in names:
         return value
-    raise BadInput(f"{what}: {value!r} is not known{near(value, names)}; allowed: {', '.join(names)}")
+    raise BadInput(f"{what}: {value!r} is not known{did_you_mean(value, names)}; allowed: {', '.join(names)}")
 
 
-def near(value: str, allowed: Iterable[str]) -> str:
+def did_you_mean(value: str, allowed: Iterable[str]) -> str:
     """Return ', did you mean ...?' for a misspelling of one of `allowed`, else nothing."""
     match = difflib.get_close_matches(str(value), list(allowed), n=1)
     return f", did you mean {match[0]!r}?" if match else ""

@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from wan_mlperf import checkpoint as checkpoints
 from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.denoise import denoise
-from wan_mlperf.errors import BadInput
 from wan_mlperf.experts import Expert
 from wan_mlperf.kernels import attention, device, gemm
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel import split_experts, split_vae, xdit
 from wan_mlperf.parallel.mesh import Mesh
+from wan_mlperf.preflight import Setup, prepare, read_fixed_latent
 from wan_mlperf.recipe import Recipe
 from wan_mlperf.spans import Spans
-from wan_mlperf.step_plan import Step, make_plan, make_scheduler
-from wan_mlperf.text_encoder import TextEncoder, check_prompt
+from wan_mlperf.step_plan import Step, make_scheduler
+from wan_mlperf.text_encoder import TextEncoder
 from wan_mlperf.vae_decode import VaeDecoder, compile_decoder, to_host
 from wan_mlperf.workload import Workload
 
@@ -46,12 +45,12 @@ class Pipeline:
     load_summary: list[str] = field(default_factory=list)
 
     @classmethod
-    def load(cls, recipe: Recipe, *, workload: Workload | None = None, timeout_s: float = 600.0) -> Pipeline:
-        """Check everything that can be checked, then load the weights of this rank. Raises BadInput before weights are read.
+    def load(cls, setup: Setup | Recipe, *, timeout_s: float = 600.0) -> Pipeline:
+        """Start the groups and load the weights of this rank. A collective that waits longer than `timeout_s` fails.
 
-        `workload` replaces the recipe's, for another size or length.
+        With a recipe instead of a Setup everything is checked first. Raises BadInput before weights are read.
         """
-        return load(recipe, workload or recipe.effective_workload, timeout_s)
+        return load(setup if isinstance(setup, Setup) else prepare(setup), timeout_s)
 
     def generate(self, prompt: str, *, seed: int | None = None, negative_prompt: str | None = None) -> np.ndarray | None:
         """Return the video of `prompt`: uint8 [frames, height, width, 3] on the replica's first rank, None elsewhere."""
@@ -127,23 +126,10 @@ class Pipeline:
         self.spans.take()
 
 
-def read_fixed_latent(path: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Read MLCommons' fixed_latent.pt; `shape` without the batch. Raises BadInput."""
-    try:
-        latent = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise BadInput(f"model.fixed_latent {path!r}: cannot be read ({type(error).__name__}); allowed: a tensor file") from None
-    if not isinstance(latent, torch.Tensor) or tuple(latent.shape) != (1, *shape):
-        raise BadInput(f"model.fixed_latent {path!r}: holds {getattr(latent, 'shape', type(latent))}; allowed: {(1, *shape)}")
-    return latent.float()
-
-
-def load(recipe: Recipe, workload: Workload, timeout_s: float) -> Pipeline:
+def load(setup: Setup, timeout_s: float) -> Pipeline:
     """See `Pipeline.load`."""
     here = device.probe()
-    found = check(recipe, workload)
-    plan = make_plan(recipe, workload, found.config("scheduler"))
-    shape = plan_shape(recipe, workload, found)
+    recipe, workload, found, plan, shape = setup.recipe, setup.workload, setup.checkpoint, setup.plan, setup.shape
     mesh = meshes.start(shape, here, timeout_s=timeout_s)
     kernels = attention.resolve(
         [step.attention for step in plan],
@@ -196,47 +182,6 @@ def load(recipe: Recipe, workload: Workload, timeout_s: float) -> Pipeline:
         kernels=kernels,
         load_summary=summary,
     )
-
-
-def check(recipe: Recipe, workload: Workload, *, prompts: Sequence[str] = (), world: int | None = None) -> Checkpoint:
-    """Check all that can be checked before weights are read, for `world` ranks (default: those there are); raises BadInput.
-
-    Returns the verified checkpoint. What only xDiT can say of this machine's kernels is asked when its groups are up.
-    """
-    here, references = device.probe(), recipe.references == "allow"
-    found = checkpoints.find(recipe.model.checkpoint)
-    plan = make_plan(recipe, workload, found.config("scheduler"))
-    shape = plan_shape(recipe, workload, found, world=world)
-    split_experts.check(shape, tokens=_tokens(workload, found))
-    attention.check([step.attention for step in plan], here, allow_reference=references)
-    gemm.check(recipe.gemm, here, allow_reference=references)
-    if recipe.model.fixed_latent:
-        read_fixed_latent(recipe.model.fixed_latent, workload.latent_shape(found.config("transformer")["in_channels"]))
-    tokenizer = found.load_tokenizer()
-    for number, prompt in enumerate(prompts, start=1):
-        check_prompt(tokenizer, prompt, what=f"prompt {number}" if len(prompts) > 1 else "prompt")
-    check_prompt(tokenizer, workload.negative_prompt, what="negative prompt")
-    return found
-
-
-def plan_shape(recipe: Recipe, workload: Workload, found: Checkpoint, *, world: int | None = None) -> meshes.Shape:
-    """Fit the recipe's mesh to the ranks there are (or `world`). Raises BadInput."""
-    _, _, rows, columns = workload.latent_shape(0)
-    ranks = meshes.environment()[1] if world is None else world
-    shape = meshes.plan_shape(recipe.mesh, world=ranks, heads=found.heads, latent_rows=max(rows, columns))
-    if recipe.compile.decoder and shape.per_replica > 1 and not device.gpu_count():
-        # The compiler calls PyTorch's own convolutions, which unfold a band (kernels/vae.py): 0.86 s on two ranks, not 0.2.
-        ranks = shape.per_replica
-        raise BadInput(f"compile.decoder: true without a GPU on {ranks} ranks is slower; allowed: false, or one rank per replica")
-    return shape
-
-
-def _tokens(workload: Workload, found: Checkpoint) -> int:
-    patch = found.config("transformer")["patch_size"]
-    tokens = 1
-    for length, side in zip(workload.latent_shape(0)[1:], patch, strict=True):
-        tokens *= length // side
-    return tokens
 
 
 def describe(pipeline: Pipeline) -> dict[str, Any]:

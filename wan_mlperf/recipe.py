@@ -10,13 +10,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from wan_mlperf.errors import BadInput, near
+from wan_mlperf.errors import BadInput, did_you_mean
 from wan_mlperf.workload import MLPERF, Workload
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -233,7 +233,7 @@ def _find(path: str | Path) -> Path:
         return named
     names = sorted(one.stem for one in CONFIGS.glob("*.yaml"))
     raise BadInput(
-        f"recipe {str(path)!r}: no such file{near(file.stem, names)}; allowed: a YAML file or one of {', '.join(names)}"
+        f"recipe {str(path)!r}: no such file{did_you_mean(file.stem, names)}; allowed: a YAML file or one of {', '.join(names)}"
     )
 
 
@@ -270,12 +270,12 @@ def _explain(kind: type[Any], error: ValidationError) -> str:
         if not known and not part.isdigit():
             continue
         path.append(part)
-        fields = _dataclass_of(known[part].type) if part in known else None  # type: ignore[assignment]
+        fields = _dataclass_of(get_type_hints(fields)[part]) if part in known else None  # type: ignore[assignment]
     key = ".".join(path) or "the whole"
     if first["type"] == "unexpected_keyword_argument" or first["type"] == "extra_forbidden":
         names = [one.name for one in dataclasses.fields(fields)] if dataclasses.is_dataclass(fields) else []
         names = [name for name in names if name not in FILLED]
-        return f"{key}: no such key{near(location[-1], names)}; allowed: {', '.join(names)}"
+        return f"{key}: no such key{did_you_mean(location[-1], names)}; allowed: {', '.join(names)}"
     if first["type"].startswith("missing"):
         return f"{key}: is missing; a {kind.__name__.lower()} must have it"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
@@ -286,12 +286,8 @@ def _explain(kind: type[Any], error: ValidationError) -> str:
 
 
 def _dataclass_of(annotation: Any) -> Any:
-    """The nested dataclass that a field's annotation names, if any (annotations are strings here)."""
-    for name in str(annotation).replace(" ", "").split("|"):
-        found = globals().get(name)
-        if dataclasses.is_dataclass(found):
-            return found
-    return None
+    """The nested dataclass of a field's type, if there is one."""
+    return next((one for one in (annotation, *get_args(annotation)) if dataclasses.is_dataclass(one)), None)
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from wan_mlperf.files import whole_file
+from wan_mlperf.files import atomic_file
 
 
 def write_mp4(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
@@ -20,7 +20,7 @@ def write_mp4(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
 
     The file carries its name only when it is whole.
     """
-    with whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = None
         for chunk in chunks:
             for frame in chunk:
@@ -34,7 +34,7 @@ def write_mp4(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
             container.mux(stream.encode())
 
 
-def write_mp4_beside(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
+def write_mp4_in_background(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
     """`write_mp4` in a thread of its own, so that one chunk is encoded while the next one is made."""
     waiting: queue.Queue[np.ndarray | None] = queue.Queue(maxsize=2)
 

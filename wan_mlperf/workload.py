@@ -90,4 +90,14 @@ class Workload:
         return channels, (self.frames - 1) // temporal + 1, self.height // spatial, self.width // spatial
 
 
+# The six of VBench that MLCommons scores.
+DIMENSIONS = (
+    "subject_consistency",
+    "background_consistency",
+    "motion_smoothness",
+    "dynamic_degree",
+    "appearance_style",
+    "scene",
+)
+
 MLPERF = Workload(height=720, width=1280, frames=81, fps=16, steps=20)

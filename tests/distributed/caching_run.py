@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wan_mlperf import cli, run
+from wan_mlperf import process, run
 from wan_mlperf.pipeline import Pipeline
 
 honest = Pipeline.stream_batch
@@ -24,4 +24,4 @@ def stream_batch(self: Pipeline, prompts: Sequence[str], **options: Any) -> Iter
 
 if __name__ == "__main__":
     Pipeline.stream_batch = stream_batch  # type: ignore[method-assign]
-    cli.entry(run.main)
+    process.entry(run.main)

@@ -32,8 +32,8 @@ def hand_around(rank: int, folder: str) -> None:
     """Each with its neighbours in a row, of which the ends have one, then the ends with each other; the middle is slow."""
     join(rank, folder)
     group = dist.group.WORLD
-    ways = [exchange.connect(group, is_gpu=False, timeout_s=60), exchange.OverGroup(group)]
-    assert isinstance(ways[0], exchange.ThroughMemory)
+    ways = [exchange.connect(group, is_gpu=False, timeout_s=60), exchange.ProcessGroupExchange(group)]
+    assert isinstance(ways[0], exchange.SharedMemoryExchange)
     for number in range(20):
         if rank == 1:
             time.sleep(0.01)

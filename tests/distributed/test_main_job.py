@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from sut import loadgen, response
-from sut.system import System
+from sut.system import SystemUnderTest
 from tests.conftest import SMALL, run_module
 from wan_mlperf import Pipeline, load_recipe
-from wan_mlperf.parallel import dispatch
-from wan_mlperf.parallel.watch import Watch
+from wan_mlperf.replicas import dispatch
+from wan_mlperf.replicas.watch import Watch
 from wan_mlperf.video import read_mp4
 
 # The design's list, beside latency_p90_s and samples_per_second.
@@ -99,7 +99,7 @@ def test_the_response_is_the_frames(model: Path, tmp_path: Path) -> None:
     def fail(*what: object) -> NoReturn:
         raise AssertionError(what)
 
-    system = System(dispatcher, prompts, videos=None, on_sample=lambda: None, on_lost=fail, on_failure=fail)
+    system = SystemUnderTest(dispatcher, prompts, videos=None, on_sample=lambda: None, on_lost=fail, on_failure=fail)
     loadgen.run(settings, folder=tmp_path, samples=len(prompts), issue=system.issue, flush=system.flush)
     logged = {entry["qsl_idx"]: entry["data"] for entry in json.loads((tmp_path / "mlperf_log_accuracy.json").read_text())}
     for index, prompt in enumerate(prompts):

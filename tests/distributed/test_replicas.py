@@ -14,9 +14,9 @@ import pytest
 
 from tests.distributed import jobs
 from wan_mlperf import Pipeline, load_recipe
-from wan_mlperf.parallel import dispatch
-from wan_mlperf.parallel.messages import Job
-from wan_mlperf.parallel.watch import Watch
+from wan_mlperf.replicas import dispatch
+from wan_mlperf.replicas.messages import Job
+from wan_mlperf.replicas.watch import Watch
 
 
 def test_two_hosts_complete_a_valid_run(tmp_path: Path, model: Path) -> None:

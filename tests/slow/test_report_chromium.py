@@ -11,7 +11,8 @@ from sut.prompts import benchmark_prompts
 from tests.run_folders import videos
 from tests.slow.chromium import Browser
 from tests.unit.test_report import write
-from wan_mlperf import report
+from wan_mlperf.report import __main__ as report
+from wan_mlperf.report import run_folder
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     compliance |= {"reference": "20260101-000000-singlestream-performance", "reference_score": 0.0365, "test_score": 0.051}
     test04 = write(top / "test04", compliance=compliance)
     for folder in (performance, accuracy, test04):
-        report.write(folder)
+        run_folder.write(folder)
     assert report.main([str(performance), str(test04)]) == 0
     found = {folder.name: folder / "report.html" for folder in (performance, accuracy, test04)}
     return {**found, "compare": test04 / "compare.html"}

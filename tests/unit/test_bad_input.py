@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SMALL, run_module
-from wan_mlperf import checkpoint, generate, run
+from wan_mlperf import checkpoint, run
 from wan_mlperf.errors import BadInput
+from wan_mlperf.generate import __main__ as generate
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     for loader in ("load_transformer", "load_vae", "load_text_encoder"):
         monkeypatch.setattr(checkpoint.Checkpoint, loader, refuse)
-    monkeypatch.setattr("wan_mlperf.cli.launch", refuse)
+    monkeypatch.setattr("wan_mlperf.parallel.launch.launch", refuse)
     monkeypatch.chdir(tmp_path)
 
 

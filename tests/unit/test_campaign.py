@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from sut import run_record
-from sut.campaign import Campaign, Stage
 from tests.conftest import ROOT
-from wan_mlperf import cli, submit
+from wan_mlperf import process
 from wan_mlperf.errors import BadInput
 from wan_mlperf.recipe import load_recipe, to_yaml
+from wan_mlperf.submit import __main__ as submit
+from wan_mlperf.submit.campaign import Campaign, Stage
 
 ALL = [
     f"{scenario} {kind}" for scenario in ("singlestream", "offline") for kind in ("performance", "accuracy", "vbench", "test04")
@@ -60,8 +61,8 @@ class Runs:
             (folder / "result.json").write_text(json.dumps(result(stage, reference)))
         if stage in self.outcome:
             self.outcome[stage](folder)
-            return cli.INVALID
-        return cli.DONE
+            return process.INVALID
+        return process.DONE
 
 
 def result(stage: str, reference: str | None = None) -> dict[str, Any]:
@@ -111,9 +112,9 @@ def test_every_stage_once_in_order_and_nothing_the_second_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     runs = Runs()
-    assert go(tmp_path, runs, monkeypatch) == cli.DONE
+    assert go(tmp_path, runs, monkeypatch) == process.DONE
     assert runs.asked == ALL
-    assert go(tmp_path, runs, monkeypatch) == cli.DONE
+    assert go(tmp_path, runs, monkeypatch) == process.DONE
     assert runs.asked == ALL
     assert "everything is done" in capsys.readouterr().out
 
@@ -129,7 +130,7 @@ def test_stopped_at_any_stage_it_repeats_nothing_and_skips_nothing(
         go(tmp_path, runs, monkeypatch)
     assert runs.asked == ALL[: ALL.index(stage) + 1]
     runs.stop_at = None
-    assert go(tmp_path, runs, monkeypatch) == cli.DONE
+    assert go(tmp_path, runs, monkeypatch) == process.DONE
     assert runs.asked == ALL[: ALL.index(stage) + 1] + ALL[ALL.index(stage) :]
 
 
@@ -157,7 +158,7 @@ def test_a_result_that_does_not_count_is_left_and_its_followers_wait(
 ) -> None:
     runs = Runs()
     runs.outcome = {stage: outcome}
-    assert go(tmp_path, runs, monkeypatch) == cli.INVALID
+    assert go(tmp_path, runs, monkeypatch) == process.INVALID
     scenario, kind = stage.split()
     waiting = {"performance": f"{scenario} test04", "accuracy": f"{scenario} vbench"}.get(kind)
     assert runs.asked == [one for one in ALL if one != waiting]
@@ -165,7 +166,7 @@ def test_a_result_that_does_not_count_is_left_and_its_followers_wait(
     assert says in out and f"left: {stage}" in out
     runs.outcome = {}
     runs.asked.extend("x" * (100 - len(runs.asked)))  # later folders sort after the earlier ones
-    assert go(tmp_path, runs, monkeypatch) == cli.DONE
+    assert go(tmp_path, runs, monkeypatch) == process.DONE
     assert runs.asked[100:] == [stage, *([waiting] if waiting else [])]
 
 
@@ -177,13 +178,13 @@ def test_a_newer_performance_run_asks_for_its_own_test04(tmp_path: Path, monkeyp
     (newer / "recipe.yaml").write_text(RECIPE)
     (newer / "result.json").write_text(json.dumps(result("offline performance")))
     runs.asked.extend("x" * 92)
-    assert go(tmp_path, runs, monkeypatch) == cli.DONE
+    assert go(tmp_path, runs, monkeypatch) == process.DONE
     assert runs.asked[100:] == ["offline test04"]
 
 
 def test_dry_run_asks_for_no_score_and_estimates_come_from_what_is_done(tmp_path: Path, capsys: Any) -> None:
     runs = Runs()
-    assert submit.run(options(tmp_path, "--scenario", "singlestream"), runs) == cli.DONE
+    assert submit.run(options(tmp_path, "--scenario", "singlestream"), runs) == process.DONE
     assert runs.asked == [stage for stage in ALL[:4] if "vbench" not in stage]
     out = capsys.readouterr().out
     assert "not known yet" in out
@@ -207,7 +208,7 @@ def test_another_campaign_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_cannot_work_in_one_campaign_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
-    hold = "import sys, time; from pathlib import Path; from wan_mlperf import submit\n"
+    hold = "import sys, time; from pathlib import Path; from wan_mlperf.submit import __main__ as submit\n"
     hold += "with submit.locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from skimage.filters import gaussian
 
-from wan_mlperf import clips
-from wan_mlperf.detect import detect, score, steadiness
+from wan_mlperf.shapes import clips
+from wan_mlperf.shapes.detect import detect, score, steadiness
 
 ATTRIBUTES = ("foreground", "background", "direction", "shape")
 

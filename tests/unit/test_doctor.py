@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from wan_mlperf import doctor, host_checks
-from wan_mlperf.host_checks import Check, Gpu
+from wan_mlperf.doctor import __main__ as command
+from wan_mlperf.doctor import checks as doctor
+from wan_mlperf.doctor import host_checks
+from wan_mlperf.doctor.host_checks import Check, Gpu
 
 H100 = (Gpu("nvidia", "NVIDIA H100 80GB HBM3"), Gpu("nvidia", "NVIDIA H100 80GB HBM3"))
 AMD = (Gpu("amd", "gfx950"),)
@@ -214,15 +216,15 @@ def test_json_shape_and_exit_code(
     worst: host_checks.Status, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checks = (Check("a", "1", "1", "ok", "/a", ""), Check("b [/red]", "[x]", "2", worst, "/b", "set b"))
-    monkeypatch.setattr(doctor, "examine", lambda **_: checks)
-    assert doctor.main(["--json"]) == code
+    monkeypatch.setattr(command, "examine", lambda **_: checks)
+    assert command.main(["--json"]) == code
     answer = json.loads(capsys.readouterr().out)
     assert answer["ok"] is (code == 0) and answer["verdict"] == doctor.summary(checks)
     assert answer["checks"][1] == {"name": "b [/red]", "value": "[x]", "recommended": "2", "ok": worst, "source": "/b",
                                    "fix": "set b"}  # fmt: skip
-    assert doctor.main([]) == code
+    assert command.main([]) == code
     assert "[x]" in capsys.readouterr().out
-    doctor.show(checks, Console(force_terminal=True, width=60))
+    command.show(checks, Console(force_terminal=True, width=60))
     shown = capsys.readouterr().out
     assert "[x]" in shown and ("b [/red]: set b" in shown) is (worst != "ok")
 
@@ -244,14 +246,15 @@ def test_a_run_writes_nothing_and_imports_neither_torch_nor_aiter(tmp_path: Path
 import sys
 import wan_mlperf
 known = set(sys.modules)
-from wan_mlperf import doctor
+from wan_mlperf.doctor import __main__ as command
+from wan_mlperf.doctor import checks as doctor
 def hook(event, details):
     if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink"):
         raise SystemExit(f"{event} {details}")
     if event == "open" and details[0] != "/dev/null" and isinstance(details[2], int) and details[2] & 3:
         raise SystemExit(f"{event} {details}")
 sys.addaudithook(hook)
-code = doctor.main(["--json"])
+code = command.main(["--json"])
 doctor.verdict()
 assert not {"torch", "aiter", "xfuser", "mlperf_loadgen"} & (set(sys.modules) - known)
 sys.exit(code)

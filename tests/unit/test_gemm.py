@@ -107,7 +107,7 @@ def test_products_in_fp32_are_as_good_as_those_of_bf16(kind: str, monkeypatch: p
     make = {"bf16": lambda one: gemm.widen(copy.deepcopy(one)), "fp8": gemm.Fp8Linear, "mxfp4": gemm.Mxfp4Linear}[kind]
     outs = {}
     for products in (torch.bfloat16, torch.float32):
-        monkeypatch.setattr(gemm, "products_in", lambda _dtype, _device, products=products: products)
+        monkeypatch.setattr(gemm, "compute_dtype", lambda _dtype, _device, products=products: products)
         outs[products] = make(linear)(hidden)
         assert outs[products].dtype == torch.bfloat16
     assert error(outs[torch.float32], outs[torch.bfloat16]) < 2**-8
@@ -118,12 +118,12 @@ def test_a_convolution_is_widened_too(monkeypatch: pytest.MonkeyPatch) -> None:
     embedding = nn.Conv3d(16, 32, (1, 2, 2), (1, 2, 2)).to(torch.bfloat16).requires_grad_(False)
     latents = torch.randn(1, 16, 2, 8, 8).to(torch.bfloat16)
     expected = embedding(latents)
-    monkeypatch.setattr(gemm, "products_in", lambda _dtype, _device: torch.float32)
+    monkeypatch.setattr(gemm, "compute_dtype", lambda _dtype, _device: torch.float32)
     widened = gemm.widen(embedding)(latents)
     assert widened.dtype == torch.bfloat16
     assert error(widened, expected) < 2**-8
 
 
 def test_fp32_and_gpus_keep_their_products() -> None:
-    assert gemm.products_in(torch.float32, torch.device("cpu")) == torch.float32
-    assert gemm.products_in(torch.bfloat16, torch.device("cuda", 0)) == torch.bfloat16
+    assert gemm.compute_dtype(torch.float32, torch.device("cpu")) == torch.float32
+    assert gemm.compute_dtype(torch.bfloat16, torch.device("cuda", 0)) == torch.bfloat16

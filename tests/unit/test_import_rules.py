@@ -1,4 +1,4 @@
-"""The design's import rules: who may know of LoadGen, of devices, of ranks."""
+"""The design's floors: each file may import from its own floor and from the ones below it, never from above (docs/design.md)."""
 
 from __future__ import annotations
 
@@ -7,21 +7,39 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-# package -> files and folders that may import it
-ALLOWED = {
-    "sut": ("sut/", "wan_mlperf/run.py", "wan_mlperf/submit.py"),
+# From the top of the house to its ground.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("wan_mlperf/run.py",),
+    tuple(f"wan_mlperf/{room}/" for room in ("bench", "generate", "report", "submit", "vbench")),
+    ("sut/",),
+    ("wan_mlperf/doctor/", "wan_mlperf/shapes/"),
+    ("wan_mlperf/replicas/",),
+    ("wan_mlperf/pipeline.py",),
+    ("wan_mlperf/preflight.py",),
+    ("wan_mlperf/parallel/",),
+    ("wan_mlperf/denoise.py", "wan_mlperf/experts.py", "wan_mlperf/text_encoder.py", "wan_mlperf/vae_decode.py"),
+    ("wan_mlperf/kernels/",),
+    ("wan_mlperf/checkpoint.py", "wan_mlperf/step_plan.py", "wan_mlperf/video.py", "wan_mlperf/spans.py"),
+    ("wan_mlperf/recipe.py", "wan_mlperf/workload.py"),
+    tuple(f"wan_mlperf/{name}.py" for name in ("cli", "errors", "files", "identity", "process", "ranks")),
+)
+# Rooms do not know each other, but for these.
+NEIGHBOURS = {
+    ("wan_mlperf/submit/", "wan_mlperf/vbench/"),
+}
+# What may be imported only from certain places, whatever the floor. The longest name that covers a module decides.
+ONLY_IN: dict[str, tuple[str, ...]] = {
     "mlperf_loadgen": ("sut/",),
     "aiter": ("wan_mlperf/kernels/",),
     "xfuser": ("wan_mlperf/parallel/",),
     "distvae": ("wan_mlperf/parallel/",),
     "yunchang": ("wan_mlperf/parallel/",),
-    # cli.py starts torchrun, through torch's library of that name: no rank is involved.
-    "torch.distributed": ("wan_mlperf/parallel/",),
-    "torch.distributed.launcher": ("wan_mlperf/cli.py",),
-    "torch.distributed.elastic": ("wan_mlperf/cli.py",),
+    "torch.distributed": ("wan_mlperf/parallel/", "wan_mlperf/replicas/"),
     "tools": (),
-    "vbench": (),
+    # The worker runs in VBench's own environment, under another interpreter.
+    "vbench": ("wan_mlperf/vbench/worker.py",),
 }
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def imports(file: Path) -> set[str]:
@@ -39,30 +57,91 @@ def imports(file: Path) -> set[str]:
     return names
 
 
-def rule(module: str) -> tuple[str, ...] | None:
-    """Where a module may be imported: the longest rule that covers it; None if there is no rule."""
-    covering = [package for package in ALLOWED if module == package or module.startswith(package + ".")]
-    return ALLOWED[max(covering, key=len)] if covering else None
+def place(name: str) -> tuple[int, str] | None:
+    """(floor, file or folder) of a file's name; None outside the house, and for the package's own __init__.py."""
+    for floor, places in enumerate(FLOORS):
+        for one in places:
+            if name == one or (one.endswith("/") and name.startswith(one)):
+                return floor, one
+    return None
+
+
+def file_of(module: str) -> str:
+    """The file's name that an imported module has, as far as `place` needs it."""
+    parts = module.split(".")
+    if parts[0] == "sut":
+        return "sut/"
+    top = "/".join(parts[:2])
+    return f"{top}.py" if place(f"{top}.py") else f"{top}/"
 
 
 def violations(file: Path, name: str) -> list[str]:
+    """What a file imports that it may not."""
     wrong = []
+    own = place(name)
     for module in imports(file):
-        places = rule(module)
-        if places is not None and not any(name == place or (place.endswith("/") and name.startswith(place)) for place in places):
+        covering = [package for package in ONLY_IN if module == package or module.startswith(package + ".")]
+        if covering and not any(name.startswith(one) for one in ONLY_IN[max(covering, key=len)]):
             wrong.append(f"{name} imports {module}")
+        target = place(file_of(module)) if module.split(".")[0] in ("wan_mlperf", "sut") else None
+        if own is None or target is None or target == own:
+            continue
+        if target[0] < own[0]:
+            wrong.append(f"{name} imports {module}, from above")
+        elif target[0] == own[0] and own[0] == 1 and (own[1], target[1]) not in NEIGHBOURS:
+            wrong.append(f"{name} imports {module}, another room")
     return wrong
 
 
-def test_every_file_keeps_the_rules() -> None:
+def sources() -> dict[str, Path]:
+    """Every file of the house by its name."""
     files = [*ROOT.glob("wan_mlperf/**/*.py"), *ROOT.glob("sut/**/*.py")]
-    assert len(files) > 25
-    wrong = [one for file in files for one in violations(file, file.relative_to(ROOT).as_posix())]
-    # The worker imports vbench inside functions that run only in VBench's own environment, under another interpreter.
-    assert [one for one in wrong if not one.startswith("wan_mlperf/vbench_worker.py imports vbench")] == []
+    return {file.relative_to(ROOT).as_posix(): file for file in files}
+
+
+def test_every_file_keeps_the_rules() -> None:
+    files = sources()
+    assert len(files) > 60
+    assert [one for name, file in files.items() for one in violations(file, name)] == []
+
+
+def test_every_file_has_a_floor() -> None:
+    assert [name for name in sources() if place(name) is None] == ["wan_mlperf/__init__.py"]
 
 
 def test_a_violation_is_seen(tmp_path: Path) -> None:
-    file = tmp_path / "denoise.py"
+    file = tmp_path / "file.py"
     file.write_text("import torch.distributed as dist\nfrom sut.loadgen import run\nimport torch\n")
     assert len(violations(file, "wan_mlperf/denoise.py")) == 2
+    file.write_text("from wan_mlperf import cli\nfrom wan_mlperf.pipeline import Pipeline\n")
+    assert violations(file, "wan_mlperf/parallel/mesh.py") == [
+        "wan_mlperf/parallel/mesh.py imports wan_mlperf.pipeline.Pipeline, from above"
+    ]
+    file.write_text("from wan_mlperf.vbench import score\n")
+    assert violations(file, "wan_mlperf/submit/campaign.py") == []
+    assert violations(file, "wan_mlperf/report/pages.py") == [
+        "wan_mlperf/report/pages.py imports wan_mlperf.vbench.score, another room"
+    ]
+
+
+def test_only_ranks_reads_torchruns_environment() -> None:
+    readers = [
+        name
+        for name, file in sources().items()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in TORCHRUN
+    ]
+    assert set(readers) == {"wan_mlperf/ranks.py"}
+
+
+def test_the_house_stays_small() -> None:
+    long_files, long_functions = [], []
+    for name, file in sources().items():
+        text = file.read_text(encoding="utf-8")
+        if text.count("\n") > 300:
+            long_files.append(name)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > 60:
+                long_functions.append(f"{name}: {node.name}")
+    assert long_files == [] and long_functions == []
+    assert len(list((ROOT / "wan_mlperf").glob("*.py"))) <= 20

@@ -11,9 +11,10 @@ import pytest
 
 from sut.prompts import benchmark_prompts
 from tests.run_folders import RECIPE, result, rewrite, videos
-from wan_mlperf import report
-from wan_mlperf.charts import MOST_DOTS, over_run
 from wan_mlperf.errors import BadInput
+from wan_mlperf.report import __main__ as report
+from wan_mlperf.report import run_folder
+from wan_mlperf.report.charts import MOST_DOTS, over_run
 
 
 def write(folder: Path, scenario: str = "singlestream", mode: str = "performance", **changes: Any) -> Path:
@@ -25,7 +26,7 @@ def write(folder: Path, scenario: str = "singlestream", mode: str = "performance
 
 def page(folder: Path) -> str:
     """Write the report and return its text, white space collapsed."""
-    report.write(folder)
+    run_folder.write(folder)
     return " ".join((folder / "report.html").read_text().split())
 
 
@@ -93,7 +94,7 @@ def test_an_accuracy_run_shows_a_few_videos_and_prompts_cannot_become_markup(tmp
 
 def test_a_page_that_cannot_be_made_costs_the_run_nothing(tmp_path: Path, capsys: Any) -> None:
     folder = write(tmp_path / "run", mode="accuracy")  # no prompts.json, no videos
-    report.write(folder)
+    run_folder.write(folder)
     assert "no report.html: " in capsys.readouterr().err
     assert not (folder / "report.html").exists()
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from sut import submission
-from sut.campaign import Campaign
 from tests import run_folders, tree
 from tests.run_folders import rewrite
-from wan_mlperf import submit
 from wan_mlperf.errors import BadInput, Failed
+from wan_mlperf.submit import __main__ as submit
+from wan_mlperf.submit import submission
+from wan_mlperf.submit.campaign import Campaign
 
 SCENARIOS = ("singlestream", "offline")
 PERSON = {

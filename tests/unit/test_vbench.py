@@ -17,12 +17,16 @@ from hypothesis import strategies as st
 
 from sut import prompts as sut_prompts
 from tests.conftest import ROOT
-from wan_mlperf import vbench, vbench_checkpoints, vbench_environment, vbench_score, vbench_videos
 from wan_mlperf.errors import BadInput, Failed
-from wan_mlperf.vbench_environment import Environment
-from wan_mlperf.vbench_videos import Video, Videos
-from wan_mlperf.vbench_worker import DIMENSIONS
+from wan_mlperf.vbench import __main__ as vbench
+from wan_mlperf.vbench import checkpoints as vbench_checkpoints
+from wan_mlperf.vbench import environment as vbench_environment
+from wan_mlperf.vbench import score as vbench_score
+from wan_mlperf.vbench import videos as vbench_videos
+from wan_mlperf.vbench.environment import Environment
+from wan_mlperf.vbench.videos import Video, Videos
 from wan_mlperf.video import write_mp4
+from wan_mlperf.workload import DIMENSIONS
 
 # A real result of the vbench package, of four videos of the embedded model. Its checkpoints had random weights, so the
 # numbers mean nothing; their form is what is tested.

@@ -9,7 +9,7 @@ import imageio.v3
 import numpy as np
 import pytest
 
-from wan_mlperf.video import contact_sheet, read_mp4, to_mp4, write_mp4, write_mp4_beside
+from wan_mlperf.video import contact_sheet, read_mp4, to_mp4, write_mp4, write_mp4_in_background
 
 
 def frames() -> np.ndarray:
@@ -29,11 +29,11 @@ def test_written_and_read(tmp_path: Path) -> None:
 
 def test_the_same_frames_are_the_same_file(tmp_path: Path) -> None:
     write_mp4(tmp_path / "a.mp4", [frames()], 8)
-    write_mp4_beside(tmp_path / "b.mp4", (frames()[start : start + 4] for start in range(0, 17, 4)), 8)
+    write_mp4_in_background(tmp_path / "b.mp4", (frames()[start : start + 4] for start in range(0, 17, 4)), 8)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes() == to_mp4(frames(), 8)
 
 
-@pytest.mark.parametrize("write", [write_mp4, write_mp4_beside])
+@pytest.mark.parametrize("write", [write_mp4, write_mp4_in_background])
 def test_a_failure_on_the_way_leaves_nothing(write: object, tmp_path: Path) -> None:
     def failing() -> Iterator[np.ndarray]:
         yield frames()[:4]
@@ -47,7 +47,7 @@ def test_a_failure_on_the_way_leaves_nothing(write: object, tmp_path: Path) -> N
 
 def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError):
-        write_mp4_beside(tmp_path / "missing" / "a.mp4", (frames() for _ in range(10)), 8)
+        write_mp4_in_background(tmp_path / "missing" / "a.mp4", (frames() for _ in range(10)), 8)
 
 
 def test_contact_sheet() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.video_list import MANIFEST, VideoList
+from wan_mlperf.generate.video_list import MANIFEST, VideoList
 
 PROMPTS = ["a circle", "a square", "a star"]
 EARLY: Mapping[str, object] = {"attention.early": "sdpa"}
@@ -71,7 +71,7 @@ def test_a_file_that_is_not_ours_is_not_replaced(folder: Path) -> None:
 
 
 def test_two_runs_do_not_share_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wan_mlperf.video_list.LOCK_S", 0.1)
+    monkeypatch.setattr("wan_mlperf.generate.video_list.LOCK_S", 0.1)
     held = videos(folder)
     held.lock()
     with pytest.raises(BadInput, match="another run writes there"):

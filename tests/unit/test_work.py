@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.parallel import mesh, transport
-from wan_mlperf.parallel.messages import Done, Job, Lost, Message, Stop, decode, encode
-from wan_mlperf.parallel.replica import LatentCheck, flat
-from wan_mlperf.parallel.work import Work
+from wan_mlperf.parallel import mesh
 from wan_mlperf.recipe import Faults, load_recipe, parse
+from wan_mlperf.replicas import transport
+from wan_mlperf.replicas.messages import Done, Job, Lost, Message, Stop, decode, encode
+from wan_mlperf.replicas.replica import LatentCheck, flat
+from wan_mlperf.replicas.work_queue import WorkQueue
 from wan_mlperf.step_plan import make_plan
 
 
@@ -25,12 +26,12 @@ def job(ticket: int, **more: Any) -> Job:
 
 
 @pytest.fixture
-def replicas() -> Callable[[int], list[Work]]:
+def replicas() -> Callable[[int], list[WorkQueue]]:
     """Replicas that share one store."""
 
-    def make(number: int) -> list[Work]:
+    def make(number: int) -> list[WorkQueue]:
         store = dist.HashStore()
-        return [Work(store, replica=replica, replicas=number) for replica in range(number)]
+        return [WorkQueue(store, replica=replica, replicas=number) for replica in range(number)]
 
     return make
 
@@ -45,7 +46,7 @@ def test_messages_survive_the_wire() -> None:
     assert decode(encode(messages)) == messages
 
 
-def test_every_sample_is_taken_once_by_whoever_is_free(replicas: Callable[[int], list[Work]]) -> None:
+def test_every_sample_is_taken_once_by_whoever_is_free(replicas: Callable[[int], list[WorkQueue]]) -> None:
     works = replicas(4)
     taken: dict[int, list[int]] = {number: [] for number in range(4)}
 
@@ -68,7 +69,7 @@ def test_every_sample_is_taken_once_by_whoever_is_free(replicas: Callable[[int],
     assert len(taken[0]) < min(len(taken[number]) for number in (1, 2, 3))
 
 
-def test_a_failed_sample_goes_to_another_replica(replicas: Callable[[int], list[Work]]) -> None:
+def test_a_failed_sample_goes_to_another_replica(replicas: Callable[[int], list[WorkQueue]]) -> None:
     first, second = replicas(2)
     first.retry(job(5, attempt=2, avoid=0))
     first.stop()
@@ -77,7 +78,7 @@ def test_a_failed_sample_goes_to_another_replica(replicas: Callable[[int], list[
     assert second.take() is None
 
 
-def test_batches_while_there_are_enough_then_single_samples(replicas: Callable[[int], list[Work]]) -> None:
+def test_batches_while_there_are_enough_then_single_samples(replicas: Callable[[int], list[WorkQueue]]) -> None:
     first, second = replicas(2)
     first.post([job(ticket) for ticket in range(19)])
     first.stop()
@@ -88,7 +89,7 @@ def test_batches_while_there_are_enough_then_single_samples(replicas: Callable[[
     assert [size for size in sizes if size] == [4, 4, 4, 1, 1, 1, 1, 1, 1, 1]
 
 
-def test_reports_come_once_and_end_with_the_work(replicas: Callable[[int], list[Work]]) -> None:
+def test_reports_come_once_and_end_with_the_work(replicas: Callable[[int], list[WorkQueue]]) -> None:
     first, second = replicas(2)
     keys = [second.report(Lost(ticket=ticket, replica=1, reason="")) for ticket in range(3)]
     first.stop()

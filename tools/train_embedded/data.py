@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wan_mlperf.clips import PHRASINGS, Scene, caption, draw, place, training_scenes
+from wan_mlperf.shapes.clips import PHRASINGS, Scene, caption, draw, place, training_scenes
 
 
 def clips_scenes(generator: np.random.Generator, count: int) -> list[Scene]:

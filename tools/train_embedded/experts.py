@@ -20,8 +20,8 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-from wan_mlperf.clips import Scene, training_scenes
-from wan_mlperf.kernels.gemm import products_in
+from wan_mlperf.kernels.gemm import compute_dtype
+from wan_mlperf.shapes.clips import Scene, training_scenes
 
 from .data import captions
 from .latents import Latents
@@ -104,7 +104,7 @@ def optimizers(model: WanTransformer3DModel) -> dict[str, torch.optim.Optimizer]
     known = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in known]
     return {
-        "muon": Muon(matrices, lr=2e-3, weight_decay=0.1, products=products_in(torch.bfloat16, matrices[0].device)),
+        "muon": Muon(matrices, lr=2e-3, weight_decay=0.1, products=compute_dtype(torch.bfloat16, matrices[0].device)),
         "adamw": torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01),
     }
 

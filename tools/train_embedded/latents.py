@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from wan_mlperf.clips import draw, place, training_scenes
+from wan_mlperf.shapes.clips import draw, place, training_scenes
 
 from .loop import fit, mixed, rng
 from .vae import encode

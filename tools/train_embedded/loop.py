@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wan_mlperf.kernels.gemm import products_in
+from wan_mlperf.kernels.gemm import compute_dtype
 
 SAVE_EVERY = 60.0
 """Seconds of work that a stop may cost."""
@@ -46,7 +46,7 @@ def noise(generator: np.random.Generator, shape: tuple[int, ...], device: torch.
 
 def mixed(device: torch.device) -> torch.autocast:
     """bf16 autocast, but for CPUs that multiply bf16 some fifty times slower than fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=products_in(torch.bfloat16, device) == torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(torch.bfloat16, device) == torch.bfloat16)
 
 
 def cosine(step: int, steps: int, warmup: int = 20) -> float:

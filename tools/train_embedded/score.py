@@ -12,8 +12,8 @@ import torch
 from diffusers import WanPipeline
 from numpy.typing import NDArray
 
-from wan_mlperf.clips import FRAMES, SIZE, Scene, draw, held_out_prompts, place
-from wan_mlperf.detect import score, steadiness
+from wan_mlperf.shapes.clips import FRAMES, SIZE, Scene, draw, held_out_prompts, place
+from wan_mlperf.shapes.detect import score, steadiness
 
 from .text import NEGATIVE_PROMPT
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from wan_mlperf.clips import BACKGROUNDS, FOREGROUNDS, MOTIONS, PHRASINGS, SHAPES, Scene, caption, scenes
+from wan_mlperf.shapes.clips import BACKGROUNDS, FOREGROUNDS, MOTIONS, PHRASINGS, SHAPES, Scene, caption, scenes
 
 from .data import captions, clips_scenes
 from .loop import cosine, fit, rng, set_rate

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanCausalConv3d, WanResidualBlock
 from torch import Tensor, nn
 
-from wan_mlperf.clips import Scene
+from wan_mlperf.shapes.clips import Scene
 
 from .data import clips
 from .loop import cosine, fit, mixed, noise, rng, set_rate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wan_mlperf import cli
+from wan_mlperf import process
 from wan_mlperf.errors import choose
 
 COMMANDS = ("speed", "decode", "fidelity", "embedded", "floor")
@@ -14,7 +14,7 @@ def main(arguments: Sequence[str]) -> int:
     """Hand over to the measurement that was asked for."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: python -m wan_mlperf.bench {{{','.join(COMMANDS)}}} [--help]")
-        return cli.DONE if arguments else cli.BAD_INPUT
+        return process.DONE if arguments else process.BAD_INPUT
     command = choose("bench", arguments[0], COMMANDS)
     if command == "speed":
         from wan_mlperf.bench import speed
@@ -34,4 +34,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.entry(main)
+    process.entry(main)

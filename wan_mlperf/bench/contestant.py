@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from wan_mlperf import ranks
 from wan_mlperf.kernels.device import Device, probe
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.recipe import Recipe, parse
@@ -30,8 +31,8 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     recipe = parse(job["recipe"], source="bench")
     run = BUILDERS[job["kind"]](recipe, recipe.effective_workload, Path(job["folder"]))
-    rank, world = meshes.environment()
-    first = rank == 0
+    world = ranks.world_size()
+    first = ranks.is_first()
     if first:
         print(f"{MARK}{json.dumps({'ready': True})}", flush=True)
     while True:
@@ -51,8 +52,9 @@ def main() -> None:
 def ours(recipe: Recipe, workload: Workload, _folder: Path) -> Run:
     """Our pipeline, by its recipe."""
     from wan_mlperf.pipeline import Pipeline
+    from wan_mlperf.preflight import prepare
 
-    pipeline = Pipeline.load(recipe, workload=workload)
+    pipeline = Pipeline.load(prepare(recipe, workload=workload))
     pipeline.warm_up(1)
 
     def run(prompt: str) -> tuple[dict[str, float], torch.Tensor | None]:

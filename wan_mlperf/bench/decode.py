@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from wan_mlperf import checkpoint, cli
+from wan_mlperf import checkpoint, cli, process, ranks
 from wan_mlperf.bench.fidelity import console
 from wan_mlperf.errors import BadInput, Failed
-from wan_mlperf.files import write_whole
+from wan_mlperf.files import atomic_write
 from wan_mlperf.identity import commit, versions
 from wan_mlperf.kernels.device import Device, probe
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel import split_vae
+from wan_mlperf.parallel.launch import launch
 from wan_mlperf.recipe import load_recipe
 from wan_mlperf.spans import Spans
 from wan_mlperf.vae_decode import VaeDecoder, to_host
@@ -51,22 +52,22 @@ def main(arguments: Sequence[str]) -> int:
         raise BadInput(f"--rounds: {options.rounds} is not allowed; allowed: from 1")
     recipe = load_recipe("tiny", overrides=["model.vae_dtype=float32", *options.set, "mesh.replicas=1"])
     workload = recipe.effective_workload
-    ranks = options.ranks or meshes.ranks_to_start(recipe.mesh)
-    if ranks < 2:
-        raise BadInput(f"--ranks: {ranks} is not allowed; allowed: from 2")
+    world = options.ranks or meshes.ranks_to_start(recipe.mesh)
+    if world < 2:
+        raise BadInput(f"--ranks: {world} is not allowed; allowed: from 2")
     _, _, *sides = workload.latent_shape(0)
-    shape = meshes.plan_shape(recipe.mesh, world=ranks, heads=ranks, latent_rows=max(sides))
+    shape = meshes.plan_shape(recipe.mesh, world=world, heads=world, latent_rows=max(sides))
     folder = checkpoint.find("embedded").folder
-    if not meshes.under_torchrun():
-        return cli.launch("wan_mlperf.bench", ["decode", *arguments], ranks)
+    if not ranks.under_torchrun():
+        return launch("wan_mlperf.bench", ["decode", *arguments], world)
     mesh = meshes.start(shape, probe())
     report = measure(mesh, folder, workload, recipe.vae.chunk, options.rounds)
     if mesh.rank == 0:
         show(report)
         if options.json:
-            write_whole(Path(options.json), json.dumps(report, indent=1))
+            atomic_write(Path(options.json), json.dumps(report, indent=1))
     mesh.close()
-    return cli.DONE
+    return process.DONE
 
 
 @torch.inference_mode()
@@ -143,9 +144,9 @@ def show(report: dict[str, Any]) -> None:
     table = Table(title=f"decode: {size}; {threads}, {report['device']}; medians of {report['rounds']}")
     for heading in ("", "median s", "min s", "max s", "first frame after", "of one rank's"):
         table.add_column(heading, justify="right")
-    for name, ranks in (("one", 1), ("all", report["ranks"])):
+    for name, count in (("one", 1), ("all", report["ranks"])):
         table.add_row(
-            f"{ranks} rank{'s' if ranks > 1 else ''}",
+            f"{count} rank{'s' if count > 1 else ''}",
             *(f"{report[key][name]:.3f}" for key in ("median_s", "min_s", "max_s")),
             f"{report['first_frame'][name]:.0%}",
             f"{report['ratio']:.3f}" if name == "all" else "",

@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.table import Table
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from wan_mlperf import cli
-from wan_mlperf.clips import Scene, held_out_prompts
-from wan_mlperf.detect import score, steadiness
+from wan_mlperf import cli, preflight, process, ranks
 from wan_mlperf.errors import BadInput
-from wan_mlperf.files import writable_folder, write_whole
-from wan_mlperf.parallel import mesh as meshes
-from wan_mlperf.pipeline import Pipeline, check
+from wan_mlperf.files import atomic_write, writable_folder
+from wan_mlperf.parallel.launch import launch
+from wan_mlperf.pipeline import Pipeline
 from wan_mlperf.recipe import Recipe
+from wan_mlperf.shapes.clips import Scene, held_out_prompts
+from wan_mlperf.shapes.detect import score, steadiness
 from wan_mlperf.step_plan import Step
 from wan_mlperf.video import contact_sheet, write_mp4
 
@@ -61,20 +61,20 @@ class Made:
 def main(arguments: Sequence[str]) -> int:
     """`bench fidelity`: each case against exact; a table, JSON, and a side-by-side MP4 of the worst prompt."""
     options = parse(arguments, "fidelity")
-    base = cli.recipe_from(options)
+    base = preflight.recipe_from(options)
     # A case is the recipe with some keys changed; without --case there is one, the recipe itself.
     cases = {name: with_changes(options, name) for name in options.case} or {base.name: base}
     prompts, scenes = prompts_of(base, options.prompts)
     folder = writable_folder(Path(options.outputs), what="output folder")
     exact = exact_of(options)
     for recipe in (exact, *cases.values()):
-        check(recipe, recipe.effective_workload, prompts=prompts, world=ranks_of(base))
+        preflight.prepare(recipe, prompts=prompts, world=preflight.ranks_for(base))
     if (code := start_ranks(base, "fidelity", arguments)) is not None:
         return code
 
     batch = options.batch or (8 if scenes else 1)
     reference = make(exact, prompts, batch=batch)
-    report: dict[str, Any] = {"recipe": base.name, "prompts": len(prompts), "ranks": ranks_of(base), "cases": []}
+    report: dict[str, Any] = {"recipe": base.name, "prompts": len(prompts), "ranks": preflight.ranks_for(base), "cases": []}
     if scenes and reference:
         report["exact_score"] = score([one.frames for one in reference], scenes)
     worst: tuple[float, np.ndarray] | None = None
@@ -93,17 +93,17 @@ def main(arguments: Sequence[str]) -> int:
             worst = rows[lowest]["psnr"], np.concatenate([reference[lowest].frames, made[lowest].frames], axis=2)
     if worst is not None:
         finish(report, worst[1], base.effective_workload.fps, folder, options.json)
-    return cli.DONE
+    return process.DONE
 
 
 def main_embedded(arguments: Sequence[str]) -> int:
     """`bench embedded`: do the videos show what held-out prompts say, and hold outlines still, for exact and the recipe?"""
     options = parse(arguments, "embedded")
-    recipe, exact = cli.recipe_from(options), exact_of(options)
+    recipe, exact = preflight.recipe_from(options), exact_of(options)
     if recipe.model.checkpoint != "embedded":
         raise BadInput(f"model {recipe.model.checkpoint!r}: is not allowed; allowed: embedded, which this score is made for")
     prompts, scenes = prompts_of(recipe, options.prompts)
-    check(recipe, recipe.effective_workload, prompts=prompts, world=ranks_of(recipe))
+    preflight.prepare(recipe, prompts=prompts, world=preflight.ranks_for(recipe))
     if (code := start_ranks(recipe, "embedded", arguments)) is not None:
         return code
     report: dict[str, Any] = {"prompts": len(prompts), "recipe_name": recipe.name}
@@ -126,8 +126,8 @@ def main_embedded(arguments: Sequence[str]) -> int:
     if "exact" in report:
         console().print(table)
         if options.json:
-            write_whole(Path(options.json), json.dumps(report, indent=1))
-    return cli.DONE
+            atomic_write(Path(options.json), json.dumps(report, indent=1))
+    return process.DONE
 
 
 def parse(arguments: Sequence[str], command: str) -> argparse.Namespace:
@@ -155,14 +155,14 @@ def with_changes(options: argparse.Namespace, case: str) -> Recipe:
     """The recipe of the flags with a case's keys changed. Raises BadInput."""
     changed = argparse.Namespace(**vars(options))
     changed.set = [*options.set, *case.split(",")]
-    return cli.recipe_from(changed)
+    return preflight.recipe_from(changed)
 
 
 def exact_of(options: argparse.Namespace) -> Recipe:
     """The recipe of the flags with every approximation off."""
     changed = argparse.Namespace(**vars(options))
     changed.exact = True
-    return cli.recipe_from(changed)
+    return preflight.recipe_from(changed)
 
 
 def prompts_of(recipe: Recipe, count: int) -> tuple[list[str], list[Scene]]:
@@ -173,17 +173,12 @@ def prompts_of(recipe: Recipe, count: int) -> tuple[list[str], list[Scene]]:
     return [prompt for prompt, _ in pairs[:count]], [scene for _, scene in pairs[:count]]
 
 
-def ranks_of(recipe: Recipe) -> int:
-    """How many ranks there are, or will be."""
-    return meshes.environment()[1] if meshes.under_torchrun() else meshes.ranks_to_start(recipe.mesh)
-
-
 def start_ranks(recipe: Recipe, command: str, arguments: Sequence[str]) -> int | None:
     """Outside torchrun start the recipe's ranks and return their exit code; None on a rank that shall work."""
-    ranks = ranks_of(recipe)
-    if meshes.under_torchrun() or ranks == 1:
+    world = preflight.ranks_for(recipe)
+    if ranks.under_torchrun() or world == 1:
         return None
-    return cli.launch("wan_mlperf.bench", [command, *arguments], ranks)
+    return launch("wan_mlperf.bench", [command, *arguments], world)
 
 
 def make(recipe: Recipe, prompts: Sequence[str], *, batch: int) -> list[Made]:
@@ -243,7 +238,7 @@ def finish(report: dict[str, Any], worst: np.ndarray, fps: int, folder: Path, fi
     write_mp4(video, [worst], fps)
     print(f"worst prompt, exact left and recipe right: {video}")
     if file:
-        write_whole(Path(file), json.dumps(report, indent=1))
+        atomic_write(Path(file), json.dumps(report, indent=1))
 
 
 def console() -> Console:

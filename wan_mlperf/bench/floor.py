@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLWan
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from wan_mlperf import cli
+from wan_mlperf import cli, process
 from wan_mlperf.bench.fidelity import console
 from wan_mlperf.workload import MLPERF, Workload
 
@@ -149,4 +149,4 @@ def main(arguments: Sequence[str]) -> int:
     console().print(meshes)
     sizes = ", ".join(f"{name} {size / 1e9:.1f} GB ({size / peak.memory * 1e3:.2f} ms)" for name, size in weight_bytes().items())
     print(f"One expert's weights, read once per forward pass: {sizes}")
-    return cli.DONE
+    return process.DONE

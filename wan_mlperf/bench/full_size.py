@@ -17,11 +17,11 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from rich.table import Table
 
-from wan_mlperf import cli
+from wan_mlperf import process
 from wan_mlperf.bench.fidelity import console
 from wan_mlperf.errors import BadInput
 from wan_mlperf.experts import Expert
-from wan_mlperf.files import write_whole
+from wan_mlperf.files import atomic_write
 from wan_mlperf.identity import commit, versions
 from wan_mlperf.kernels import attention
 from wan_mlperf.kernels.device import Device, probe
@@ -63,8 +63,8 @@ def main(workload: str, rounds: int, file: str | None) -> int:
         table.add_row(name, f"{medians[name]:.4f}", f"{min(values):.4f}", f"{max(values):.4f}", ratio)
     console().print(table)
     if file:
-        write_whole(Path(file), json.dumps(report, indent=1))
-    return cli.DONE
+        atomic_write(Path(file), json.dumps(report, indent=1))
+    return process.DONE
 
 
 @torch.inference_mode()

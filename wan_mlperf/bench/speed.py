@@ -21,11 +21,12 @@ import torch
 from pydantic import TypeAdapter
 from rich.table import Table
 
-from wan_mlperf import checkpoint, cli, random_checkpoint
+from wan_mlperf import checkpoint, cli, process
+from wan_mlperf.bench import random_checkpoint
 from wan_mlperf.bench.contestant import MARK
 from wan_mlperf.bench.fidelity import PROMPTS, console
 from wan_mlperf.errors import BadInput, Failed, choose
-from wan_mlperf.files import write_whole
+from wan_mlperf.files import atomic_write
 from wan_mlperf.identity import commit, versions
 from wan_mlperf.kernels.device import probe
 from wan_mlperf.parallel import mesh as meshes
@@ -122,8 +123,8 @@ def main(arguments: Sequence[str]) -> int:
         report = compare(options, ranks, Path(folder))
     show(report)
     if options.json:
-        write_whole(Path(options.json), json.dumps(report, indent=1))
-    return cli.DONE
+        atomic_write(Path(options.json), json.dumps(report, indent=1))
+    return process.DONE
 
 
 def compare(options: argparse.Namespace, ranks: int, work: Path) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import dataclass
 
 import torch
+
+from wan_mlperf import ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ def probe() -> Device:
     """Return this rank's device; torchrun's LOCAL_RANK picks the GPU."""
     if not gpu_count():
         return Device(arch="cpu", name=_cpu_name(), torch=torch.device("cpu"))
-    index = int(os.environ.get("LOCAL_RANK", "0")) % gpu_count()
+    index = ranks.local_rank() % gpu_count()
     properties = torch.cuda.get_device_properties(index)
     arch = properties.gcnArchName.split(":")[0] if torch.version.hip else f"sm{properties.major}{properties.minor}"
     return Device(arch=arch, name=properties.name, torch=torch.device("cuda", index))

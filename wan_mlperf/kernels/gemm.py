@@ -55,7 +55,7 @@ def check(recipe: Gemm, device: Device, *, allow_reference: bool) -> None:
 
 
 @functools.cache
-def products_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The type to multiply numbers of `dtype` in: fp32 for bf16 on a CPU that has no fast products of bf16, else `dtype`."""
     if dtype != torch.bfloat16 or device.type != "cpu":
         return dtype
@@ -64,10 +64,10 @@ def products_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def widen(model: nn.Module) -> nn.Module:
-    """Let the linear layers and convolutions of `model` that are in bf16 multiply in fp32 where `products_in` says so."""
+    """Let the linear layers and convolutions of `model` that are in bf16 multiply in fp32 where `compute_dtype` says so."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv3d):
-            products = products_in(layer.weight.dtype, layer.weight.device)
+            products = compute_dtype(layer.weight.dtype, layer.weight.device)
             if products != layer.weight.dtype:
                 layer.forward = MethodType(functools.partial(_in, products), layer)  # type: ignore[method-assign]
     return model
@@ -155,7 +155,7 @@ class _Reference(nn.Module):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features, self.dtype = layer.in_features, layer.out_features, layer.weight.dtype
-        self.products = products_in(layer.weight.dtype, layer.weight.device)
+        self.products = compute_dtype(layer.weight.dtype, layer.weight.device)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
 
 

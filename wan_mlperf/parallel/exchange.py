@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from wan_mlperf.parallel.transport import node
+from wan_mlperf.ranks import node
 
 Received = Callable[[], dict[int, torch.Tensor]]
-SLOTS = 2  # a rank that has this rank's next tensor has used the one before: see `ThroughMemory`
+SLOTS = 2  # a rank that has this rank's next tensor has used the one before: see `SharedMemoryExchange`
 
 
 class Exchange(Protocol):
@@ -32,7 +32,7 @@ class Exchange(Protocol):
         """Let go of what it holds."""
 
 
-class OverGroup:
+class ProcessGroupExchange:
     """By sends and receives of the process group, which run beside the device's work."""
 
     def __init__(self, group: Any) -> None:
@@ -125,7 +125,7 @@ class _Outbox:
             file.close()
 
 
-class ThroughMemory:
+class SharedMemoryExchange:
     """Ranks of one host without a GPU. Every rank of the replica makes one at the same time.
 
     Two slots are enough, because every exchange goes both ways: who sends tensor n + 2 has received the other's n + 1, which
@@ -165,10 +165,10 @@ class ThroughMemory:
 def connect(group: Any, *, is_gpu: bool, timeout_s: float) -> Exchange:
     """Return the exchange of a replica's group; every rank of it calls this."""
     if is_gpu:
-        return OverGroup(group)
+        return ProcessGroupExchange(group)
     nodes: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(nodes, node(), group=group)
-    return ThroughMemory(group, timeout_s) if len(set(nodes)) == 1 else OverGroup(group)
+    return SharedMemoryExchange(group, timeout_s) if len(set(nodes)) == 1 else ProcessGroupExchange(group)
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

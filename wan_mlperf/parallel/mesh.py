@@ -6,7 +6,6 @@ neighbours and stay on one host.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from wan_mlperf import ranks
 from wan_mlperf import recipe as recipes
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels.device import Device, gpu_count
@@ -49,16 +49,6 @@ class Shape:
         return f"{self.replicas} replica{'s' if self.replicas > 1 else ''} x CFG {self.cfg} x Ulysses {self.ulysses}{ring}"
 
 
-def environment() -> tuple[int, int]:
-    """Return (rank, world size) from torchrun's environment, (0, 1) without it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def under_torchrun() -> bool:
-    """True in a process that torchrun started."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def ranks_to_start(mesh: recipes.Mesh) -> int:
     """How many ranks to start for this recipe on this host when torchrun has not been used."""
     if mesh.ranks != "auto":
@@ -67,11 +57,6 @@ def ranks_to_start(mesh: recipes.Mesh) -> int:
     if all(isinstance(one, int) for one in fixed):
         return Shape(replicas=fixed[0], cfg=fixed[1], ulysses=fixed[2], ring=mesh.ring).world  # type: ignore[arg-type]
     return gpu_count() or CPU_RANKS
-
-
-def local_world(world: int) -> int:
-    """How many ranks of `world` torchrun runs on this host."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world)) if under_torchrun() else world
 
 
 def plan_shape(mesh: recipes.Mesh, *, world: int, heads: int, latent_rows: int) -> Shape:
@@ -108,7 +93,7 @@ def plan_shape(mesh: recipes.Mesh, *, world: int, heads: int, latent_rows: int) 
             f"world size {world}: {shape.per_replica} ranks per replica cannot share the VAE's {latent_rows} latent rows; "
             f"allowed: at most {latent_rows} ranks per replica for this size"
         )
-    local = local_world(world)
+    local = ranks.local_world_size(world)
     if local % shape.per_replica and not mesh.span_hosts:
         raise BadInput(
             f"world size {world}: {local} ranks on this host do not divide by the {shape.per_replica} of a replica of the mesh "
@@ -214,7 +199,7 @@ class Mesh:
 
 def start(shape: Shape, device: Device, *, timeout_s: float = 600.0) -> Mesh:
     """Start the groups of `shape` on this rank; every rank calls it. A collective that waits longer than `timeout_s` fails."""
-    rank, world = environment()
+    rank, world = ranks.rank(), ranks.world_size()
     assert shape.world == world, f"{shape} on {world} ranks"
     if device.is_gpu:
         torch.cuda.set_device(device.torch)

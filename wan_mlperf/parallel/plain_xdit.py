@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from diffusers import WanPipeline
 
+from wan_mlperf import ranks
 from wan_mlperf.kernels.device import Device
 from wan_mlperf.parallel import mesh as meshes
 
 
 def load(folder: Path, device: Device, dtype: torch.dtype) -> Any:
     """Return diffusers' WanPipeline with xDiT's transformers and a decoder sharded over all ranks; every rank calls it."""
-    world = meshes.environment()[1]
+    world = ranks.world_size()
     shape = meshes.Shape(replicas=1, cfg=1, ulysses=world, ring=1)
     meshes.start(shape, device)
     wrapper = importlib.import_module("xfuser.model_executor.models.transformers.transformer_wan").xFuserWanTransformer3DWrapper

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from wan_mlperf import ranks
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels.attention import Function
 from wan_mlperf.kernels.device import Device
@@ -79,11 +80,11 @@ def start_groups(
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if device.is_gpu else "gloo"
             timeout = datetime.timedelta(seconds=timeout_s)
-            if "RANK" in os.environ:
+            if ranks.under_torchrun():
                 dist.init_process_group(backend, timeout=timeout)
             else:  # one process without torchrun: no address is needed
                 dist.init_process_group(backend, store=dist.HashStore(), rank=rank, world_size=world, timeout=timeout)
-            distributed.init_distributed_environment(world_size=world, rank=rank, local_rank=_local_rank())
+            distributed.init_distributed_environment(world_size=world, rank=rank, local_rank=ranks.local_rank())
         if distributed.model_parallel_is_initialized():
             state.destroy_model_parallel()
             state._FS = None  # left behind by destroy_model_parallel, and then refused by initialize_model_parallel
@@ -183,10 +184,6 @@ def register(name: str, function: Function) -> str:
         return out if isinstance(out, tuple) else (out, None)
 
     return name
-
-
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def mxfp4_linear(layer: torch.nn.Linear) -> torch.nn.Module:

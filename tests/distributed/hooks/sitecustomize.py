@@ -60,7 +60,7 @@ def act(kind: str) -> None:
 
 def fix_halves() -> None:
     """Instead of pulling, replica r of n takes every n-th sample: what a fixed policy gives."""
-    from wan_mlperf.parallel.work import Work
+    from wan_mlperf.replicas.work_queue import WorkQueue
 
     def take(self: Any, batch: int = 1) -> Any:
         self.mine = getattr(self, "mine", self._replica - self._replicas) + self._replicas
@@ -70,7 +70,7 @@ def fix_halves() -> None:
             time.sleep(0.005)
         return [self._job(f"job/{self.mine}")]
 
-    Work.take = take  # type: ignore[method-assign]
+    WorkQueue.take = take  # type: ignore[method-assign]
 
 
 if FAULT and "RANK" in os.environ:

@@ -1,0 +1,86 @@
+"""What a run measures of its machine, for systems/<system>.json: in the run, as it is packed long after, perhaps elsewhere."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+from pathlib import Path
+
+
+def measure(outputs: Path) -> dict[str, str]:
+    """Return the fields that this machine tells by itself; called where the benchmark runs. `outputs` lies on its storage."""
+    processor = _cpuinfo()
+    accelerator = _accelerators()
+    return {
+        "number_of_nodes": "1",
+        **processor,
+        "host_memory_capacity": _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        "host_storage_capacity": _gib(shutil.disk_usage(outputs).total),
+        **accelerator,
+        "framework": _versions("torch", "xfuser", "diffusers"),
+        "operating_system": f"{_os_name()}, Linux {platform.release()}",
+        "other_software_stack": ", ".join([f"Python {platform.python_version()}", *_stack()]),
+    }
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+
+    def values(key: str) -> list[str]:
+        return re.findall(rf"^{key}\s*: (.+)$", text, re.M)
+
+    found = {"host_processors_per_node": str(len(set(values("physical id"))) or 1)}
+    for field, key in (("host_processor_model_name", "model name"), ("host_processor_core_count", "cpu cores")):
+        if values(key):
+            found[field] = values(key)[0].strip()
+    return found
+
+
+def _accelerators() -> dict[str, str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        names = ("accelerator_model_name", "accelerator_memory_capacity", "accelerator_host_interconnect")
+        more = ("accelerator_interconnect", "accelerator_memory_configuration")
+        return {"accelerators_per_node": "0", **dict.fromkeys((*names, *more), "none")}
+    first = torch.cuda.get_device_properties(0)
+    return {
+        "accelerators_per_node": str(torch.cuda.device_count()),
+        "accelerator_model_name": first.name,
+        "accelerator_memory_capacity": _gib(first.total_memory),
+    }
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:
+        return platform.system()
+
+
+def _stack() -> list[str]:
+    import torch
+
+    builds = {"ROCm": torch.version.hip, "CUDA": torch.version.cuda}
+    parts = [f"{name} {version}" for name, version in builds.items() if version]
+    return [*parts, _versions("mlcommons-loadgen", "torchao", "transformers")]
+
+
+def _versions(*names: str) -> str:
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.0f} GiB"

@@ -1,0 +1,133 @@
+"""One LoadGen test from loading to the verdict: every rank works, rank 0 also asks LoadGen and writes the run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sut import compliance, loadgen, run_record
+from sut.system import SystemUnderTest, packer
+from wan_mlperf import cli, process
+from wan_mlperf.pipeline import Pipeline
+from wan_mlperf.preflight import Setup
+from wan_mlperf.replicas import dispatch
+from wan_mlperf.replicas.dispatch import Dispatcher
+from wan_mlperf.replicas.messages import Job
+from wan_mlperf.replicas.watch import Watch
+
+COLLECTIVE_S = 24 * 3600.0  # how long a collective may wait: finding a rank that hangs is the watch's task, and sooner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Test:
+    """What LoadGen is to ask. `audit` and `reference`: MLCommons' audit file, and the performance run it is compared with.
+
+    `started` is the process's start on time.perf_counter's clock.
+    """
+
+    scenario: loadgen.Scenario
+    mode: loadgen.Mode
+    settings: Any
+    prompts: Sequence[str]
+    outputs: Path
+    audit: Path | None
+    reference: Any
+    started: float
+
+
+def run(test: Test, setup: Setup, watch: Watch, *, on_finished: Callable[[Path], None]) -> int:
+    """On every rank: load, and work until LoadGen has its answers. Return the exit code.
+
+    `on_finished` gets the run folder on rank 0 when its result is written.
+    """
+    engine = Pipeline.load(setup, timeout_s=COLLECTIVE_S)
+    watch.follow(engine.spans)
+    engine.warm_up(setup.recipe.warmup_queries)
+    dispatcher = dispatch.start(engine, watch, pack=packer(test.mode, setup.workload.fps))
+    if engine.mesh.rank:
+        dispatcher.serve()
+        code = process.DONE
+    else:
+        code = _Session(test, engine, watch, dispatcher).run(on_finished)
+    engine.mesh.close()
+    return code
+
+
+class _Session:
+    """Rank 0's part: the run folder, LoadGen, the result."""
+
+    def __init__(self, test: Test, engine: Pipeline, watch: Watch, dispatcher: Dispatcher) -> None:
+        self._test, self._engine, self._watch, self._dispatcher = test, engine, watch, dispatcher
+        self._start_s = time.perf_counter() - test.started
+        self._folder = self._make_folder()
+        total = loadgen.expected_queries(test.settings, test.scenario, test.mode, len(test.prompts), test.audit)
+        self._progress = cli.Progress(f"{test.scenario} {test.mode}", total)
+        self._system = SystemUnderTest(
+            dispatcher,
+            test.prompts,
+            videos=self._folder / "videos" if test.mode == "accuracy" else None,
+            on_sample=self._progress.advance,
+            on_lost=self._on_lost,
+            on_failure=watch.fail,
+        )
+
+    def run(self, on_finished: Callable[[Path], None]) -> int:
+        """Let LoadGen ask, write the result, and return the exit code."""
+        test, folder = self._test, self._folder
+        self._watch.on_end = self._on_end
+        self._dispatcher.run(self._ask)
+        self._progress.close()
+        verdict = compliance.verify(folder, test.reference) if test.reference else None
+        result = self._write_result(verdict=verdict)
+        self._watch.on_end = lambda _reason: None
+        run_record.point_latest(folder)
+        on_finished(folder)
+        run_record.print_summary(result, folder)
+        return process.DONE if result["valid"] and (verdict is None or verdict["passed"]) else process.INVALID
+
+    def _make_folder(self) -> Path:
+        test, engine = self._test, self._engine
+        folder = run_record.make_folder(test.outputs, test.scenario, "test04" if test.audit else test.mode)
+        run_record.write_inputs(folder, engine)
+        if test.mode == "accuracy":
+            (folder / "videos").mkdir()
+            run_record.write_prompts(folder, test.prompts)
+        mesh = engine.mesh
+        print(f"{engine.recipe.name}: {mesh.shape}, {mesh.device.name}; {'; '.join(engine.load_summary)}", flush=True)
+        return folder
+
+    def _ask(self) -> None:
+        test, system = self._test, self._system
+        loadgen.run(
+            test.settings,
+            folder=self._folder,
+            samples=len(test.prompts),
+            issue=system.issue,
+            flush=system.flush,
+            audit=test.audit,
+        )
+
+    def _on_lost(self, job: Job, reason: str) -> None:
+        # LoadGen waits for this response forever and must not get a false one: the run ends here, with what is done kept.
+        self._watch.end(f"INVALID: sample {job.sample} failed {job.attempt} times: {reason}; see {self._folder}", process.INVALID)
+
+    def _on_end(self, reason: str) -> None:
+        self._progress.close()
+        self._write_result(stopped=reason)
+
+    def _write_result(self, *, stopped: str | None = None, verdict: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return run_record.write_result(
+            self._folder,
+            self._engine,
+            prompts=self._test.prompts,
+            compliance=verdict,
+            scenario=self._test.scenario,
+            mode=self._test.mode,
+            spans=self._system.spans,
+            generate_s=self._system.generate_s,
+            start_s=self._start_s,
+            stopped=stopped,
+        )

@@ -1,0 +1,1 @@
+"""Is this host set up for the run? `python -m wan_mlperf.doctor`."""

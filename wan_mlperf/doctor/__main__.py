@@ -1,0 +1,54 @@
+"""Entry: is this host set up for the run?
+
+Exit code 1 if something that the run needs is missing; a value that only costs speed is a warning.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from wan_mlperf.doctor.checks import examine, summary
+from wan_mlperf.doctor.host_checks import Check
+
+
+def show(checks: tuple[Check, ...], console: Console) -> None:
+    if console.is_terminal:
+        table = Table("", "check", "value", "recommended", "read")
+        colours = {"ok": "green", "warn": "yellow", "missing": "red"}
+        for check in checks:
+            texts = map(escape, (check.name, check.value, check.recommended, check.source))
+            table.add_row(f"[{colours[check.ok]}]{check.ok}[/]", *texts)
+        console.print(table)
+        for check in checks:  # below the table, where a command is never cut to a column
+            if check.ok != "ok":
+                console.print(f"{check.name}: {check.fix}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        for check in checks:
+            wanted = f"  (recommended: {check.recommended}; read: {check.source}; to change it: {check.fix})"
+            print(f"{check.ok:<8}{check.name:<24}{check.value}{'' if check.ok == 'ok' else wanted}")
+    print(summary(checks))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m wan_mlperf.doctor", description="Is this host set up for the run?")
+    parser.add_argument("--json", action="store_true", help="print every check as JSON")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where run folders go")
+    arguments = parser.parse_args(argv)
+    checks = examine(outputs=arguments.outputs)
+    ready = all(check.ok != "missing" for check in checks)
+    if arguments.json:
+        listed = [asdict(check) for check in checks]
+        print(json.dumps({"ok": ready, "verdict": summary(checks), "checks": listed}, indent=2))
+    else:
+        show(checks, Console())
+    return 0 if ready else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Every check of this host, in the order shown. Changes nothing and imports no torch; `host_checks.py` says what is read."""
+
+import os
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+
+from wan_mlperf.doctor import host_checks as host
+from wan_mlperf.doctor.host_checks import Check, Gpu, Smi, Status, nvidia_smi
+
+PACKAGES = {
+    "torch": "torch",
+    "diffusers": "diffusers",
+    "transformers": "transformers",
+    "xfuser": "xfuser",
+    "mlperf_loadgen": "mlcommons_loadgen",
+}
+
+
+def spec_of(module: str) -> ModuleSpec | None:
+    try:
+        return find_spec(module)
+    except ValueError:  # a module in sys.modules that was made by hand
+        return None
+
+
+def package(module: str, distribution: str) -> Check:
+    try:
+        value = metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        value = "version unknown" if spec_of(module) else "not installed"
+    fix = f"pip install -c constraints.txt {distribution.replace('_', '-')}"
+    return Check(module, value, "installed", "missing" if value == "not installed" else "ok", "importlib.metadata", fix)
+
+
+def torch_builds() -> dict[str, str]:
+    """The `cuda` and `hip` versions that torch was built for, from its version.py: importing torch takes seconds."""
+    spec = spec_of("torch")
+    text = host.read(Path(spec.origin).parent / "version.py") if spec and spec.origin else None
+    return dict(re.findall(r"^(cuda|hip)\b[^=\n]*= '([^']+)'", text or "", re.M))
+
+
+def torch_build(gpus: tuple[Gpu, ...], builds: Mapping[str, str]) -> Check:
+    want = {"amd": "hip", "nvidia": "cuda"}[gpus[0].vendor] if gpus else "any"
+    value = ", ".join(f"{name} {version}" for name, version in builds.items()) or "cpu"
+    ok: Status = "ok" if want == "any" or want in builds else "missing"
+    return Check("torch build", value, want, ok, "torch/version.py", "use the container of the GPU's vendor")
+
+
+def aiter(gpus: tuple[Gpu, ...]) -> Check:
+    """AITER is not PyPI's `aiter`; only the right one has `ops`. Found without importing either."""
+    spec = spec_of("aiter")
+    places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    right = any((place / "ops").is_dir() or (place / "ops.py").is_file() for place in places)
+    needed = bool(gpus) and gpus[0].vendor == "amd"
+    value = "AITER" if right else "not AITER: aiter without aiter.ops is another package" if spec else "not installed"
+    ok: Status = "ok" if right or not (spec or needed) else "missing" if needed else "warn"
+    fix = ("pip uninstall aiter; " if spec and not right else "") + "AITER comes with the container rocm/pytorch-xdit"
+    want = "AITER" if needed else "none without an AMD GPU"
+    return Check("aiter", value, want, ok, "importlib.util.find_spec", fix)
+
+
+def examine(
+    root: Path = Path("/"),
+    env: Mapping[str, str] = os.environ,
+    outputs: Path = Path("outputs"),
+    *,
+    quick: bool = False,
+    smi: Smi = nvidia_smi,
+) -> tuple[Check, ...]:
+    """Every check, in the order shown. `quick` leaves out the two that would have to ask nvidia-smi."""
+    gpus, builds = host.find_gpus(root), torch_builds()
+    checks = [host.devices(root, gpus), host.driver(root, gpus, builds.get("cuda")), host.device_access(root, gpus)]
+    if not (quick and gpus and gpus[0].vendor == "nvidia"):
+        checks += [host.gpu_memory(gpus, smi), host.peer_links(gpus, smi)]
+    kernel, huge_pages = "proc/sys/kernel", "sys/kernel/mm/transparent_hugepage/enabled"
+    memlock, nofile = (
+        "ulimit -l unlimited; docker: --ulimit memlock=-1",
+        "ulimit -n 65536; docker: --ulimit nofile=65536",
+    )
+    no_aslr = "sudo sysctl kernel.randomize_va_space=0  # for the run only: it is a protection"
+    checks += [
+        host.memory(root, gpus),
+        host.disk("disk: outputs", outputs, 20, 1, "choose an output folder on a larger disk"),
+        host.cache_disk(env, gpus),
+        host.shared_memory(root, gpus),
+        host.limit(root, "memlock", "Max locked memory", float("inf"), memlock),
+        host.limit(root, "nofile", "Max open files", 65536, nofile),
+        host.switch(root, "NUMA balancing", f"{kernel}/numa_balancing", "0", "sudo sysctl kernel.numa_balancing=0"),
+        host.switch(root, "NMI watchdog", f"{kernel}/nmi_watchdog", "0", "sudo sysctl kernel.nmi_watchdog=0"),
+        host.switch(root, "address randomisation", f"{kernel}/randomize_va_space", "0", no_aslr),
+        host.switch(root, "transparent huge pages", huge_pages, "always", f"echo always | sudo tee /{huge_pages}"),
+        host.governor(root),
+        host.c_states(root),
+        *(package(module, distribution) for module, distribution in PACKAGES.items()),
+        torch_build(gpus, builds),
+        aiter(gpus),
+    ]
+    return tuple(checks)
+
+
+def summary(checks: tuple[Check, ...]) -> str:
+    def named(status: Status) -> str:
+        return ", ".join(f"{check.name} ({check.value})" for check in checks if check.ok == status) or "nothing"
+
+    ready = all(check.ok != "missing" for check in checks)
+    count = sum(check.ok == "ok" for check in checks)
+    start = "host ready" if ready else f"host NOT ready, missing: {named('missing')}"
+    return f"{start}; {count} of {len(checks)} as recommended; to tune: {named('warn')}"
+
+
+def verdict(root: Path = Path("/"), env: Mapping[str, str] = os.environ, outputs: Path = Path("outputs")) -> str:
+    """One line for the run record; reads files only, so it costs milliseconds and touches no GPU."""
+    return summary(examine(root, env, outputs, quick=True))

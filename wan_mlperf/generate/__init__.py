@@ -1,0 +1,1 @@
+"""A video, or a list of them, from prompts: `python -m wan_mlperf.generate`."""

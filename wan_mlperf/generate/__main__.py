@@ -1,0 +1,220 @@
+"""A prompt -> an MP4: `python -m wan_mlperf.generate "a red circle moving left" -o circle.mp4`.
+
+With --prompts, a list of prompts -> a folder of MP4s, over all replicas; it can be stopped and started again at any moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wan_mlperf import cli, process, ranks
+from wan_mlperf.errors import BadInput, Failed
+
+if TYPE_CHECKING:  # imported when they are needed: --help and a misspelt flag must not wait for torch
+    import numpy as np
+    import torch
+
+    from wan_mlperf.generate.video_list import VideoList
+    from wan_mlperf.pipeline import Pipeline
+    from wan_mlperf.replicas.dispatch import Result
+    from wan_mlperf.replicas.replica import LatentCheck
+    from wan_mlperf.replicas.watch import Watch
+    from wan_mlperf.step_plan import Step
+
+COLLECTIVE_S = 24 * 3600.0  # as in sut/session.py: finding a rank that hangs is the watch's task
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make the video or videos and return the exit code."""
+    options = parse(arguments)
+    from wan_mlperf import preflight
+    from wan_mlperf.files import read_prompts, writable_folder
+    from wan_mlperf.generate.video_list import VideoList, identity
+    from wan_mlperf.parallel.launch import launch
+    from wan_mlperf.pipeline import Pipeline
+    from wan_mlperf.recipe import replace_workload
+    from wan_mlperf.replicas.watch import Watch
+
+    recipe = preflight.recipe_from(options)
+    workload = replace_workload(recipe.effective_workload, **changes(options))
+    prompts = [options.prompt] if options.prompts is None else read_prompts(options.prompts)
+    output = Path(options.output)
+    if options.prompts is None:
+        check_output(output, options.force)
+    else:
+        writable_folder(output, what="output folder")
+    world = preflight.ranks_for(recipe)
+    setup = preflight.prepare(recipe, workload=workload, prompts=prompts, world=world)
+    if options.prompts is None and setup.shape.replicas > 1:
+        raise BadInput(f"mesh.replicas: {setup.shape.replicas} for one prompt; allowed: 1, or --prompts FILE")
+    videos = None
+    if options.prompts is not None and ranks.is_first():
+        known = identity(recipe, workload, setup.checkpoint)
+        videos = VideoList(output, prompts, seed=workload.seed, recipe=known, force=options.force)
+        if not ranks.under_torchrun() and not videos.missing():
+            print(f"{output}: all {len(prompts)} videos are there")
+            return process.DONE
+    if not ranks.under_torchrun() and world > 1:
+        return launch("wan_mlperf.generate", arguments, world)
+    with Watch(recipe.faults) as watch:
+        engine = Pipeline.load(setup, timeout_s=COLLECTIVE_S)
+        watch.follow(engine.spans)
+        if options.prompts is None:
+            make_one(engine, options.prompt, output)
+            code = process.DONE
+        else:
+            code = make_list(engine, watch, prompts, videos)
+        engine.mesh.close()
+    return code
+
+
+def make_one(engine: Pipeline, prompt: str, output: Path) -> None:
+    """On every rank: make one video; the first writes it, frame by frame as it is decoded."""
+    from wan_mlperf.replicas.replica import LatentCheck
+    from wan_mlperf.video import write_mp4_in_background
+
+    started = time.perf_counter()
+    progress = cli.Progress("denoising", engine.workload.steps)
+    check = LatentCheck()
+
+    def on_step(step: Step, latents: torch.Tensor) -> None:
+        check.see(step, latents)
+        progress.advance()
+
+    chunks = engine.stream_batch([prompt], on_step=on_step)
+    if engine.mesh.is_replica_first:
+        write_mp4_in_background(output, checked(chunks, check), engine.workload.fps)
+        progress.close()
+        report(output, engine.spans.take(), time.perf_counter() - started)
+    else:
+        for _ in chunks:
+            pass
+
+
+def make_list(engine: Pipeline, watch: Watch, prompts: Sequence[str], videos: VideoList | None) -> int:
+    """On every rank: make the videos that are not there yet; `videos` on the first rank. Returns the exit code."""
+    from wan_mlperf.replicas import dispatch
+    from wan_mlperf.replicas.messages import Job
+    from wan_mlperf.video import to_mp4
+
+    missing = []
+    if videos is not None:
+        videos.lock()
+        missing = videos.missing()
+    engine.warm_up(engine.recipe.warmup_queries)
+    dispatcher = dispatch.start(engine, watch, pack=lambda frames: to_mp4(frames, engine.workload.fps))
+    if videos is None:
+        dispatcher.serve()
+        return process.DONE
+
+    progress = cli.Progress("videos", len(missing))
+    lost: list[str] = []
+    finished = threading.Event()
+
+    def one_less() -> None:
+        progress.advance()
+        if progress.done == len(missing):
+            finished.set()
+
+    def on_result(result: Result) -> None:
+        assert videos is not None
+        videos.add(result.job.sample, bytes(result.content))
+        one_less()
+
+    def on_lost(job: Job, reason: str) -> None:
+        lost.append(f"failed: prompt {job.sample + 1}: {reason}")
+        one_less()
+
+    def work() -> None:
+        dispatcher.submit([Job(ticket=ticket, sample=number, prompt=prompts[number]) for ticket, number in enumerate(missing)])
+        if missing:
+            finished.wait()
+
+    dispatcher.on_result, dispatcher.on_lost = on_result, on_lost
+    watch.on_end = lambda _reason: progress.close()
+    dispatcher.run(work)
+    videos.unlock()
+    progress.close()
+    for line in lost:
+        process.say(line)
+    print(f"{videos.folder}: {len(missing) - len(lost)} made, {len(prompts) - len(missing)} were there, {len(lost)} failed")
+    return process.FAILED if lost else process.DONE
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = cli.Parser(prog="python -m wan_mlperf.generate", description=__doc__)
+    parser.add_argument("prompt", nargs="?")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="make a video of each line of a text file; goes on where it was stopped"
+    )
+    parser.add_argument("-o", "--output", metavar="PATH", help="the MP4 (default: video.mp4); with --prompts the folder (videos)")
+    parser.add_argument("--force", action="store_true", help="replace what is there, or was made otherwise")
+    parser.add_argument("--seed", type=int, help="seed of the initial noise (default: the workload's, 42)")
+    parser.add_argument("--steps", type=int, help="denoising steps")
+    parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, multiples of 16, such as 720x1280")
+    parser.add_argument("--frames", type=int, help="video frames, 4 n + 1")
+    parser.add_argument("--negative", metavar="PROMPT", help="negative prompt (default: the benchmark's)")
+    cli.add_recipe_arguments(parser)
+    options = parser.parse_args(arguments)
+    if (options.prompt is None) == (options.prompts is None):
+        raise BadInput("prompt: allowed: either a prompt or --prompts FILE")
+    options.output = options.output or ("video.mp4" if options.prompts is None else "videos")
+    return options
+
+
+def changes(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags change of the workload. Raises BadInput."""
+    changed: dict[str, Any] = {
+        "seed": options.seed,
+        "steps": options.steps,
+        "frames": options.frames,
+        "negative_prompt": options.negative,
+    }
+    if options.size is not None:
+        height, _, width = options.size.lower().partition("x")
+        if not (height.isascii() and height.isdigit() and width.isascii() and width.isdigit()):
+            raise BadInput(f"--size: {options.size!r} is not allowed; allowed: HEIGHTxWIDTH, such as 720x1280")
+        changed |= {"height": int(height), "width": int(width)}
+    return {name: value for name, value in changed.items() if value is not None}
+
+
+def check_output(path: Path, force: bool) -> Path:
+    """Check that the file can be written and is not there yet. Raises BadInput."""
+    from wan_mlperf.files import writable_folder
+
+    if path.suffix.lower() != ".mp4":
+        raise BadInput(f"--output: {str(path)!r} is not allowed; allowed: a name that ends in .mp4")
+    writable_folder(path.parent, what="output folder")
+    if path.is_dir() or (path.exists() and not force):
+        raise BadInput(f"--output: {str(path)!r} exists; allowed: another name, or --force")
+    return path
+
+
+def checked(chunks: Iterator[np.ndarray], check: LatentCheck) -> Iterator[np.ndarray]:
+    """Chunks [1, n, height, width, 3] -> [n, height, width, 3]; raises Failed at the end if they are no video."""
+    from wan_mlperf.replicas.replica import flat
+
+    is_flat = True
+    for chunk in chunks:
+        is_flat = is_flat and flat(chunk[0])
+        yield chunk[0]
+    problem = check.problems(1)[0] or ("every frame is of one colour" if is_flat else None)
+    if problem:
+        raise Failed(problem)
+
+
+def report(output: Path, spans: dict[str, float], seconds: float) -> None:
+    """Say where the file is and how long each stage took."""
+    stages = ", ".join(f"{stage.replace('_', ' ')} {value:.2f} s" for stage, value in spans.items())
+    print(f"{output}: {seconds:.2f} s ({stages})", file=sys.stdout, flush=True)
+
+
+if __name__ == "__main__":
+    process.entry(main)

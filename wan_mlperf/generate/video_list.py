@@ -1,0 +1,179 @@
+"""The folder of `generate --prompts`: which videos are there whole, and what made them.
+
+Videos are named by the prompt's number, never by the prompt. `manifest.json` names every video before it appears, so a file of
+that name which no manifest names is somebody else's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wan_mlperf.checkpoint import Checkpoint
+from wan_mlperf.errors import BadInput
+from wan_mlperf.files import atomic_write
+from wan_mlperf.recipe import Recipe
+from wan_mlperf.workload import Workload
+
+MANIFEST = "manifest.json"
+# What changes no video beyond the order of additions, so that a list may go on with another number of ranks.
+NOT_IN_A_VIDEO = ("name", "folder", "mesh", "offline", "faults", "warmup_queries", "user_conf", "workload")
+LOCK_S = 10.0  # a killed run's ranks hold the folder for a moment longer
+SAMPLED = 1 << 16  # bytes read at both ends of each weight file: hashing 126 GB would take minutes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A video in the manifest; `recipe` is a key of its `recipes`."""
+
+    prompt: str
+    seed: int
+    recipe: str
+    sha256: str
+
+
+def identity(recipe: Recipe, workload: Workload, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return all that decides how a video looks, as flat "key.path" -> value."""
+    values = dataclasses.asdict(recipe)
+    for name in NOT_IN_A_VIDEO:
+        values.pop(name)
+    values["model"].pop("checkpoint")  # a folder may move: its weights count
+    values |= {"workload": dataclasses.asdict(workload), "weights": weights(checkpoint.folder)}
+    return json.loads(json.dumps(_flat(values)))
+
+
+def weights(folder: Path) -> str:
+    """Return a hash of a checkpoint's names, sizes and both ends of each file."""
+    digest = hashlib.sha256()
+    for file in sorted(one for one in folder.rglob("*") if one.suffix in (".json", ".safetensors", ".model")):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder)} {size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(SAMPLED))
+            stream.seek(max(0, size - SAMPLED))
+            digest.update(stream.read(SAMPLED))
+    return digest.hexdigest()
+
+
+class VideoList:
+    """The videos of `prompts` in `folder`. Reading needs nothing; writing needs `lock`."""
+
+    def __init__(self, folder: Path, prompts: Sequence[str], *, seed: int, recipe: dict[str, Any], force: bool = False) -> None:
+        self.folder = folder
+        self._prompts = prompts
+        self._seed = seed
+        self._force = force
+        self._key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+        self._recipe = recipe
+        self._read()
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the prompts that have no whole video yet. Raises BadInput rather than mix or replace."""
+        return [number for number in range(len(self._prompts)) if not self._is_there(number)]
+
+    def lock(self) -> None:
+        """Keep other runs out until `unlock`, and clear what a killed run left unfinished. Raises BadInput."""
+        self._descriptor = os.open(self.folder, os.O_RDONLY)
+        until = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > until:
+                    reason = f"another run writes there ({error.strerror})"
+                    raise BadInput(f"--output: {str(self.folder)!r}: {reason}; allowed: another folder, or wait for it") from None
+                time.sleep(0.2)
+        self._read()
+        for name in (MANIFEST, *(video_name(number) for number in range(len(self._prompts)))):
+            for leftover in self.folder.glob(f".{name}.*"):
+                leftover.unlink(missing_ok=True)
+
+    def unlock(self) -> None:
+        """Let other runs in; the end of the process does the same."""
+        os.close(self._descriptor)
+
+    def add(self, number: int, content: bytes) -> None:
+        """Keep a video: first the manifest's entry, then the file."""
+        entry = Entry(prompt=self._prompts[number], seed=self._seed, recipe=self._key, sha256=hashlib.sha256(content).hexdigest())
+        self._entries[video_name(number)] = entry
+        used = {one.recipe for one in self._entries.values()}
+        manifest = {
+            "recipes": {key: recipe for key, recipe in self._recipes.items() if key in used},
+            "videos": {name: dataclasses.asdict(one) for name, one in self._entries.items()},
+        }
+        atomic_write(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        atomic_write(self.folder / video_name(number), content)
+
+    def _read(self) -> None:
+        self._recipes, self._entries = read_manifest(self.folder / MANIFEST, force=self._force)
+        self._recipes[self._key] = self._recipe
+
+    def _is_there(self, number: int) -> bool:
+        name = video_name(number)
+        file, entry = self.folder / name, self._entries.get(name)
+        if entry is None:
+            if file.exists() and not self._force:
+                raise BadInput(
+                    f"--output: {str(file)!r} exists and {MANIFEST} does not name it; allowed: another folder, or --force"
+                )
+            return False
+        difference = self._difference(number, entry)
+        if difference and not self._force:
+            raise BadInput(
+                f"--output: {str(file)!r} was made with {difference}; allowed: another folder, or --force to remake it"
+            )
+        return not difference and file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == entry.sha256
+
+    def _difference(self, number: int, entry: Entry) -> str:
+        if entry.prompt != self._prompts[number]:
+            return f"prompt {entry.prompt[:60]!r}, now {self._prompts[number][:60]!r}"
+        if entry.seed != self._seed:
+            return f"seed {entry.seed}, now {self._seed}"
+        if entry.recipe == self._key:
+            return ""
+        old, new = self._recipes.get(entry.recipe, {}), self._recipes[self._key]
+        for key in [*new, *old]:
+            if old.get(key) != new.get(key):
+                return f"{key} {str(old.get(key))[:60]!r}, now {str(new.get(key))[:60]!r}"
+        return "another recipe"
+
+
+def video_name(number: int) -> str:
+    """The file name of a prompt's video."""
+    return f"{number}.mp4"
+
+
+def read_manifest(file: Path, *, force: bool) -> tuple[dict[str, dict[str, Any]], dict[str, Entry]]:
+    """Return (recipes, videos) of a manifest, empty if there is none. Raises BadInput for what is none, unless forced."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        recipes, videos = values["recipes"], {name: Entry(**entry) for name, entry in values["videos"].items()}
+        sound = all(isinstance(recipe, dict) for recipe in recipes.values()) and all(
+            isinstance(one.seed, int) and all(isinstance(text, str) for text in (one.prompt, one.recipe, one.sha256))
+            for one in videos.values()
+        )
+        if not sound:
+            raise ValueError("a value of the wrong type")
+        return recipes, videos
+    except FileNotFoundError:
+        return {}, {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if force:
+            return {}, {}
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+        raise BadInput(f"manifest {str(file)!r}: cannot be used ({reason}); allowed: another folder, or --force") from None
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

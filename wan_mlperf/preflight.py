@@ -1,0 +1,107 @@
+"""All that is refused before a weight is read: recipe, workload, checkpoint, plan and mesh, checked once per process.
+
+What only xDiT can say of this machine's kernels is asked when its groups are up.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from wan_mlperf import checkpoint as checkpoints
+from wan_mlperf import ranks
+from wan_mlperf.checkpoint import Checkpoint
+from wan_mlperf.errors import BadInput
+from wan_mlperf.kernels import attention, device, gemm
+from wan_mlperf.parallel import mesh as meshes
+from wan_mlperf.parallel import split_experts
+from wan_mlperf.recipe import Recipe, load_recipe
+from wan_mlperf.step_plan import Step, make_plan
+from wan_mlperf.text_encoder import check_prompt
+from wan_mlperf.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What preflight found out. `shape` is the mesh for the ranks there are, or will be."""
+
+    recipe: Recipe
+    workload: Workload
+    checkpoint: Checkpoint
+    plan: tuple[Step, ...]
+    shape: meshes.Shape
+
+
+def prepare(recipe: Recipe, *, workload: Workload | None = None, prompts: Sequence[str] = (), world: int | None = None) -> Setup:
+    """Check everything that can be checked before weights are read. Raises BadInput.
+
+    `workload` replaces the recipe's, for another size or length. `world` is the number of ranks: by default those there are.
+    """
+    workload = workload or recipe.effective_workload
+    here, references = device.probe(), recipe.references == "allow"
+    found = checkpoints.find(recipe.model.checkpoint)
+    plan = make_plan(recipe, workload, found.config("scheduler"))
+    shape = _fit_mesh(recipe, workload, found, world=ranks.world_size() if world is None else world)
+    split_experts.check(shape, tokens=_tokens(workload, found))
+    attention.check([step.attention for step in plan], here, allow_reference=references)
+    gemm.check(recipe.gemm, here, allow_reference=references)
+    if recipe.model.fixed_latent:
+        read_fixed_latent(recipe.model.fixed_latent, workload.latent_shape(found.config("transformer")["in_channels"]))
+    tokenizer = found.load_tokenizer()
+    for number, prompt in enumerate(prompts, start=1):
+        check_prompt(tokenizer, prompt, what=f"prompt {number}" if len(prompts) > 1 else "prompt")
+    check_prompt(tokenizer, workload.negative_prompt, what="negative prompt")
+    return Setup(recipe=recipe, workload=workload, checkpoint=found, plan=plan, shape=shape)
+
+
+def ranks_for(recipe: Recipe) -> int:
+    """How many ranks there are, or outside torchrun will be started."""
+    return ranks.world_size() if ranks.under_torchrun() else meshes.ranks_to_start(recipe.mesh)
+
+
+def recipe_from(options: argparse.Namespace, *, scenario: str = "singlestream") -> Recipe:
+    """Load the recipe that a command's flags name (`cli.add_recipe_arguments`). Raises BadInput."""
+    overrides = list(options.set)
+    if options.model is not None:
+        overrides.append(f"model.checkpoint={options.model}")
+    return load_recipe(options.recipe or default_recipe(scenario), overrides=overrides, exact=options.exact)
+
+
+def default_recipe(scenario: str) -> str:
+    """The recipe named for this device and scenario."""
+    if not device.gpu_count():
+        return "tiny"
+    return f"mi355x-{scenario}" if device.probe().arch.startswith("gfx") else "h100"
+
+
+def read_fixed_latent(path: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Read MLCommons' fixed_latent.pt; `shape` without the batch. Raises BadInput."""
+    try:
+        latent = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise BadInput(f"model.fixed_latent {path!r}: cannot be read ({type(error).__name__}); allowed: a tensor file") from None
+    if not isinstance(latent, torch.Tensor) or tuple(latent.shape) != (1, *shape):
+        raise BadInput(f"model.fixed_latent {path!r}: holds {getattr(latent, 'shape', type(latent))}; allowed: {(1, *shape)}")
+    return latent.float()
+
+
+def _fit_mesh(recipe: Recipe, workload: Workload, found: Checkpoint, *, world: int) -> meshes.Shape:
+    _, _, rows, columns = workload.latent_shape(0)
+    shape = meshes.plan_shape(recipe.mesh, world=world, heads=found.heads, latent_rows=max(rows, columns))
+    if recipe.compile.decoder and shape.per_replica > 1 and not device.gpu_count():
+        # The compiler calls PyTorch's own convolutions, which unfold a band (kernels/vae.py): 0.86 s on two ranks, not 0.2.
+        raise BadInput(
+            f"compile.decoder: true without a GPU on {shape.per_replica} ranks is slower; allowed: false, or one rank per replica"
+        )
+    return shape
+
+
+def _tokens(workload: Workload, found: Checkpoint) -> int:
+    patch = found.config("transformer")["patch_size"]
+    tokens = 1
+    for length, side in zip(workload.latent_shape(0)[1:], patch, strict=True):
+        tokens *= length // side
+    return tokens

@@ -1,0 +1,1 @@
+"""Many replicas in one job: who makes which sample, and that no rank waits forever."""

@@ -1,0 +1,35 @@
+"""A connection of our own to the key-value store through which torchrun's ranks found each other.
+
+torch.distributed's own connection is locked while a group waits in it for slower ranks, so neither the watch nor the work queue
+may share it.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import torch.distributed as dist
+
+from wan_mlperf import ranks
+
+
+def connect(name: str, *, timeout_s: float = 300.0) -> Any:
+    """Return the job's store with keys of its own under `name`; without torchrun, one for this process alone."""
+    master = ranks.master()
+    if master is None:
+        return dist.PrefixStore(name, dist.HashStore())
+    store = dist.TCPStore(
+        *master,
+        ranks.world_size(),
+        is_master=not ranks.agent_keeps_store() and ranks.is_first(),
+        timeout=datetime.timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    return dist.PrefixStore(f"wan_mlperf/{ranks.restarts()}/{name}", store)
+
+
+def count(store: Any, key: str) -> int:
+    """The value of a counter."""
+    return int(store.add(key, 0))

@@ -1,0 +1,291 @@
+"""No rank waits for ever: every rank shows signs of life in the job's store and looks at the others'.
+
+Whoever first sees that a rank died, stopped or fails on its own claims the end of the job and prints the one message; every other
+rank sees the claim and leaves without a word. A stopped process of the same host is killed. The watch works from threads,
+because the main thread may be inside a collective that never returns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NoReturn
+
+from wan_mlperf import process, ranks
+from wan_mlperf.errors import BadInput, Failed
+from wan_mlperf.recipe import Faults
+from wan_mlperf.replicas.status import Note, is_alive, place
+from wan_mlperf.replicas.store import connect
+from wan_mlperf.spans import Spans
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # what torchrun hands on to its ranks
+ON_END_S = 10.0  # what rank 0 may take to write down how far it came
+# Words of an error that another rank's death causes.
+COLLECTIVE = ("gloo", "nccl", "connection closed", "connection reset", "connection was", "broken pipe", "tcpstore")
+
+
+class Watch:
+    """This rank's watch. Enter it before the groups are started; an exception that leaves the block ends the whole job.
+
+    `on_end` is called once on rank 0, with the reason, before it leaves early.
+    """
+
+    def __init__(self, faults: Faults) -> None:
+        self.on_end: Callable[[str], object] = lambda _reason: None
+        self._faults = faults
+        self._limit_s: float = faults.start_s
+        self._progress: Callable[[], int] = lambda: 0
+        self._note = Note()
+        self._trouble = ""
+        self._rank, self._world = ranks.rank(), ranks.world_size()
+        self._host, self._node, self._parent = socket.gethostname(), ranks.node(), os.getppid()
+        self._tick_s = min(1.0, faults.dead_s / 5)
+        self._active = ranks.under_torchrun()
+        self._closed = threading.Event()
+        self._leaving = threading.Lock()
+        self._signs = 0
+        self._peers: dict[int, dict[str, Any]] = {}
+        self._notes: dict[int, Note] = {}
+        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._ticked = time.monotonic()
+
+    def __enter__(self) -> Watch:
+        if not self._active:
+            return self
+        self._store = connect("watch", timeout_s=self._faults.dead_s)
+        self._wake, wakened = socket.socketpair()
+        for end in (self._wake, wakened):
+            end.setblocking(False)
+        # The C handler writes the signal's number at once, whatever the main thread is inside of.
+        signal.set_wakeup_fd(wakened.fileno(), warn_on_full_buffer=False)
+        self._wakened = wakened
+        self._handlers = [signal.signal(number, lambda *_: None) for number in STOPS]
+        self._show()
+        for loop in (self._look_around, self._look_inside):
+            threading.Thread(target=loop, name=f"watch-{loop.__name__}", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> None:
+        if error is not None:
+            self.fail(error)
+        self._closed.set()
+        if self._active:
+            self._store.set(f"sign/{self._rank}", json.dumps({"done": True}))
+            signal.set_wakeup_fd(-1)
+            for number, handler in zip(STOPS, self._handlers, strict=True):
+                signal.signal(number, handler)
+
+    def follow(self, spans: Spans) -> None:
+        """From now on these spans say at which stage this rank is, and whether it moves."""
+        spans.on_stage = self._note.set_stage
+        self._progress = spans.progress
+
+    def begin(self, sample: str) -> None:
+        """This rank now works on a sample: if it stops moving, that is a hang."""
+        self._limit_s = self._faults.hang_s
+        self._note.set("begin", sample)
+
+    def idle(self) -> None:
+        """This rank waits for work, as long as it takes."""
+        self._trouble = ""
+        self._note.set("idle", "")
+
+    def trouble(self, error: str) -> None:
+        """This rank has an error and asks its replica's other ranks for theirs, which may hang in a collective."""
+        self._trouble = error
+        self._limit_s = min(self._faults.dead_s, self._faults.hang_s)
+
+    @property
+    def where(self) -> str:
+        """Rank, host, stage and sample, for people."""
+        return place(self._sign())
+
+    @staticmethod
+    def is_collective(error: BaseException) -> bool:
+        """True for an error inside a collective, which tells of another rank's end."""
+        return not isinstance(error, Failed) and any(word in str(error).lower() for word in COLLECTIVE)
+
+    def fail(self, error: BaseException, *, stage: str | None = None, sample: int | None = None) -> NoReturn:
+        """End the whole job because of an error on this rank, or of the death of another rank that caused it.
+
+        `stage` and `sample` say where, for a thread that is elsewhere than the rank's main one.
+        """
+        if not self._active:
+            raise error
+        if isinstance(error, BadInput):
+            self.end(f"error: {process.one_line(error)}", process.BAD_INPUT)
+        if self.is_collective(error):
+            # Most likely not our fault. Whoever is to blame is found by its silence, at the latest after dead_s.
+            until = time.monotonic() + self._faults.dead_s + 2 * self._tick_s
+            while time.monotonic() < until:
+                self._end_if_claimed()
+                self._bury_local_dead()
+                time.sleep(self._tick_s / 5)
+        last = traceback.extract_tb(error.__traceback__)[-1:]
+        line = "".join(f" (at {os.path.basename(one.filename)}:{one.lineno})" for one in last)
+        if os.environ.get("WAN_MLPERF_TRACEBACK"):
+            traceback.print_exception(error)
+        sign = self._sign()
+        here = place(sign if stage is None else {**sign, "stage": stage, "sample": str(sample)})
+        self.end(f"failed: {here}: {type(error).__name__}: {process.one_line(error)[:500]}{line}", process.FAILED)
+
+    def end(self, line: str, code: int, victim: int | None = None) -> NoReturn:
+        """End the whole job, at once and everywhere, with this line and code, unless another rank was first."""
+        if self._active:
+            try:
+                first = int(self._store.add("claims", 1)) == 1
+                if first:
+                    self._store.set("end", json.dumps({"line": line, "code": code, "node": self._node, "victim": victim}))
+                else:
+                    self._await_claim()
+            except Exception:  # the store is gone, and with it everyone who could have been told
+                first = True
+        self._leave(line, code, say=True)
+
+    def _leave(self, line: str, code: int, *, say: bool) -> NoReturn:
+        if not self._leaving.acquire(blocking=False):
+            time.sleep(2 * ON_END_S)  # another thread is already on its way out
+        if say:
+            process.say(line)
+        if self._rank == 0:
+            writer = threading.Thread(target=self.on_end, args=(line,), daemon=True)
+            writer.start()
+            writer.join(ON_END_S)
+        process.leave(code)
+
+    def _await_claim(self) -> None:
+        until = time.monotonic() + self._faults.dead_s
+        while time.monotonic() < until:
+            self._end_if_claimed()
+            time.sleep(0.02)
+
+    def _end_if_claimed(self) -> None:
+        if not self._store.check(["end"]):
+            return
+        claim = json.loads(self._store.get("end"))
+        self._kill(claim["victim"])
+        # Said once per host: by the rank that claimed, and on other hosts by torchrun's first.
+        self._leave(claim["line"], claim["code"], say=claim["node"] != self._node and ranks.local_rank() == 0)
+
+    def _kill(self, rank: int | None) -> None:
+        peer = self._peers.get(-1 if rank is None else rank)
+        if peer and peer["node"] == self._node and is_alive(peer["process"], self._parent):
+            os.kill(peer["process"], signal.SIGKILL)
+
+    def _sign(self) -> dict[str, Any]:
+        return {
+            "rank": self._rank,
+            "host": self._host,
+            "node": self._node,
+            "process": os.getpid(),
+            "stage": self._note.stage,
+            "sample": self._note.sample,
+            "note": self._note.descriptor,
+            "number": self._signs,
+        }
+
+    def _where_was(self, rank: int) -> str:
+        """Where another rank was last: from its memory if it is on this host, else from its last sign of life."""
+        note = self._notes.get(rank)
+        return place({**self._peers[rank], **({"stage": note.stage, "sample": note.sample} if note else {})})
+
+    def _show(self) -> None:
+        self._signs += 1
+        self._store.set(f"sign/{self._rank}", json.dumps(self._sign()))
+
+    def _look_around(self) -> None:
+        """Thread: show signs of life, and look for those of the others."""
+        last = time.monotonic()
+        while not self._closed.wait(self._tick_s):
+            now = time.monotonic()
+            if now - last > 3 * self._tick_s:
+                self._seen.clear()  # this process was stopped itself: nobody's age is known
+            last = now
+            try:
+                self._end_if_claimed()
+                self._show()
+                self._read_signs(now)
+            except Exception as error:
+                if not self._closed.is_set():
+                    address = ":".join(map(str, ranks.master() or ("?",)))
+                    why = process.one_line(error)[:120]
+                    line = f"failed: {self.where}: lost the connection to the job's store at {address} ({why})"
+                    self._leave(line, process.FAILED, say=True)
+            self._ticked = time.monotonic()
+
+    def _read_signs(self, now: float) -> None:
+        for rank in range(self._world):
+            key = f"sign/{rank}"
+            if rank == self._rank or (rank not in self._seen and not self._store.check([key])):
+                continue
+            value = self._store.get(key)
+            before, since = self._seen.get(rank, (b"", now))
+            if value != before:
+                self._seen[rank] = (value, now)
+                self._peers[rank] = json.loads(value)
+                if rank not in self._notes and self._peers[rank].get("node") == self._node:
+                    self._notes[rank] = Note(self._peers[rank]["process"], self._peers[rank]["note"])
+            elif now - since > self._faults.dead_s and "done" not in self._peers[rank]:
+                silence = f"no sign of life for {now - since:.0f} s (dead, stopped or cut off)"
+                self._kill(rank)
+                self.end(f"failed: {self._where_was(rank)}: {silence}", process.FAILED, victim=rank)
+
+    def _look_inside(self) -> None:
+        """Thread: signals, the launcher's death, the store's silence, and whether this rank moves."""
+        mark, moved, last = None, time.monotonic(), time.monotonic()
+        while not self._closed.is_set():
+            ready, _, _ = select.select([self._wake], [], [], self._tick_s)
+            now = time.monotonic()
+            if now - last > 3 * self._tick_s:
+                self._ticked = moved = now  # this process was stopped itself
+            last = now
+            if ready:
+                for number in self._wake.recv(64):
+                    if number in STOPS:
+                        self._signalled(number)
+            if os.getppid() != self._parent:
+                self._leave(
+                    f"failed: {self.where}: the process that started this rank is gone", process.FAILED, say=self._rank == 0
+                )
+            if now - self._ticked > self._faults.dead_s + 2 * self._tick_s:
+                line = f"failed: {self.where}: no answer from the job's store for {now - self._ticked:.0f} s"
+                self._leave(line, process.FAILED, say=True)
+            current = (self._note.sample, self._note.stage, self._progress())
+            if current != mark or not self._note.sample:
+                mark, moved = current, now
+            elif now - moved > self._limit_s:
+                reason = (
+                    self._trouble
+                    or f"{self.where}: no progress for {now - moved:.0f} s (it hangs, or faults.hang_s is too short)"
+                )
+                self.end(f"failed: {reason}", process.FAILED)
+
+    def _signalled(self, number: int) -> NoReturn:
+        """A signal means that someone stops the job, or that torchrun ends this rank because another died."""
+        name = signal.Signals(number).name
+        try:
+            self._bury_local_dead(unless=lambda: bool(self._store.check(["stopped"])))
+            self._end_if_claimed()
+            self._store.set("stopped", name)
+        except Exception as error:
+            name = f"{name} ({process.one_line(error)[:80]})"
+        self._leave(f"stopped by {name}: {self.where}", 128 + number, say=self._rank == 0)
+
+    def _bury_local_dead(self, *, unless: Callable[[], bool] = lambda: False) -> None:
+        """If a rank of this host died without a word, say so for it and end the job."""
+        for rank, peer in list(self._peers.items()):
+            if "done" in peer or peer["node"] != self._node or is_alive(peer["process"], self._parent):
+                continue
+            sign = json.loads(self._store.get(f"sign/{rank}"))
+            if "done" in sign or unless():
+                continue
+            self._end_if_claimed()
+            self.end(f"failed: {self._where_was(rank)}: the process died (killed, or out of memory)", process.FAILED)

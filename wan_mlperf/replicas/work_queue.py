@@ -1,0 +1,116 @@
+"""The work of all replicas in the job's store: whoever is free takes the next sample, and nobody has to be asked.
+
+A counter hands out the tickets, so a slower replica takes fewer. Rank 0 posts samples and reads the reports.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from wan_mlperf.replicas.messages import Done, Job, Lost, decode, encode
+from wan_mlperf.replicas.store import count
+
+POLL_S = 0.02  # an idle replica and rank 0 look this often; a look is a few round trips of a tenth of a millisecond
+
+
+class WorkQueue:
+    """One replica's view of the queue, and rank 0's. Only first ranks of replicas use it."""
+
+    def __init__(self, store: Any, *, replica: int, replicas: int) -> None:
+        self._store = store
+        self._replica = replica
+        self._replicas = replicas
+        self._tickets: list[int] = []  # claimed before there was a job for them
+        self._retries_seen = 0
+        self._posted = 0
+
+    def post(self, jobs: list[Job]) -> None:
+        """Rank 0: offer new samples."""
+        for job in jobs:
+            self._store.set(f"job/{self._posted}", encode([job]))
+            self._posted += 1
+        self._store.add("posted", len(jobs))
+
+    def retry(self, job: Job) -> None:
+        """Rank 0: offer a sample again, to every replica but `job.avoid`."""
+        number = count(self._store, "retries")
+        self._store.set(f"retry/{number}", encode([job]))
+        self._store.add("retries", 1)
+
+    def stop(self) -> None:
+        """Rank 0: no sample will follow."""
+        self._store.set("stop", b"1")
+
+    def take(self, batch: int = 1) -> list[Job] | None:
+        """Wait for work and return `batch` samples, or one; None when there is no more.
+
+        Towards the end the samples are taken singly: a batch in one replica would leave the others idle. No other number is
+        taken, as each is one more shape to compile.
+        """
+        while True:
+            retry = self._take_retry()
+            if retry is not None:
+                return [retry]
+            posted = count(self._store, "posted")
+            left = posted - count(self._store, "claimed")
+            if not self._tickets and left > 0:
+                number = batch if left >= batch * self._replicas else 1
+                last = int(self._store.add("claimed", number))
+                self._tickets = list(range(last - number, last))
+            ready = [ticket for ticket in self._tickets if ticket < posted]
+            if ready:
+                taken = ready if len(ready) == batch else ready[:1]
+                self._tickets = self._tickets[len(taken) :]
+                return [self._job(f"job/{ticket}") for ticket in taken]
+            if self._store.check(["stop"]):
+                return None
+            time.sleep(POLL_S)
+
+    def report(self, message: Done | Lost) -> str:
+        """Tell rank 0; returns the report's key, which is there until rank 0 has what it points to."""
+        key = f"report/{int(self._store.add('reports', 1)) - 1}"
+        self._store.set(key, encode([message]))
+        return key
+
+    def await_closed(self, key: str) -> None:
+        """Wait until rank 0 has taken over what the report points to."""
+        while self._store.check([key]):
+            time.sleep(POLL_S)
+
+    def close(self, key: str) -> None:
+        """Rank 0: the report's content has been taken over."""
+        self._store.delete_key(key)
+
+    def reports(self) -> Iterator[tuple[str, Done | Lost]]:
+        """Rank 0: yield (key, report) as they come, for ever; nothing is yielded twice."""
+        number = 0
+        while True:
+            key = f"report/{number}"
+            if self._store.check([key]):
+                (message,) = decode(self._store.get(key))
+                assert isinstance(message, Done | Lost)
+                yield key, message
+                number += 1
+            elif self._store.check(["stop"]):
+                return
+            else:
+                time.sleep(POLL_S)
+
+    def _take_retry(self) -> Job | None:
+        offered = count(self._store, "retries")
+        while self._retries_seen < offered:
+            number = self._retries_seen
+            self._retries_seen += 1
+            (job,) = decode(self._store.get(f"retry/{number}"))
+            assert isinstance(job, Job)
+            if job.avoid != self._replica and int(self._store.add(f"retry/{number}/claimed", 1)) == 1:
+                return job
+        return None
+
+    def _job(self, key: str) -> Job:
+        (job,) = decode(self._store.get(key))
+        assert isinstance(job, Job)
+        self._store.delete_key(key)
+        return job

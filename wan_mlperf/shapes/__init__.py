@@ -1,0 +1,1 @@
+"""The embedded model's little world: coloured shapes that move, drawn and recognised."""

@@ -1,0 +1,254 @@
+"""A whole campaign of runs, and the folder to submit.
+
+`submit run --campaign DIR` does performance, accuracy, VBench and TEST04 for both scenarios and can be stopped and started again;
+`submit system` writes a system description to fill in; `submit pack` builds the tree that MLCommons' checker takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from wan_mlperf import cli, process
+from wan_mlperf.errors import BadInput
+from wan_mlperf.files import atomic_write, writable_folder
+
+if TYPE_CHECKING:  # imported when it is needed: --help and a misspelt flag must not wait for torch
+    from wan_mlperf.submit.campaign import Campaign, Stage, State
+
+Start = Callable[[Sequence[str]], int]
+WORDS = {process.DONE: "done", process.INVALID: "INVALID", process.BAD_INPUT: "bad input", process.FAILED: "failed"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the first word says; return the exit code."""
+    options = parse(arguments)
+    return {"run": run, "system": system, "pack": pack}[options.command](options)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = cli.Parser(prog="python -m wan_mlperf.submit", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run | system | pack", parser_class=cli.Parser)
+    one = commands.add_parser("run", help="do every stage that is not done yet")
+    one.add_argument("--campaign", required=True, metavar="DIR", help="where the runs go; the same folder goes on")
+    one.add_argument("--scenario", action="append", choices=("singlestream", "offline"), help="only this one (default: both)")
+    cli.add_recipe_arguments(one)
+    one.add_argument("--offline-recipe", metavar="RECIPE", help="another recipe for Offline than --recipe")
+    one.add_argument("--dry-run", action="store_true", help="allow a workload that is not the benchmark's, and no VBench score")
+    two = commands.add_parser("system", help="write the system description, with what was measured filled in")
+    two.add_argument("campaign", metavar="CAMPAIGN")
+    two.add_argument("-o", "--output", required=True, metavar="SYSTEM.json", help="its name becomes the system's")
+    three = commands.add_parser("pack", help="build the tree to submit; the campaign stays as it is")
+    three.add_argument("campaign", metavar="CAMPAIGN")
+    three.add_argument("--submitter", required=True, metavar="ORG")
+    three.add_argument("--division", required=True, choices=("open", "closed"))
+    three.add_argument("--system", required=True, metavar="SYSTEM.json", help="what `submit system` wrote, filled in")
+    three.add_argument("-o", "--output", required=True, metavar="DIR", help="a folder that is not there yet")
+    three.add_argument("--dry-run", action="store_true", help="pack a dry run's campaign, to see the tree")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, start: Start | None = None) -> int:
+    """Work off the stages that are not done; the exit code is the worst of the stages'. `start` runs a command (for tests)."""
+    from wan_mlperf.submit.campaign import NEEDS, Stage
+
+    campaign, user_confs = begin(options)
+    with locked(campaign.folder) as lock:
+        begin_call = start or (lambda command: call(command, lock))
+        show(campaign, user_confs)
+        warn_of_vbench(campaign)
+        worst = process.DONE
+        for stage in campaign.stages():
+            if campaign.state(stage).done:
+                continue
+            need = NEEDS.get(stage.kind)
+            if need and not campaign.state(Stage(scenario=stage.scenario, kind=need)).done:
+                print(f"{stage}: has to wait for {stage.scenario} {need}", flush=True)
+                continue
+            print(f"{stage}: starts, estimate {duration(estimate(campaign, stage, user_confs))}", flush=True)
+            begun = time.monotonic()
+            code = begin_call(command(campaign, stage, options))
+            state = campaign.state(stage)
+            # What lies in the folder counts, not the exit code: VBench ends with 1 for a score below the floor.
+            word = "done" if state.done else WORDS.get(code, f"ended with exit code {code}")
+            note = f", {state.note}" if state.run else ""
+            print(f"{stage}: {word} after {duration(time.monotonic() - begun)}{note}", flush=True)
+            if not state.done:
+                worst = max(worst, code if code in WORDS else process.FAILED, process.INVALID)
+        show(campaign, user_confs)
+    left = [str(stage) for stage in campaign.stages() if not campaign.state(stage).done]
+    print(f"left: {', '.join(left)}" if left else "everything is done: next is `python -m wan_mlperf.submit pack`")
+    return worst
+
+
+def begin(options: argparse.Namespace) -> tuple[Campaign, dict[str, Path]]:
+    """Check the recipes and open the campaign; return also each scenario's user.conf. Raises BadInput."""
+    from sut import run_record
+    from wan_mlperf import preflight
+    from wan_mlperf.recipe import to_yaml
+    from wan_mlperf.submit.campaign import Campaign
+    from wan_mlperf.workload import MLPERF
+
+    recipes, user_confs = {}, {}
+    for scenario in options.scenario or ("singlestream", "offline"):
+        recipe = preflight.recipe_from(for_scenario(options, scenario), scenario=scenario)
+        if recipe.effective_workload != MLPERF and not options.dry_run:
+            raise BadInput(f"recipe {recipe.name!r} names a workload that is not the benchmark's; allowed: with --dry-run")
+        recipes[scenario], user_confs[scenario] = to_yaml(recipe), recipe.user_conf_path
+    folder = writable_folder(Path(options.campaign), what="campaign folder")
+    return Campaign.begin(folder, recipes, dry_run=options.dry_run, commit=run_record.commit()), user_confs
+
+
+def for_scenario(options: argparse.Namespace, scenario: str) -> argparse.Namespace:
+    """The options with the recipe of this scenario."""
+    if scenario == "offline" and options.offline_recipe:
+        return argparse.Namespace(**{**vars(options), "recipe": options.offline_recipe})
+    return options
+
+
+def command(campaign: Campaign, stage: Stage, options: argparse.Namespace) -> list[str]:
+    """The command that performs a stage, a process of its own."""
+    from wan_mlperf.submit.campaign import Stage
+
+    if stage.kind == "vbench":
+        accuracy = campaign.state(Stage(scenario=stage.scenario, kind="accuracy")).run
+        return [sys.executable, "-m", "wan_mlperf.vbench", str(accuracy)]
+    words = [sys.executable, "-m", "wan_mlperf.run", "--scenario", stage.scenario, "--outputs", str(campaign.folder)]
+    chosen = for_scenario(options, stage.scenario)
+    for flag, value in (("--recipe", chosen.recipe), ("--model", chosen.model)):
+        words += [flag, value] if value is not None else []
+    words += [f"--set={change}" for change in chosen.set] + (["--exact"] if chosen.exact else [])
+    if stage.kind == "accuracy":
+        words += ["--mode", "accuracy"]
+    if stage.kind == "test04":
+        performance = campaign.state(Stage(scenario=stage.scenario, kind="performance")).run
+        words += ["--test04", "--reference", str(performance)]
+    return words
+
+
+def call(words: Sequence[str], lock: int) -> int:
+    """Run a command; it ends with this process. It holds the campaign's lock too, should this process be killed."""
+    process = subprocess.Popen(words, pass_fds=(lock,))
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold the campaign alone, as a file descriptor. Raises BadInput while another process works in it."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInput(
+                f"campaign {str(folder)!r}: another `submit run`, or a run that it started, still works in it"
+            ) from None
+        yield file.fileno()
+
+
+def warn_of_vbench(campaign: Campaign) -> None:
+    """Say at the start, not hours later, that VBench will not run here."""
+    from wan_mlperf.vbench import __main__ as vbench
+    from wan_mlperf.workload import DIMENSIONS
+
+    if not campaign.dry_run and any(not campaign.state(stage).done for stage in campaign.stages() if stage.kind == "vbench"):
+        try:
+            vbench.ready(DIMENSIONS)
+        except BadInput as error:
+            process.say(f"VBench is not ready: {process.one_line(error)}")
+
+
+def estimate(campaign: Campaign, stage: Stage, user_confs: Mapping[str, Path]) -> float | None:
+    """Seconds that a stage may take, if a finished run tells."""
+    from sut import compliance, loadgen, prompts
+    from wan_mlperf.submit.campaign import seconds_left
+
+    if stage.kind == "vbench":
+        return None
+    mode = "accuracy" if stage.kind == "accuracy" else "performance"
+    count = len(prompts.benchmark_prompts())
+    settings = loadgen.make_settings(stage.scenario, mode, user_confs[stage.scenario], count)  # type: ignore[arg-type]
+    audit = compliance.AUDIT if stage.kind == "test04" else None
+    return seconds_left(campaign, stage, loadgen.expected_queries(settings, stage.scenario, mode, count, audit))  # type: ignore[arg-type]
+
+
+def show(campaign: Campaign, user_confs: Mapping[str, Path]) -> None:
+    """Print every stage: done or left, what is known of it, and how long it may take."""
+    table = Table(title=f"campaign {campaign.folder}")
+    for heading in ("stage", "state", "", "estimate"):
+        table.add_column(heading)
+    for stage in campaign.stages():
+        state: State = campaign.state(stage)
+        seconds = None if state.done else estimate(campaign, stage, user_confs)
+        table.add_row(str(stage), "done" if state.done else "left", state.note, "" if state.done else duration(seconds))
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def duration(seconds: float | None) -> str:
+    """A time for people: 90 s, 12 min, 2 h 05 min."""
+    if seconds is None:
+        return "not known yet"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def system(options: argparse.Namespace) -> int:
+    """Write a system description from the newest run, and name the fields that a person must fill."""
+    from sut import run_record
+    from wan_mlperf.submit import system_description
+    from wan_mlperf.submit.campaign import Campaign
+
+    campaign = Campaign.load(Path(options.campaign), commit=run_record.commit())
+    results = [state.result for state in map(campaign.state, campaign.stages()) if state.result and "system" in state.result]
+    if not results:
+        raise BadInput(f"campaign {options.campaign!r}: holds no finished run yet; allowed: after `submit run`")
+    file = Path(options.output)
+    if file.exists():
+        raise BadInput(f"{options.output!r} is there already; allowed: a new file, so that nothing filled in is lost")
+    description: dict[str, Any] = system_description.template(results[0]["system"])
+    atomic_write(file, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    empty = system_description.unfilled({**description, "division": "-", "submitter": "-"})
+    print(f"{file}: to be filled in: {', '.join(empty)}")
+    return process.DONE
+
+
+def pack(options: argparse.Namespace) -> int:
+    """Build the tree to submit."""
+    from wan_mlperf.submit import submission
+
+    notes = submission.pack(
+        Path(options.campaign),
+        submitter=options.submitter,
+        division=options.division,
+        system=Path(options.system),
+        output=Path(options.output),
+        dry_run=options.dry_run,
+    )
+    for note in notes:
+        print(f"note: {note}")
+    print(options.output)
+    return process.DONE
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the stage's process ends with this one
+    process.entry(main)

@@ -1,0 +1,181 @@
+"""A campaign folder: the runs of a submission, and which of its stages are done. What is done is read from the runs themselves.
+
+There is no list of finished stages to get out of step: a stage is done when a whole, valid result of it lies in the folder,
+made by this recipe and this commit. So a campaign can be stopped at any moment and started again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sut import loadgen
+from wan_mlperf.errors import BadInput
+from wan_mlperf.files import atomic_write
+
+KINDS = ("performance", "accuracy", "vbench", "test04")
+NEEDS = {"vbench": "accuracy", "test04": "performance"}
+FILE = "campaign.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One piece of work: a run of LoadGen, or VBench's scores of one."""
+
+    scenario: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.scenario} {self.kind}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Whether a stage is done, the run folder it is in, that run's result, and a line about it."""
+
+    done: bool
+    note: str
+    run: Path | None = None
+    result: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """`recipes`: the resolved recipe as YAML per scenario; `commit`: results of any other do not count."""
+
+    folder: Path
+    recipes: Mapping[str, str]
+    dry_run: bool
+    commit: str
+
+    @classmethod
+    def begin(cls, folder: Path, recipes: Mapping[str, str], *, dry_run: bool, commit: str) -> Campaign:
+        """Make the folder's campaign.json, or take up the campaign that lies there. Raises BadInput if it is another one."""
+        if (folder / FILE).exists():
+            old = cls.load(folder, commit=commit)
+            if dict(old.recipes) != dict(recipes) or old.dry_run != dry_run:
+                raise BadInput(
+                    f"--campaign {str(folder)!r}: was begun with {_other(old, recipes, dry_run)}; "
+                    "allowed: the same scenarios, recipes and --dry-run, or another folder"
+                )
+            return old
+        atomic_write(folder / FILE, json.dumps({"dry_run": dry_run, "recipes": dict(recipes)}, indent=1) + "\n")
+        return cls(folder=folder, recipes=recipes, dry_run=dry_run, commit=commit)
+
+    @classmethod
+    def load(cls, folder: Path, *, commit: str) -> Campaign:
+        """Read a campaign. Raises BadInput for a folder that is none."""
+        try:
+            values = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            return cls(folder=folder, recipes=dict(values["recipes"]), dry_run=bool(values["dry_run"]), commit=commit)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not what `submit run` writes"
+            raise BadInput(
+                f"campaign {str(folder)!r}: {FILE} cannot be read ({reason}); allowed: a folder of `submit run`"
+            ) from None
+
+    def stages(self) -> list[Stage]:
+        """All stages, in the order in which they are worked off: cheap doubts first, VBench when its videos are there."""
+        return [
+            Stage(scenario=scenario, kind=kind) for scenario in loadgen.SCENARIOS if scenario in self.recipes for kind in KINDS
+        ]
+
+    def state(self, stage: Stage) -> State:
+        """Look in the folder for a stage's newest result that counts; else say what is wrong with the newest."""
+        if stage.kind == "vbench":
+            return self._vbench_state(stage.scenario)
+        found = State(done=False, note="not run")
+        for run in self._runs(stage):
+            state = self._judge(stage, run)
+            if state.done:
+                return state
+            found = state if found.run is None else found
+        return found
+
+    def _runs(self, stage: Stage) -> list[Path]:
+        """The finished runs of a stage, newest first. A folder without result.json is one that was stopped."""
+        pattern = re.compile(rf"\d{{8}}-\d{{6}}-{stage.scenario}-{stage.kind}(-\d+)?")
+        runs = [file.parent for file in self.folder.glob("*/result.json") if pattern.fullmatch(file.parent.name)]
+        return sorted(runs, key=lambda run: run.name, reverse=True)
+
+    def _judge(self, stage: Stage, run: Path) -> State:
+        try:
+            result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+            recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+            note = self._why_not(stage, result, recipe)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return State(done=False, note=f"{run.name} cannot be read", run=run)
+        return State(done=note is None, note=note or _score(stage, result), run=run, result=result)
+
+    def _why_not(self, stage: Stage, result: Mapping[str, Any], recipe: str) -> str | None:
+        if recipe != self.recipes[stage.scenario]:
+            return "of another recipe"
+        if result["commit"] != self.commit:
+            return f"of another commit, {result['commit'][:12]}{'-dirty' * result['commit'].endswith('-dirty')}"
+        if not result["valid"]:
+            return f"INVALID: {result.get('invalid_reason') or 'LoadGen gives no reason'}"
+        if stage.kind == "test04":
+            reference = self.state(Stage(scenario=stage.scenario, kind="performance")).run
+            if not result["compliance"]["passed"]:
+                return str(result["compliance"]["verdict"])
+            if reference is None or result["compliance"]["reference"] != reference.name:
+                return f"compared with another performance run, {result['compliance']['reference']}"
+        return None
+
+    def _vbench_state(self, scenario: str) -> State:
+        """VBench's outcome lies in the accuracy run's own folder."""
+        accuracy = self.state(Stage(scenario=scenario, kind="accuracy"))
+        if not accuracy.done or accuracy.run is None:
+            return State(done=False, note="not run")
+        try:
+            summary = json.loads((accuracy.run / "vbench" / "summary.json").read_text(encoding="utf-8"))
+            if summary["score"] is not None and (accuracy.run / "accuracy.txt").is_file():
+                word = "reaches" if summary["reached"] else "is below"
+                note = f"VBench {summary['score']:.4f} {word} {summary['floor']}"
+                return State(done=True, note=note, run=accuracy.run, result=summary)
+            note = "no score of the whole run"
+        except (OSError, ValueError, KeyError, TypeError):
+            note = "not run"
+        if self.dry_run:
+            return State(done=True, note="no score: a dry run does not ask for one", run=accuracy.run)
+        return State(done=False, note=note, run=accuracy.run)
+
+
+def seconds_left(campaign: Campaign, stage: Stage, samples: int) -> float | None:
+    """Estimate a stage of `samples` from a finished run of its scenario, else of the other; None if there is none yet."""
+    scenarios = sorted(campaign.recipes, key=lambda scenario: scenario != stage.scenario)
+    for kind in ("performance", "test04", "accuracy"):
+        for scenario in scenarios:
+            state = campaign.state(Stage(scenario=scenario, kind=kind))
+            if state.done and state.result is not None:
+                rate = state.result.get("samples_per_second")
+                each = 1 / rate if rate else state.result["generate_mean_s"]
+                return float(state.result["start_s"] + samples * each)
+    return None
+
+
+def _score(stage: Stage, result: Mapping[str, Any]) -> str:
+    if stage.kind == "accuracy":
+        return f"{result['queries']} videos"
+    if stage.kind == "test04":
+        return str(result["compliance"]["verdict"])
+    rate, early = result.get("samples_per_second"), result.get("latency_early_stopping_s")
+    return f"VALID, {rate:.4f} samples/s" if rate else f"VALID, {early:.3f} s" if early else "VALID"
+
+
+def _other(old: Campaign, recipes: Mapping[str, str], dry_run: bool) -> str:
+    """What a campaign was begun with that is not so now, in a few words."""
+    if list(old.recipes) != list(recipes):
+        return f"scenarios {', '.join(old.recipes)}"
+    if old.dry_run != dry_run:
+        return "--dry-run" if old.dry_run else "no --dry-run"
+    for scenario, text in old.recipes.items():
+        now = recipes[scenario].splitlines()
+        changed = [line.strip() for line in text.splitlines() if line not in now]
+        if changed:
+            return f"another recipe for {scenario}: {', '.join(changed[:3])}"
+    return "another recipe"

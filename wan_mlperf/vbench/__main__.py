@@ -1,0 +1,225 @@
+"""A run's videos -> the MLPerf accuracy score: `python -m wan_mlperf.vbench outputs/latest`.
+
+Scores VBench's six dimensions in an environment of its own (`--setup` builds it once) and writes `accuracy.txt`,
+`vbench/summary.json` and, per dimension, `vbench/raw/<dimension>.json`. A dimension that was scored for these very videos
+and checkpoints is not scored again. Exit codes: 0 the benchmark's score reaches the floor, 1 it does not or is incomplete,
+2 bad input, 3 failed on the way.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from wan_mlperf import cli, process
+from wan_mlperf.errors import BadInput, Failed, choose
+from wan_mlperf.files import atomic_write, writable_folder
+from wan_mlperf.vbench import checkpoints as vbench_checkpoints
+from wan_mlperf.vbench import environment as vbench_environment
+from wan_mlperf.vbench import score as vbench_score
+from wan_mlperf.vbench import videos as vbench_videos
+from wan_mlperf.vbench.environment import WORKER, Environment
+from wan_mlperf.vbench.videos import Videos
+from wan_mlperf.workload import DIMENSIONS
+
+LISTED = 10  # lines of a list that are printed; summary.json has them all
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Set up, score, judge; return the exit code."""
+    options = parse(arguments)
+    if options.setup:
+        vbench_environment.setup(options.torch)
+        if options.folder is None:
+            return process.DONE
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise BadInput(f"{options.folder!r} is not a folder; allowed: an accuracy run's folder, such as outputs/latest")
+    environment = None if options.parse_only else ready(options.dimensions)
+    prompts = vbench_videos.benchmark_prompts(environment.full_info if environment else full_info())
+    run = vbench_videos.read_run(folder)
+    progress = cli.Progress("videos checked", len(run))
+    videos = vbench_videos.sort_out(folder, run, prompts, checked=progress.advance)
+    progress.close()
+    print_lists(videos)
+    raw = writable_folder(folder / "vbench" / "raw", what="results folder")
+    failures = [] if environment is None else score(environment, folder, videos, prompts, options.dimensions, options.device)
+    raws = {}
+    for dimension in DIMENSIONS:
+        expected = videos.of(dimension, prompts)
+        found = vbench_score.read_raw(raw / f"{dimension}.json", expected) if expected else None
+        if found is not None:
+            raws[dimension] = found
+    summary = vbench_score.summarise(folder, videos, prompts, raws)
+    write(folder, summary)
+    Console(width=None if sys.stdout.isatty() else 120).print(vbench_score.as_table(summary))
+    print(vbench_score.verdict(summary))
+    if failures:
+        raise Failed(f"{len(failures)} of the dimensions: {'; '.join(failures)}")
+    return process.DONE if summary["valid"] else process.INVALID
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """Read the command line."""
+    parser = cli.Parser(prog="python -m wan_mlperf.vbench", description=__doc__)
+    parser.add_argument("folder", nargs="?", metavar="RUN_OR_FOLDER", help="a folder with videos/ and prompts.json")
+    parser.add_argument("--setup", action="store_true", help="build VBench's environment first")
+    parser.add_argument("--torch", action="append", default=[], metavar="SPEC", help="with --setup: install this torch there")
+    parser.add_argument(
+        "--dimensions", default=",".join(DIMENSIONS), metavar="A,B", help="score only these now (default: all six)"
+    )
+    parser.add_argument("--device", help="cpu or cuda, which is also a ROCm GPU (default: cuda where there is one)")
+    parser.add_argument("--parse-only", action="store_true", help="judge the raw results that are there, score nothing")
+    options = parser.parse_args(arguments)
+    options.dimensions = options.dimensions.split(",")
+    for name in options.dimensions:
+        choose("dimension", name, DIMENSIONS)
+    if options.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", options.device):
+        raise BadInput(f"device: {options.device!r}; allowed: cpu, cuda, cuda:0 and so on")
+    if options.torch and not options.setup:
+        raise BadInput(f"--torch {options.torch[0]!r} has no effect; allowed: only together with --setup")
+    if options.folder is None and not options.setup:
+        raise BadInput("no folder was given; allowed: an accuracy run's folder, such as outputs/latest, or --setup")
+    return options
+
+
+def ready(dimensions: Sequence[str]) -> Environment:
+    """Return VBench's environment once it and every checkpoint are there. Raises BadInput, after naming what is missing."""
+    environment = vbench_environment.find()
+    missing = vbench_checkpoints.missing(dimensions)
+    for line in missing:
+        process.say(f"missing checkpoint: {line}")
+    if missing:
+        where = vbench_checkpoints.checkpoint_folder()
+        raise BadInput(f"{len(missing)} of VBench's checkpoints are not in {str(where)!r}; allowed: as the lines above say")
+    return environment
+
+
+def full_info() -> Path:
+    """VBench's list of prompts, from its environment or from the package beside this project. Raises BadInput."""
+    try:
+        return vbench_environment.find().full_info
+    except BadInput:
+        spec = importlib.util.find_spec("vbench")
+        if spec is None or not spec.submodule_search_locations:
+            raise
+        return Path(next(iter(spec.submodule_search_locations))) / "VBench_full_info.json"
+
+
+def score(
+    environment: Environment,
+    folder: Path,
+    videos: Videos,
+    prompts: Mapping[str, Sequence[str]],
+    dimensions: Sequence[str],
+    device: str | None,
+) -> list[str]:
+    """Score what is not scored yet, one process per dimension; return what failed, one line each."""
+    staged = folder / "vbench" / "staged"
+    vbench_videos.stage(folder, videos, staged)
+    failures = []
+    for dimension in dimensions:
+        expected = videos.of(dimension, prompts)
+        identity = {"sha256": expected, "checkpoints": vbench_checkpoints.hashes([dimension])}
+        output = folder / "vbench" / "raw" / f"{dimension}.json"
+        old = vbench_score.read_raw(output, expected) if output.is_file() else None
+        if not expected:
+            print(f"{dimension}: no video counts for it", flush=True)
+        elif old is not None and old["checkpoints"] == identity["checkpoints"]:
+            print(f"{dimension}: scored before, {old['mean']:.4f}", flush=True)
+        else:
+            device = device or default_device()
+            print(f"{dimension}: {len(expected)} videos on {device}", flush=True)
+            job = {
+                "dimension": dimension,
+                "device": device,
+                "videos": str(staged.absolute()),
+                "output": str(output.absolute()),
+            }
+            failure = run_worker(environment, {**job, "identity": identity}, folder / "vbench" / f"{dimension}.log")
+            if failure:
+                process.say(f"{dimension}: failed, {failure}")
+                failures.append(f"{dimension}: {failure}")
+    return failures
+
+
+def run_worker(environment: Environment, job: Mapping[str, Any], log: Path) -> str | None:
+    """Run one dimension's process, its output to `log` and its progress to the terminal; return what went wrong, or None."""
+    start = time.perf_counter()
+    last, done = "no message", 0
+    progress: cli.Progress | None = None
+    with vbench_checkpoints.surroundings() as (working, variables), log.open("w", encoding="utf-8") as stream:
+        file = working / "job.json"
+        file.write_text(json.dumps(job))
+        command = [str(environment.python), "-I", str(WORKER), str(file)]
+        process = subprocess.Popen(
+            command, cwd=working, env=variables, stdout=stream, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:  # text mode ends a line at a carriage return too: one per step of VBench's bar
+                stream.write(line)
+                last = line.strip() or last
+                step = re.search(r"\| (\d+)/(\d+) \[", line)
+                if step:
+                    progress = progress or cli.Progress(str(job["dimension"]), int(step[2]))
+                    for _ in range(int(step[1]) - done):
+                        progress.advance()
+                    done = max(done, int(step[1]))
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            if progress is not None:
+                progress.close()
+    if code:
+        ending = f"exit code {code}" if code > 0 else signal.Signals(-code).name  # SIGKILL is mostly the lack of memory
+        return f"{last} ({ending}, see {log})"
+    print(f"{job['dimension']}: done in {time.perf_counter() - start:.0f} s", flush=True)
+    return None
+
+
+def default_device() -> str:
+    """cuda where this host's torch sees a GPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def print_lists(videos: Videos) -> None:
+    """Print which videos are missing, unreadable or extra; the first of each, and how many more."""
+    for name in ("missing", "unreadable", "refused", "extra", "unnamed"):
+        lines = getattr(videos, name)
+        for line in lines[:LISTED]:
+            print(f"{name}: {line}", flush=True)
+        if len(lines) > LISTED:
+            print(f"{name}: and {len(lines) - LISTED} more, all in vbench/summary.json", flush=True)
+
+
+def write(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write vbench/summary.json and accuracy.txt; without a score of the whole run no older accuracy.txt stays."""
+    atomic_write(folder / "vbench" / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    text = vbench_score.accuracy_text(summary)
+    if text is None:
+        (folder / "accuracy.txt").unlink(missing_ok=True)
+        print("no accuracy.txt: there is no score of the whole run")
+    else:
+        atomic_write(folder / "accuracy.txt", text)
+        if summary["hash"] is None:
+            print(f"accuracy.txt has no hash line: the folder holds no {vbench_score.LOG}")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a dimension's process ends with this one
+    process.entry(main)

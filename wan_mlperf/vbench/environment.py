@@ -1,0 +1,124 @@
+"""VBench's own environment: built once by `--setup`, found and checked by every later run.
+
+VBench cannot live beside this project: it needs an older transformers. The environment holds everything pinned in
+requirements.txt. Torch is the host's own, so that it fits the GPU and nothing large is fetched, or, with
+`--torch`, one of the environment's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wan_mlperf.errors import BadInput, Failed
+from wan_mlperf.files import atomic_write, cache_folder, writable_folder
+from wan_mlperf.workload import DIMENSIONS
+
+HERE = Path(__file__).resolve().parent
+WORKER = HERE / "vbench_worker.py"
+REQUIREMENTS = HERE / "requirements.txt"
+MARK = "ready.json"  # written last: a folder without it is not an environment
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A folder with an interpreter of its own."""
+
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        """The environment's interpreter."""
+        return self.folder / "bin" / "python"
+
+    @property
+    def site_packages(self) -> Path:
+        """Where its packages lie."""
+        return Path(sysconfig.get_path("purelib", "posix_prefix", vars={"base": str(self.folder)}))
+
+    @property
+    def full_info(self) -> Path:
+        """VBench's list of prompts and dimensions."""
+        return self.site_packages / "vbench" / "VBench_full_info.json"
+
+
+def find() -> Environment:
+    """Return the environment that `--setup` built. Raises BadInput if there is none, or one of other requirements."""
+    environment = Environment(cache_folder() / "vbench")
+    again = "allowed: build it with `python -m wan_mlperf.vbench --setup`"
+    try:
+        mark = json.loads((environment.folder / MARK).read_text())
+    except (OSError, ValueError):
+        raise BadInput(f"VBench's environment is not at {str(environment.folder)!r}; {again}") from None
+    if mark["requirements"] != _requirements() or mark["python"] != sysconfig.get_python_version():
+        raise BadInput(f"VBench's environment at {str(environment.folder)!r} is of an older version or another Python; {again}")
+    return environment
+
+
+def plan(torch_specs: Sequence[str]) -> list[str]:
+    """Return the pinned requirements that `--setup` installs without their dependencies.
+
+    A torchvision that came with the host's torch, or that `--torch` names, is the better one and stays.
+    """
+    lines = [line.strip() for line in REQUIREMENTS.read_text().splitlines()]
+    pins = [line for line in lines if line and not line.startswith("#")]
+    own = any(spec.startswith("torchvision") for spec in torch_specs)
+    host = not torch_specs and importlib.util.find_spec("torchvision") is not None
+    return [pin for pin in pins if not (pin.startswith("torchvision==") and (own or host))]
+
+
+def setup(torch_specs: Sequence[str] = ()) -> Environment:
+    """Build the environment, import all six dimensions in it, and only then mark it as ready.
+
+    `torch_specs`: requirements of a torch of its own, with dependencies; without any it uses the host's. Raises Failed.
+    """
+    folder = writable_folder(cache_folder(), what="cache folder") / "vbench"
+    environment = Environment(folder)
+    pins = plan(torch_specs)
+    print(f"building VBench's environment in {folder}", flush=True)
+    print(f"  torch: {' '.join(torch_specs) or 'the one of this Python'}", flush=True)
+    print(f"  installed there, without their dependencies: {', '.join(pins)}", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    _call([sys.executable, "-m", "venv", "--without-pip", str(folder)], "making the environment")
+    install = [sys.executable, "-m", "pip", "--python", str(environment.python), "install"]
+    install += ["--disable-pip-version-check", "--quiet"]
+    _call([*install, "--no-deps", *pins], "installing the pinned packages")
+    if torch_specs:  # after the pins, which already hold most of what it depends on
+        _call([*install, *torch_specs], "installing torch")
+    else:
+        spec = importlib.util.find_spec("torch")
+        if spec is None or spec.origin is None:
+            raise BadInput("this Python has no torch that VBench could use; allowed: --torch torch==VERSION")
+        # Entries of a .pth file come after the environment's own packages, so the pins win and torch is found.
+        (environment.site_packages / "host_torch.pth").write_text(f"{Path(spec.origin).parent.parent}\n")
+    check = [str(environment.python), "-I", str(WORKER), "--check", *DIMENSIONS]
+    versions = json.loads(_call(check, "importing VBench").splitlines()[-1])
+    mark = {"requirements": _requirements(), "python": sysconfig.get_python_version(), "versions": versions}
+    atomic_write(folder / MARK, json.dumps(mark, indent=1) + "\n")
+    print(f"ready: {', '.join(f'{name} {version}' for name, version in versions.items())}", flush=True)
+    return environment
+
+
+def _call(command: Sequence[str], doing: str) -> str:
+    """Run a command and return its standard output. Raises Failed with the last line that it wrote."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise Failed(f"{doing}: {command[0]}: {error.strerror}") from None
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+        last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no message"]
+        raise Failed(f"{doing}: {last[0].strip()} (exit code {done.returncode})")
+    return done.stdout
+
+
+def _requirements() -> str:
+    return hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()

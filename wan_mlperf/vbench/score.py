@@ -1,0 +1,180 @@
+"""From VBench's raw results to the benchmark's score, its verdict, accuracy.txt and summary.json.
+
+The score is that of MLCommons' reference: the plain mean of VBench's six dimension results, times 100. VBench's own
+leaderboard rescales and weighs dimensions; the benchmark does neither. No raw result is trusted beyond the videos it was
+computed from: it names their hashes, and a changed, added or removed video makes it stale.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from wan_mlperf.errors import Failed
+from wan_mlperf.vbench.checkpoints import digest, not_the_published
+from wan_mlperf.vbench.videos import Videos, shown
+from wan_mlperf.workload import DIMENSIONS
+
+FLOOR = 69.7752  # 99 % of the reference's 70.48
+LOG = "mlperf_log_accuracy.json"
+
+
+def read_raw(file: Path, expected: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return a dimension's raw result, or None if there is none or it is of other videos than `expected` (name -> SHA-256).
+
+    Raises Failed if VBench left out a video or a number is not finite.
+    """
+    try:
+        raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Failed(f"{file}: cannot be read ({error}); delete it and score again") from None
+    if raw["sha256"] != dict(expected):
+        return None
+    got = sorted(video["name"] for video in raw["videos"])
+    if got != sorted(expected):
+        absent = sorted(set(expected) - set(got)) or got
+        raise Failed(f"{file}: VBench scored {len(got)} of {len(expected)} videos; not {', '.join(map(shown, absent[:3]))}")
+    if not all(math.isfinite(value) for value in [raw["mean"], *(video["video_results"] for video in raw["videos"])]):
+        raise Failed(f"{file}: holds a score that is not a finite number")
+    return raw
+
+
+def summarise(
+    folder: Path, videos: Videos, prompts: Mapping[str, Sequence[str]], raws: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the content of summary.json.
+
+    `complete`: every benchmark prompt of this run is in the score, and all six dimensions are. `problems`: why the score is
+    not the benchmark's, beyond missing the floor; `valid`: none of these, and the floor is reached.
+    """
+    absent = [dimension for dimension in DIMENSIONS if dimension not in raws]
+    complete = not (absent or videos.missing or videos.unreadable)
+    score = 100 * sum(raws[dimension]["mean"] for dimension in DIMENSIONS) / len(DIMENSIONS) if complete else None
+    problems = _problems(folder, videos, prompts, raws, absent)
+    log = folder / LOG
+    checkpoints: dict[str, str] = {}
+    for raw in raws.values():
+        checkpoints.update(raw["checkpoints"])
+    return {
+        "score": score,
+        "floor": FLOOR,
+        "reached": None if score is None else score >= FLOOR,
+        "complete": complete,
+        "valid": score is not None and score >= FLOOR and not problems,
+        "problems": problems,
+        "dimensions": {name: _dimension(raws[name], videos, prompts, name) for name in DIMENSIONS if name in raws},
+        "videos": {
+            "scored": len(videos.scored),
+            "missing": videos.missing,
+            "unreadable": videos.unreadable,
+            "extra": videos.extra,
+            "refused": videos.refused,
+            "unnamed": videos.unnamed,
+            "not_in_run": videos.not_in_run,
+        },
+        "versions": next((raw["versions"] for raw in raws.values()), {}),
+        "checkpoints": checkpoints,
+        "hash": digest(log) if log.is_file() else None,
+    }
+
+
+def _problems(
+    folder: Path,
+    videos: Videos,
+    prompts: Mapping[str, Sequence[str]],
+    raws: Mapping[str, Mapping[str, Any]],
+    absent: Sequence[str],
+) -> list[str]:
+    answered = len(prompts) - len(videos.not_in_run)
+    kinds = (
+        (videos.missing, "videos are missing"),
+        (videos.unreadable, "videos are unreadable"),
+        (videos.refused, "prompts cannot be a file's name"),
+        (videos.extra, "prompts are not the benchmark's"),
+        (absent, f"dimensions are not scored: {', '.join(absent)}"),
+    )
+    found = [f"{len(lines)} {what}" for lines, what in kinds if lines]
+    if videos.not_in_run:
+        found.append(f"the run has {answered} of the benchmark's {len(prompts)} prompts")
+    for key, what in (("versions", "versions"), ("checkpoints", "checkpoints"), ("device", "devices")):
+        if _conflict([raw[key] for raw in raws.values()]):
+            found.append(f"the dimensions were scored with different {what}")
+    foreign = {path for raw in raws.values() for path in not_the_published(raw["checkpoints"])}
+    found += [f"{path} is not the publisher's file" for path in sorted(foreign)]
+    result = folder / "result.json"
+    if result.is_file() and json.loads(result.read_text(encoding="utf-8")).get("workload_is_mlperf") is False:
+        found.append("the videos are of another workload than the benchmark's")
+    return found
+
+
+def _conflict(values: Sequence[Any]) -> bool:
+    """True if two of these differ; mappings may differ in which keys they have, not in a key's value."""
+    if not values or not isinstance(values[0], Mapping):
+        return len(set(values)) > 1
+    merged: dict[str, Any] = {}
+    return any(merged.setdefault(key, item) != item for value in values for key, item in value.items())
+
+
+def _dimension(raw: Mapping[str, Any], videos: Videos, prompts: Mapping[str, Sequence[str]], name: str) -> dict[str, Any]:
+    per_video = []
+    for one in raw["videos"]:
+        video = videos.scored[one["name"]]
+        per_video.append({"index": video.index, "prompt": video.prompt, "score": float(one["video_results"])})
+    return {
+        "score": raw["mean"],
+        "of": sum(name in dimensions for dimensions in prompts.values()),
+        "device": raw["device"],
+        "seconds": raw["seconds"],
+        "videos": sorted(per_video, key=lambda one: int(one["index"])),
+    }
+
+
+def accuracy_text(summary: Mapping[str, Any]) -> str | None:
+    """Return accuracy.txt as MLCommons' checker reads it, or None where there is no score of the whole run.
+
+    What makes the score not the benchmark's is said in lines above it. The hash is that of the whole accuracy log; a folder
+    without that log gets no hash line.
+    """
+    if summary["score"] is None:
+        return None
+    lines = [f"note: {problem}" for problem in summary["problems"]]
+    lines.append(f"{{'vbench_score': {max(0.0, summary['score']):.10f}}}")
+    if summary["hash"]:
+        lines.append(f"hash={summary['hash']}")
+    return "\n".join(lines) + "\n"
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """Say in one line whether the floor is reached and whether that counts."""
+    if summary["score"] is None:
+        return f"INCOMPLETE, no score: {'; '.join(summary['problems'])}"
+    compared = f"{summary['score']:.4f} {'>=' if summary['reached'] else '<'} {FLOOR}"
+    word = "VALID" if summary["valid"] else "INVALID"
+    return f"{word}: {compared}{''.join(f'; {problem}' for problem in summary['problems'])}"
+
+
+def as_table(summary: Mapping[str, Any]) -> Table:
+    """Return the scores per dimension and their mean as a table."""
+    table = Table(title="VBench")
+    table.add_column("dimension")
+    for title in ("videos", "score", "lowest", "highest", "seconds"):
+        table.add_column(title, justify="right")
+    for name in DIMENSIONS:
+        one = summary["dimensions"].get(name)
+        if one is None:
+            table.add_row(name, "-", "not scored", "-", "-", "-")
+            continue
+        scores = [video["score"] for video in one["videos"]]
+        counted = f"{len(scores)} of {one['of']}"
+        table.add_row(name, counted, f"{one['score']:.4f}", f"{min(scores):.4f}", f"{max(scores):.4f}", f"{one['seconds']:.0f}")
+    table.add_section()
+    score = summary["score"]
+    table.add_row("mean x 100", str(summary["videos"]["scored"]), "none" if score is None else f"{score:.4f}", "", "", "")
+    return table

@@ -1,0 +1,199 @@
+"""Which videos VBench scores: read a run's videos and prompts, check every one, stage them under the names VBench looks for.
+
+Nothing is dropped in silence: each video and each prompt ends in exactly one of the lists of `Videos`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import av
+
+from wan_mlperf.errors import BadInput
+from wan_mlperf.workload import DIMENSIONS
+
+FORMAT = 'allowed: a list of {"index": 0, "prompt": "...", "video": "videos/0.mp4"}, each index, prompt and video once'
+LONGEST_NAME = 255  # bytes of a file name on every common file system
+FEWEST_FRAMES = 3  # motion_smoothness interpolates between every second frame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """One prompt of a run and the file that answers it. `video` is relative to the run folder."""
+
+    index: int
+    prompt: str
+    video: str
+
+    @property
+    def name(self) -> str:
+        """The file name under which VBench looks for this prompt's first video."""
+        return f"{self.prompt}-0.mp4"
+
+
+@dataclass(kw_only=True)
+class Videos:
+    """A run sorted out. `scored` and `sha256`: by staged name; `not_in_run`: benchmark prompts that the run has not.
+
+    The rest holds one line each. `missing` and `unreadable` are videos of benchmark prompts; `extra` and `refused` are prompts
+    that the benchmark has not, the latter because they cannot even be a file's name; `unnamed` are files that prompts.json
+    does not name.
+    """
+
+    scored: dict[str, Video] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    unnamed: list[str] = field(default_factory=list)
+    not_in_run: list[str] = field(default_factory=list)
+
+    def of(self, dimension: str, prompts: Mapping[str, Sequence[str]]) -> dict[str, str]:
+        """Return staged name -> SHA-256 of the videos that count for a dimension."""
+        return {name: self.sha256[name] for name, video in self.scored.items() if dimension in prompts[video.prompt]}
+
+
+def benchmark_prompts(full_info: Path) -> dict[str, tuple[str, ...]]:
+    """Return each prompt of the six dimensions with the dimensions that it counts for, from VBench_full_info.json."""
+    found: dict[str, tuple[str, ...]] = {}
+    for entry in json.loads(full_info.read_text(encoding="utf-8")):
+        wanted = tuple(one for one in DIMENSIONS if one in entry["dimension"])
+        if wanted:
+            found[entry["prompt_en"]] = found.get(entry["prompt_en"], ()) + wanted
+    return found
+
+
+def read_run(folder: Path) -> list[Video]:
+    """Return the videos that a folder says it holds: by its prompts.json, else `<prompt>-0.mp4` files as VBench names them.
+
+    Raises BadInput for a folder without either, or a prompts.json of another form.
+    """
+    file = folder / "prompts.json"
+    if not file.is_file():
+        named = sorted(path for path in video_files(folder) if path.name.endswith("-0.mp4"))
+        if not named:
+            raise BadInput(f"{str(folder)!r}: no prompts.json, no <prompt>-0.mp4; allowed: an accuracy run's folder")
+        return [
+            Video(index=index, prompt=path.name.removesuffix("-0.mp4"), video=path.relative_to(folder).as_posix())
+            for index, path in enumerate(named)
+        ]
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{str(file)!r}: cannot be read ({error}); {FORMAT}") from None
+    if not isinstance(entries, list) or not entries:
+        raise BadInput(f"{str(file)!r}: not a list of videos; {FORMAT}")
+    videos = [_entry(one, number, file) for number, one in enumerate(entries)]
+    for key in ("index", "prompt", "video"):
+        seen: dict[Any, int] = {}
+        for video in videos:
+            value = getattr(video, key)
+            if value in seen:
+                where = f"index {seen[value]} and {video.index}"
+                raise BadInput(f"{str(file)!r}: {key} {value!r} is given twice, at {where}; {FORMAT}")
+            seen[value] = video.index
+    return videos
+
+
+def _entry(one: Any, number: int, file: Path) -> Video:
+    kinds = {"index": int, "prompt": str, "video": str}
+    if not isinstance(one, dict) or any(type(one.get(key)) is not kind for key, kind in kinds.items()):
+        raise BadInput(f"{str(file)!r}: entry {number} is {one!r}; {FORMAT}")
+    path = PurePosixPath(one["video"])
+    fits = one["video"].isprintable() and len(one["video"]) <= LONGEST_NAME and path.suffix == ".mp4"
+    if not fits or path.is_absolute() or ".." in path.parts:
+        raise BadInput(f"{str(file)!r}: entry {number} names the video {one['video']!r}; allowed: an .mp4 inside the folder")
+    return Video(index=one["index"], prompt=one["prompt"], video=one["video"])
+
+
+def video_files(folder: Path) -> list[Path]:
+    """Every MP4 of a run: those in `videos`, else those in the folder itself."""
+    inside = folder / "videos"
+    return sorted((inside if inside.is_dir() else folder).glob("*.mp4"))
+
+
+def why_no_file_name(prompt: str) -> str | None:
+    """Return why a prompt cannot be part of a file name, or None. What passes here cannot leave the folder it is put in."""
+    if "/" in prompt or "\\" in prompt:
+        return "it holds a path separator"
+    if not prompt or not prompt.isprintable():
+        return "it is empty or holds a control character"
+    if prompt in (".", ".."):
+        return "it is a folder's name"
+    try:
+        size = len(f"{prompt}-0.mp4".encode())
+    except UnicodeEncodeError:
+        return "it is not valid Unicode"
+    return f"it is too long for a file name ({size} bytes)" if size > LONGEST_NAME else None
+
+
+def sort_out(
+    folder: Path,
+    run: Sequence[Video],
+    prompts: Mapping[str, Sequence[str]],
+    *,
+    checked: Callable[[], None] = lambda: None,
+) -> Videos:
+    """Check every video of a run against the benchmark's prompts and decode it. `checked` is called after each one."""
+    result = Videos()
+    for video in run:
+        path = folder / video.video
+        label = f"{video.video}: prompt {shown(video.prompt)}"
+        reason = why_no_file_name(video.prompt)
+        if reason:
+            result.refused.append(f"{label} is not used, {reason}")
+        elif video.prompt not in prompts:
+            result.extra.append(f"{label} is not one of the benchmark's")
+        elif not path.is_file():
+            result.missing.append(f"{label} has no video")
+        elif problem := unreadable(path):
+            result.unreadable.append(f"{label}: {problem}")
+        else:
+            result.scored[video.name] = video
+            result.sha256[video.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        checked()
+    named = {(folder / video.video).resolve() for video in run}
+    result.unnamed = [str(path.relative_to(folder)) for path in video_files(folder) if path.resolve() not in named]
+    answered = {video.prompt for video in run}
+    result.not_in_run = [prompt for prompt in prompts if prompt not in answered]
+    return result
+
+
+def unreadable(path: Path) -> str | None:
+    """Decode a whole MP4; return what is wrong with it, or None."""
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            declared = stream.frames
+            frames = sum(1 for _ in container.decode(stream))
+    except (OSError, ValueError, IndexError) as error:
+        return f"cannot be decoded ({getattr(error, 'strerror', None) or error})"
+    if declared and frames != declared:
+        return f"holds {frames} of the {declared} frames that it declares"
+    return f"holds {frames} frames, scoring needs {FEWEST_FRAMES}" if frames < FEWEST_FRAMES else None
+
+
+def stage(folder: Path, videos: Videos, target: Path) -> None:
+    """Fill `target`, emptied first, with one link per scored video under VBench's name for it."""
+    if target.is_symlink():
+        target.unlink()
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name, video in videos.scored.items():
+        link = target / name
+        assert link.parent == target and link.name == name, name
+        link.symlink_to((folder / video.video).resolve())
+
+
+def shown(prompt: str, longest: int = 80) -> str:
+    """A prompt as it may be printed: one line, no control characters, not endless."""
+    text = ascii(prompt) if not prompt.isprintable() else repr(prompt)
+    return text if len(text) <= longest else f"{text[:longest]}..."
