@@ -12,9 +12,11 @@ import pytest
 from sut.prompts import benchmark_prompts
 from tests.run_folders import RECIPE, result, rewrite, videos
 from wan_mlperf.errors import BadInput
+from wan_mlperf.published import published
 from wan_mlperf.report import __main__ as report
 from wan_mlperf.report import run_folder
 from wan_mlperf.report.charts import MOST_DOTS, over_run
+from wan_mlperf.vbench.score import FLOOR
 
 
 def write(folder: Path, scenario: str = "singlestream", mode: str = "performance", **changes: Any) -> Path:
@@ -50,13 +52,28 @@ def test_a_performance_run(tmp_path: Path) -> None:
 
 
 def test_the_benchmarks_workload_is_put_beside_the_published_results(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"workload_is_mlperf": True, "latency_early_stopping_s": 13.69}
+    changes: dict[str, Any] = {"workload_is_mlperf": True, "latency_early_stopping_s": 13.69, "latency_mean_s": 8.99}
     text = page(write(tmp_path / "a", **changes))
     assert "Not the benchmark's workload" not in text
     assert re.search(r"AMD, 8x MI355X \(open\).{0,400}?2\.00 times as fast", text)  # 27.38 s
+    assert re.search(r"AMD, 8x MI355X<.{0,100}?v6\.1.{0,300}?1\.18 times as fast", text)  # 16.12 s
+    assert re.search(r"NVIDIA, 8x B300 \*.{0,400}?2\.00 times as fast", text)  # a mean, 17.98 s, beside our mean
     text = page(write(tmp_path / "b", scenario="offline", workload_is_mlperf=True, samples_per_second=0.0928))
     assert re.search(r"NVIDIA, 8x B200.{0,400}?2\.00 times as fast", text)
+    assert re.search(r"NVIDIA, 72x GB300 \*.{0,400}?0\.14 times as fast", text)
     assert "<b>0.0928</b>" in text
+
+
+def test_the_published_results_are_whole() -> None:
+    rows = published()
+    assert {row.round for row in rows} == {"v6.0", "v6.1"} and rows[0].round == "v6.1"
+    assert len({(row.round, row.system) for row in rows}) == len(rows)
+    for row in rows:
+        assert row.source and row.harness in ("loadgen", "endpoints") and row.division in ("closed", "open")
+        if row.p90_s and row.harness == "loadgen":  # the estimate is never below the percentile, nor far from it
+            assert row.p90_s <= row.score_s <= 1.02 * row.p90_s
+        # Every valid entry reaches the floor of accuracy.
+        assert all(score >= FLOOR for score in (row.vbench_singlestream, row.vbench_offline) if score is not None)
 
 
 @pytest.mark.parametrize(
