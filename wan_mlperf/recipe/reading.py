@@ -1,7 +1,7 @@
-"""What we tune: one frozen, nested recipe per run, read from one complete YAML by one strict loader.
+"""A recipe from YAML, and back: one strict loader.
 
-A key that is not here, a value of the wrong type or a contradiction is refused with the key, the value and what is allowed,
-before any weight is read. The benchmark's own values are not here: see workload.py.
+A key that is not known, a value of the wrong type or a contradiction is refused with the key, the value and what is allowed,
+before any weight is read.
 """
 
 from __future__ import annotations
@@ -10,150 +10,16 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import TypeAdapter, ValidationError
 
 from wan_mlperf.errors import BadInput, did_you_mean
-from wan_mlperf.workload import MLPERF, Workload
+from wan_mlperf.recipe.parts import FILLED, Recipe, make_exact
+from wan_mlperf.workload import Workload
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-FILLED = {"folder", "exact"}  # fields that only the loader sets
-STRICT = ConfigDict(extra="forbid", strict=True)
-
-Auto = Literal["auto"]
-Count = Annotated[int, Field(ge=1, le=4096)]
-Dtype = Literal["checkpoint", "bfloat16", "float32"]
-AttentionName = Literal["sdpa", "sage_fp8", "sage_fp4"]
-GemmName = Literal["bf16", "fp8", "mxfp4"]
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Model:
-    """Which weights, and the dtype they compute in (`checkpoint`: the one they are stored in)."""
-
-    checkpoint: str = "embedded"
-    dtype: Dtype = "bfloat16"
-    vae_dtype: Dtype = "float32"
-    fixed_latent: str | None = None  # MLCommons' fixed_latent.pt; without it the noise is drawn from the seed
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Mesh:
-    """How the ranks are used: world = replicas x cfg x ulysses x ring.
-
-    `ranks` is how many ranks `python -m wan_mlperf.run` starts (auto: one per GPU, two without one); under torchrun, torchrun
-    decides. cfg auto is 2 for an even number of ranks; ulysses auto takes what is left.
-    """
-
-    ranks: Count | Auto = "auto"
-    replicas: Count | Auto = 1
-    cfg: Literal[1, 2] | Auto = "auto"
-    ulysses: Count | Auto = "auto"
-    ring: Count = 1
-    span_hosts: bool = False  # may one replica use ranks of several hosts?
-
-    @model_validator(mode="after")
-    def _one_unknown(self) -> Mesh:
-        if self.replicas == "auto" and self.ulysses == "auto":
-            raise ValueError("replicas and ulysses cannot both be auto; allowed: give one of them a number")
-        return self
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Attention:
-    """Kernel of self-attention per step: `early` for the first `early_fraction` of the steps, then `late`; or `steps`, a list."""
-
-    early: AttentionName = "sdpa"
-    late: AttentionName = "sdpa"
-    early_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.85
-    steps: tuple[AttentionName, ...] | None = None
-    cross: Literal["sdpa"] = "sdpa"
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Gemm:
-    """Format of each expert's linear layers; `keep` maps name patterns to another format, the first match wins."""
-
-    high_noise: GemmName = "bf16"
-    low_noise: GemmName = "bf16"
-    keep: tuple[tuple[str, Literal["bf16", "fp8"]], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Vae:
-    """`chunk`: latent frames per decoder call after the first; more is faster and takes more memory."""
-
-    chunk: Count = 1
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Compile:
-    """torch.compile, per part."""
-
-    experts: bool = False
-    decoder: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Offline:
-    """`batch`: how many samples a replica makes at once, where enough are left; for devices that one sample leaves idle."""
-
-    batch: Annotated[int, Field(ge=1, le=64)] = 1
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Faults:
-    """When a rank is given up, in seconds: silent for `dead_s`; no progress for `hang_s` within a sample, `start_s` before it.
-
-    Progress is a denoising step or a chunk of the decoder: `hang_s` must be longer than either takes.
-    """
-
-    dead_s: Annotated[float, Field(ge=1.0, le=86400.0)] = 30.0
-    hang_s: Annotated[float, Field(ge=1.0, le=86400.0)] = 60.0
-    start_s: Annotated[float, Field(ge=1.0, le=86400.0)] = 1800.0
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Faults:
-        if self.hang_s < self.dead_s:
-            raise ValueError(
-                "hang_s is below dead_s; allowed: at least dead_s, so that a dead rank is named before those it keeps waiting"
-            )
-        return self
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Recipe:
-    """One complete run: see the files in configs/ for one per use."""
-
-    name: str
-    model: Model = Model()
-    workload: Workload | None = None  # only for another model than the benchmark's: see workload.py
-    mesh: Mesh = Mesh()
-    attention: Attention = Attention()
-    gemm: Gemm = Gemm()
-    references: Literal["allow", "forbid"] = "forbid"  # may a PyTorch reference stand in for a kernel this device lacks?
-    trim_text: bool = False  # the equal padding tokens of the text as one token with the log of their number as bias
-    vae: Vae = Vae()
-    compile: Compile = Compile()
-    offline: Offline = Offline()
-    faults: Faults = Faults()
-    warmup_queries: Annotated[int, Field(ge=0, le=100)] = 1
-    user_conf: str = "mlperf/user.conf"  # LoadGen's settings, relative to the recipe's folder
-    folder: str = ""  # filled by the loader: where the recipe lies
-    exact: bool = False  # filled by make_exact
-
-    @property
-    def effective_workload(self) -> Workload:
-        """The workload of this run: the benchmark's unless the recipe names its own."""
-        return self.workload or MLPERF
-
-    @property
-    def user_conf_path(self) -> Path:
-        """Where LoadGen's user.conf lies."""
-        return Path(self.folder) / self.user_conf
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 
 
 def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), exact: bool = False) -> Recipe:
@@ -189,22 +55,6 @@ def parse(values: dict[str, Any], *, source: str) -> Recipe:
 def replace_workload(workload: Workload, **changes: Any) -> Workload:
     """Return the workload with `changes`, checked. Raises BadInput."""
     return _parse(Workload, {**dataclasses.asdict(workload), **changes}, "workload")
-
-
-def make_exact(recipe: Recipe) -> Recipe:
-    """Return the recipe with every approximation off, computing in the checkpoint's own dtype.
-
-    What only changes the order of roundings (`trim_text`, `vae.chunk`) stays on several ranks, where a sum is cut differently
-    anyway; on one rank the pipeline turns it off, too, and is equal to diffusers' bit for bit.
-    """
-    return dataclasses.replace(
-        recipe,
-        model=dataclasses.replace(recipe.model, dtype="checkpoint", vae_dtype="checkpoint"),
-        attention=Attention(),
-        gemm=Gemm(),
-        compile=Compile(),
-        exact=True,
-    )
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -1,0 +1,39 @@
+"""What we tune: one frozen, nested recipe per run (parts.py), read from one complete YAML (reading.py)."""
+
+from wan_mlperf.recipe.parts import (
+    Attention,
+    AttentionName,
+    Compile,
+    Dtype,
+    Faults,
+    Gemm,
+    GemmName,
+    Mesh,
+    Model,
+    Offline,
+    Recipe,
+    Vae,
+    make_exact,
+)
+from wan_mlperf.recipe.reading import CONFIGS, load_recipe, parse, replace_workload, to_yaml
+
+__all__ = [
+    "CONFIGS",
+    "Attention",
+    "AttentionName",
+    "Compile",
+    "Dtype",
+    "Faults",
+    "Gemm",
+    "GemmName",
+    "Mesh",
+    "Model",
+    "Offline",
+    "Recipe",
+    "Vae",
+    "load_recipe",
+    "make_exact",
+    "parse",
+    "replace_workload",
+    "to_yaml",
+]
