@@ -3,7 +3,7 @@
 On a GPU the layers are xDiT's (AITER, gfx950) or torchao's. Elsewhere they are the references below, if the recipe allows them:
 packed weights of the same formats, operands rounded to the same numbers, products in the model's dtype or a wider one. (torchao's
 own emulation of MXFP4 takes bf16 only and several times as long per layer at the embedded model's size, and its FP8 refuses to
-run without a GPU; tests/unit/test_gemm.py holds these references against it.)
+run without a GPU; tests/kernels/test_gemm.py holds these references against it.)
 
 A CPU without AVX-512 has no fast products of bf16: PyTorch then takes 10 to 50 times as long as for fp32. There the references
 and what is left in bf16 (`widen`) multiply in fp32 and round the sum once, which is what a fast bf16 product does too.

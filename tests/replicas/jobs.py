@@ -19,7 +19,7 @@ from typing import Any
 from tests.conftest import ROOT
 from wan_mlperf.video import read_mp4
 
-HOOKS = ROOT / "tests" / "distributed" / "hooks"
+HOOKS = ROOT / "tests" / "replicas" / "hooks"
 RECIPE = """
 name: test
 model: {{checkpoint: {model}, dtype: float32}}

@@ -8,9 +8,9 @@ import imageio.v3 as imageio
 import pytest
 
 from sut.prompts import benchmark_prompts
+from tests.report.chromium import Browser
+from tests.report.test_report import write
 from tests.run_folders import videos
-from tests.slow.chromium import Browser
-from tests.unit.test_report import write
 from wan_mlperf.report import __main__ as report
 from wan_mlperf.report import run_folder
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import tree
 from tests.conftest import ROOT, SMALL
+from tests.submit import tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

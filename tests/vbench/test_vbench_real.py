@@ -41,7 +41,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
         done = run_module(["wan_mlperf.vbench", "--setup"], timeout=1500, env=variables)
         assert done.returncode == 0, done.stderr
         assert str(cache / "vbench") in done.stdout and "vbench==0.1.5" in done.stdout and "ready:" in done.stdout
-    script, worker = ROOT / "tests/slow/make_random_checkpoints.py", ROOT / "wan_mlperf/vbench/worker.py"
+    script, worker = ROOT / "tests/vbench/make_random_checkpoints.py", ROOT / "wan_mlperf/vbench/worker.py"
     python = cache / "vbench" / "bin" / "python"
     subprocess.run([str(python), "-I", str(script), str(checkpoints), str(worker)], check=True, timeout=1500, capture_output=True)
     yield variables

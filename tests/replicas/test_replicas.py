@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.distributed import jobs
+from tests.replicas import jobs
 from wan_mlperf import Pipeline, load_recipe
 from wan_mlperf.replicas import dispatch
 from wan_mlperf.replicas.messages import Job

@@ -61,7 +61,7 @@ def reference(model: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def ours(folder: Path, ranks: int, cases: dict[str, list[Any]]) -> dict[str, dict[str, torch.Tensor]]:
-    done = run_module(["tests.distributed.make_latents", str(folder), json.dumps(cases)], ranks=ranks)
+    done = run_module(["tests.pipeline.make_latents", str(folder), json.dumps(cases)], ranks=ranks)
     assert done.returncode == 0, done.stderr[-4000:]
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in cases}
 

@@ -30,7 +30,7 @@ from wan_mlperf.workload import DIMENSIONS
 
 # A real result of the vbench package, of four videos of the embedded model. Its checkpoints had random weights, so the
 # numbers mean nothing; their form is what is tested.
-RECORDED = json.loads((ROOT / "tests/golden/vbench_raw.json").read_text(encoding="utf-8"))
+RECORDED = json.loads((ROOT / "tests/vbench/vbench_raw.json").read_text(encoding="utf-8"))
 PROMPTS = (
     "a person swimming in ocean",
     "a person giving a presentation to a room full of colleagues",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import run_module
-from tests.distributed import jobs
+from tests.replicas import jobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # The embedded model, some 0.2 s a sample on one core: long beside what handing out a sample takes, short beside the whole run, of

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests import run_folders, tree
+from tests import run_folders
 from tests.run_folders import rewrite
+from tests.submit import tree
 from wan_mlperf.errors import BadInput, Failed
 from wan_mlperf.submit import __main__ as submit
 from wan_mlperf.submit import submission

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed import jobs
+from tests.replicas import jobs
 
 # What is promised. The recipe of these tests gives up sooner (3 and 8 s), the rest is for a busy machine.
 DEAD_S, HANG_S = 30.0, 60.0

@@ -20,7 +20,7 @@ def start(module: str, outputs: Path, model: Path, conf: Path, *words: str, rank
     return {**result, "code": done.returncode}
 
 
-@pytest.mark.slow  # tests/unit/test_compliance.py holds the rule against the real LoadGen in seconds
+@pytest.mark.slow  # tests/sut/test_compliance.py holds the rule against the real LoadGen in seconds
 @pytest.mark.timeout(1800)
 def test_honest_passes_and_a_cache_fails(tmp_path: Path, model: Path) -> None:
     # More queries than the audit's, so that the reference's estimate leaves out its slowest few, which a busy machine makes.
@@ -43,6 +43,6 @@ def test_honest_passes_and_a_cache_fails(tmp_path: Path, model: Path) -> None:
     assert "TEST PASS" in (folder / "report.html").read_text()
     assert len(normal["sample_seconds"]) == normal["queries"] and len(normal["plan"]) == 2 and normal["prompts_are_mlperf"]
 
-    cached = start("tests.distributed.caching_run", outputs, model, conf, "--test04", ranks=2)
+    cached = start("tests.sut.caching_run", outputs, model, conf, "--test04", ranks=2)
     assert cached["valid"] and not cached["compliance"]["passed"] and "faster" in cached["compliance"]["verdict"]
     assert cached["compliance"]["reference"] == audit["compliance"]["reference"] and cached["code"] == 1

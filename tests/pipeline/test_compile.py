@@ -31,7 +31,7 @@ def latents(model: Path, folder: Path, cache: Path, *, compiled: bool) -> tuple[
     cases = {"one": [overrides, False, benchmark_prompts()[0], 42]}
     start = time.perf_counter()
     done = run_module(
-        ["tests.distributed.make_latents", str(folder), json.dumps(cases)],
+        ["tests.pipeline.make_latents", str(folder), json.dumps(cases)],
         ranks=2,
         timeout=900,
         env={"TORCHINDUCTOR_CACHE_DIR": str(cache)},
