@@ -12,7 +12,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("wan_mlperf/run.py",),
     tuple(f"wan_mlperf/{room}/" for room in ("bench", "generate", "report", "submit", "vbench")),
     ("sut/",),
-    ("wan_mlperf/doctor/", "wan_mlperf/shapes/"),
+    ("wan_mlperf/doctor/", "wan_mlperf/predict/", "wan_mlperf/shapes/"),
     ("wan_mlperf/replicas/",),
     ("wan_mlperf/pipeline.py",),
     ("wan_mlperf/preflight.py",),

@@ -1,0 +1,101 @@
+"""Hardware, rates and prices: figures with sources, refusals, and how prices follow from mesh, kernels and size."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from wan_mlperf.errors import BadInput
+from wan_mlperf.predict import hardware, rates, work
+from wan_mlperf.predict.from_recipe import prices_of
+from wan_mlperf.predict.prices import PARTS, Prices
+from wan_mlperf.recipe import load_recipe
+from wan_mlperf.step_plan import make_plan
+from wan_mlperf.workload import MLPERF
+
+
+def prices(*overrides: str, gpu: str = "mi355x", gpus: int = 8) -> Prices:
+    return prices_of(load_recipe("mi355x-singlestream", overrides=overrides), gpu, gpus=gpus)
+
+
+def test_every_figure_of_hardware_has_a_source() -> None:
+    for gpu in hardware.all_hardware():
+        named = {field for fields in gpu.sources for field in fields.split()}
+        figures = {one.name for one in dataclasses.fields(gpu)} - {"name", "arch", "sources"}
+        assert named == {name for name in figures if getattr(gpu, name) is not None}, gpu.name
+        assert all(gpu.sources.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("mi355x", "MI355X"),
+        ("RTX 5090", "RTX 5090"),
+        ("rtx-pro-6000", "RTX PRO 6000"),
+        ("NVIDIA H100", "H100"),
+        ("gb300", "GB300"),
+    ],
+)
+def test_hardware_is_found_however_it_is_written(name: str, found: str) -> None:
+    assert hardware.find(name).name == found
+
+
+def test_a_drivers_name_is_known() -> None:
+    gpu = hardware.of_device("NVIDIA H100 80GB HBM3")
+    assert gpu is not None and gpu.name == "H100"
+    gpu = hardware.of_device("NVIDIA GB200")
+    assert gpu is not None and gpu.name == "GB200"
+    assert hardware.of_device("AMD EPYC 9B14") is None
+
+
+def test_the_unknown_is_refused_with_what_is_known() -> None:
+    with pytest.raises(BadInput, match=r"hardware 'mi355y': is not known, did you mean 'MI355X'\?; allowed: MI300X, "):
+        hardware.find("mi355y")
+    with pytest.raises(BadInput, match=r"kernel 'FLASH_9': is not known.*allowed on H100: FLASH, FLASH_3"):
+        rates.attention("FLASH_9", hardware.find("h100"))
+    with pytest.raises(BadInput, match=r"kernel 'FLASH_3': nobody has published its rate on MI355X"):
+        rates.attention("FLASH_3", hardware.find("mi355x"))
+    with pytest.raises(BadInput, match=r"gemm 'mxfp4': has no published rate on H100.*known there: bf16, fp8"):
+        rates.gemm("mxfp4", hardware.find("h100"))
+
+
+def test_the_parameters_are_the_published_ones() -> None:
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        expert = WanTransformer3DModel.from_config(work.published_config("transformer"))
+    assert sum(one.numel() for one in expert.parameters()) == pytest.approx(14.3e9, rel=0.001)
+    assert work.sizes_of(work.published_config("transformer")) == work.Sizes()
+    assert work.tokens_of(MLPERF) == 75600
+
+
+def test_a_plan_is_the_sum_of_its_steps() -> None:
+    price = prices()
+    plan = make_plan(load_recipe("mi355x-singlestream"), MLPERF)
+    predicted = price.plan(plan)
+    assert tuple(predicted.parts) == PARTS
+    assert predicted.seconds == pytest.approx(sum(predicted.parts.values()))
+    rest = price.text_encode() + price.decode() + price.host()
+    assert predicted.seconds == pytest.approx(rest.total + sum(price.step(step).total for step in plan))
+    assert predicted.band[0] < predicted.seconds < predicted.band[1]
+
+
+def test_guidance_on_two_groups_of_ranks_takes_one_forward() -> None:
+    alone, split = prices("mesh.cfg=1", gpus=1), prices("mesh.cfg=2", gpus=2)
+    step = make_plan(load_recipe("mi355x-singlestream"), MLPERF)[0]
+    assert split.step(step).total == pytest.approx(alone.step(step).total / 2)
+    assert alone.step(step, guided=False).total == pytest.approx(alone.step(step).total / 2)
+
+
+def test_the_fabric_decides_the_mesh() -> None:
+    """A mesh of links serves Ulysses 8 by seven of them and Ulysses 4 by three; a switch serves both alike."""
+
+    def exchange(gpu: str, cfg: int, *more: str) -> float:
+        price = prices(f"mesh.cfg={cfg}", *more, gpu=gpu)
+        return price.step(make_plan(load_recipe("mi355x-singlestream", overrides=more), MLPERF)[0]).exchange
+
+    assert exchange("mi355x", 1) < 0.6 * exchange("mi355x", 2)
+    h100 = ("attention.early=sdpa", "attention.late=sdpa", "gemm.high_noise=bf16", "gemm.low_noise=bf16")
+    assert exchange("h100", 2, *h100) < exchange("h100", 1, *h100)

@@ -1,0 +1,75 @@
+"""A recipe on named hardware -> its mesh, kernels and prices, by the same tables as a run there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from wan_mlperf.errors import BadInput
+from wan_mlperf.kernels import attention
+from wan_mlperf.kernels.device import Device
+from wan_mlperf.parallel import mesh as meshes
+from wan_mlperf.parallel.mesh import Shape
+from wan_mlperf.predict import hardware, rates
+from wan_mlperf.predict.hardware import Hardware
+from wan_mlperf.predict.prices import Prices, Ways
+from wan_mlperf.predict.work import WAN22, Sizes
+from wan_mlperf.recipe import Recipe
+from wan_mlperf.step_plan import make_plan
+from wan_mlperf.workload import Workload
+
+
+def prices_of(
+    recipe: Recipe,
+    gpu: Hardware | str,
+    *,
+    gpus: int,
+    workload: Workload | None = None,
+    sizes: Sizes = WAN22,
+    kernels: Mapping[str, str] | None = None,
+) -> Prices:
+    """Return the prices of `recipe` on `gpus` GPUs of a kind. Raises BadInput, also for a kernel without a published rate.
+
+    `kernels` (recipe name -> kernel of rates.json) takes the place of what the tables choose there.
+    """
+    gpu = hardware.find(gpu) if isinstance(gpu, str) else gpu
+    workload = workload or recipe.effective_workload
+    names = {step.attention for step in make_plan(recipe, workload)}
+    prices = Prices(
+        gpu=gpu,
+        shape=shape_of(recipe, workload, sizes, gpus=gpus),
+        workload=workload,
+        sizes=sizes,
+        ways=ways_of(recipe),
+        kernels=kernels_of(names, gpu, kernels or {}),
+    )
+    for name in sorted(names):
+        rates.attention(prices.kernels[name], gpu)
+    return prices
+
+
+def device_of(gpu: Hardware) -> Device:
+    """What the kernel tables are asked with, as if a run were on such a GPU."""
+    return Device(arch=gpu.arch, name=gpu.name, torch=torch.device("cuda", 0))
+
+
+def shape_of(recipe: Recipe, workload: Workload, sizes: Sizes, *, gpus: int) -> Shape:
+    """The mesh of the recipe on so many GPUs. Raises BadInput."""
+    if not 1 <= gpus <= 4096:
+        raise BadInput(f"--gpus: {gpus} is not allowed; allowed: 1 to 4096")
+    _, _, rows, columns = workload.latent_shape(0)
+    return meshes.plan_shape(recipe.mesh, world=gpus, heads=sizes.heads, latent_rows=max(rows, columns))
+
+
+def kernels_of(names: Iterable[str], gpu: Hardware, overrides: Mapping[str, str]) -> dict[str, str]:
+    """Recipe name -> the kernel that a run on this GPU takes, every package in place. Raises BadInput."""
+    chosen = {name: kernel for name, kernel in overrides.items() if rates.attention(kernel, gpu)}
+    wanted = [name for name in names if name not in chosen]
+    resolved = attention.resolve(wanted, device_of(gpu), allow_reference=False, probe=lambda _backend: None)
+    return chosen | {name: resolved[name].xdit or name for name in wanted}
+
+
+def ways_of(recipe: Recipe) -> Ways:
+    """What a recipe says of the way the work is done."""
+    return Ways(compiled=recipe.compile.experts, decode_float32=recipe.model.vae_dtype != "bfloat16")

@@ -1,0 +1,211 @@
+"""Seconds of forwards, decodes and whole plans on hardware that is not here. For `predict`, `search`, `report`.
+
+    prices = from_recipe.prices_of(recipe, "mi355x", gpus=8)
+    prices.forward(attention="sage_fp4", gemm="mxfp4").total     # one forward of one branch, s
+    prices.plan(make_plan(recipe, workload)).seconds             # one video, with .band and .parts
+
+The model: attention, linear layers, passes over memory and exchange follow one another; each at a rate that was published or
+fitted to published runs (rates.json, constants.json; how well it holds: docs/results/predict.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from wan_mlperf.parallel.mesh import Shape
+from wan_mlperf.predict import rates, work
+from wan_mlperf.predict.hardware import Hardware
+from wan_mlperf.predict.rates import Constants
+from wan_mlperf.predict.work import WAN22, Sizes
+from wan_mlperf.workload import MLPERF, Workload
+
+PARTS = ("text_encode", "attention", "gemm", "elementwise", "exchange", "vae_decode", "host")
+STREAM = 0.8  # of the memory bandwidth that elementwise kernels reach
+CROSS = 0.4  # of bf16's dense peak that cross-attention over a short text reaches
+DECODE_RANKS = 8  # more do not decode faster: TensorRT-LLM's blog 25, 0.83 s on 8 ranks, 0.85 s on 16
+DECODE_REST = 0.15  # of one rank's decode that stays on each of several
+TEXT_SHARE = 0.5  # of bf16's dense peak that the text encoder reaches
+
+
+class Step(Protocol):
+    """What a price needs of a step of the plan."""
+
+    @property
+    def attention(self) -> str: ...
+    @property
+    def gemm(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Seconds by part."""
+
+    text_encode: float = 0.0
+    attention: float = 0.0
+    gemm: float = 0.0
+    elementwise: float = 0.0
+    exchange: float = 0.0
+    vae_decode: float = 0.0
+    host: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All parts: they follow one another."""
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Part -> seconds, in the order of PARTS."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(**{name: getattr(self, name) + getattr(other, name) for name in PARTS})
+
+    def __mul__(self, times: float) -> Seconds:
+        return Seconds(**{name: getattr(self, name) * times for name in PARTS})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ways:
+    """How the work is done, where a recipe (or somebody else's run) has a choice that the plan does not hold.
+
+    `hidden` is the share of the exchange that computation covers; `passes` over the tokens per layer replaces the fitted number
+    (fusion lowers it); `decode_ranks` None is every rank of the replica; `attn2d` (rows, columns) is TensorRT-LLM's split of
+    attention; `served`: behind an HTTP server, whose response is a written video.
+    """
+
+    compiled: bool = True
+    qkv_bytes: float = 2.0
+    output_bytes: float = 2.0
+    hidden: float = 0.0
+    passes: float | None = None
+    decode_float32: bool = False
+    decode_ranks: int | None = None
+    attn2d: tuple[int, int] = (1, 1)
+    served: bool = False
+    text_tokens: int = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One video: `seconds` by `parts`, the band (low, high) that four of five published runs would be in, the kernels priced."""
+
+    seconds: float
+    parts: dict[str, float]
+    band: tuple[float, float]
+    kernels: dict[str, rates.Rate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """Prices on one GPU model for one mesh, size of video and model. `kernels` is recipe name -> kernel of rates.json."""
+
+    gpu: Hardware
+    shape: Shape
+    workload: Workload = MLPERF
+    sizes: Sizes = WAN22
+    ways: Ways = field(default_factory=Ways)
+    kernels: Mapping[str, str]
+    constants: Constants | None = None
+
+    @property
+    def _values(self) -> Constants:
+        return self.constants or rates.constants()
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks share the tokens of one forward."""
+        return self.shape.ulysses * self.shape.ring * math.prod(self.ways.attn2d)
+
+    def forward(self, *, attention: str, gemm: str) -> Seconds:
+        """One forward of one branch of guidance, on every rank that shares it. Raises BadInput for an unknown rate."""
+        values, tokens = self._values, work.tokens_of(self.workload, self.sizes)
+        flops = work.forward_flops(tokens, replace(self.sizes, text_tokens=self.ways.text_tokens))
+        passes = self.ways.passes or values["passes_compiled" if self.ways.compiled else "passes_eager"]
+        share = tokens / self.ranks
+        return Seconds(
+            attention=flops.attention / self.ranks / rates.attention(self._kernel(attention), self.gpu, values).flops
+            + flops.cross_attention / self.ranks / (CROSS * self.gpu.peak("bf16")),
+            gemm=flops.gemm / self.ranks / rates.gemm(gemm, self.gpu, values).flops,
+            elementwise=passes * self.sizes.layers * share * self.sizes.width * 2 / (STREAM * self.gpu.bandwidth),
+            exchange=self._exchange(tokens) * (1 - self.ways.hidden),
+        )
+
+    def step(self, step: Step, *, guided: bool = True) -> Seconds:
+        """One denoising step: both branches of guidance, side by side with CFG 2; `guided` False: the positive one alone."""
+        return self.forward(attention=step.attention, gemm=step.gemm) * (2 / self.shape.cfg if guided else 1)
+
+    def decode(self) -> Seconds:
+        """The VAE decode: bound by memory, with a rest that does not shrink with more ranks."""
+        maker = "vae_amd_tb" if self.gpu.arch.startswith("gfx") else "vae_nvidia_tb"
+        moved = self._values[maker] * 1e12 * work.tokens_of(self.workload) / work.tokens_of(MLPERF)
+        ranks = min(self.ways.decode_ranks or self.shape.per_replica, DECODE_RANKS)
+        one = moved * (2 if self.ways.decode_float32 else 1) / self.gpu.bandwidth
+        return Seconds(vae_decode=one * (1 / ranks + (DECODE_REST if ranks > 1 else 0.0)))
+
+    def text_encode(self) -> Seconds:
+        """The text encoder on both prompts, or with CFG 2 on one of them."""
+        config = work.published_config("text_encoder")
+        inner, layers = config["num_heads"] * config["d_kv"], config["num_layers"]
+        numbers = layers * config["d_model"] * (4 * inner + 3 * config["d_ff"])
+        flops = 2.0 * numbers * 512
+        one = flops / (TEXT_SHARE * self.gpu.peak("bf16")) + 2 * numbers / (STREAM * self.gpu.bandwidth)
+        return Seconds(text_encode=one * 2 / self.shape.cfg)
+
+    def host(self) -> Seconds:
+        """What a video takes outside the GPU: launches, scheduler, copies; behind a server also writing and sending it."""
+        return Seconds(host=self._values["serve_s" if self.ways.served else "host_s"])
+
+    def plan(self, steps: Iterable[Step]) -> Prediction:
+        """One video by this plan."""
+        chosen = list(steps)
+        total = self.text_encode() + self.decode() + self.host()
+        for step in chosen:
+            total += self.step(step)
+        return self.predict(total, {step.attention for step in chosen}, {step.gemm for step in chosen})
+
+    def predict(self, total: Seconds, attention: Iterable[str], gemm: Iterable[str]) -> Prediction:
+        """Put a band around seconds that these kernels and formats took part in."""
+        used = {name: rates.attention(self._kernel(name), self.gpu, self._values) for name in sorted(attention)}
+        used |= {f"gemm {name}": rates.gemm(name, self.gpu, self._values) for name in sorted(gemm)}
+        whole, kernel = rates.residuals()
+        unseen = all(rate.fitted for name, rate in used.items() if not name.startswith("gemm"))
+        extra = 0.0 if unseen else kernel * total.attention / total.total
+        width = math.hypot(whole, extra)
+        return Prediction(
+            seconds=total.total,
+            parts=total.parts,
+            band=(total.total / (1 + width), total.total * (1 + width)),
+            kernels=used,
+        )
+
+    def _kernel(self, name: str) -> str:
+        return self.kernels.get(name, name)
+
+    def _exchange(self, tokens: int) -> float:
+        """Seconds of one forward's exchange within the group that shares the tokens."""
+        values, seconds = self._values, 0.0
+        shape, (rows, columns) = self.shape, self.ways.attn2d
+        bandwidth = {"mesh": (shape.ulysses - 1) * self.gpu.link_gb_s, "switch": self.gpu.link_gb_s, "pcie": self.gpu.link_gb_s}
+        usable = bandwidth[self.gpu.fabric] * 1e9 * values[f"{self.gpu.fabric}_share"]
+        collectives = 0
+        share = tokens / self.ranks * self.sizes.width * self.sizes.layers
+        if shape.ulysses > 1:
+            sent = work.exchange_bytes(
+                tokens,
+                shape.ulysses,
+                self.sizes,
+                qkv_bytes=self.ways.qkv_bytes,
+                output_bytes=self.ways.output_bytes,
+                ranks=self.ranks,
+            )
+            seconds, collectives = sent / usable, 2
+        if rows * columns > 1:  # Q within the rows, K and V within the columns, then the partial outputs within the rows
+            seconds += share * 2 * (2 * (columns - 1) + 2 * (rows - 1)) / usable
+            collectives += 3
+        if shape.ring > 1:  # K and V go round behind the attention over the last ones; what is left is the start of each
+            collectives += shape.ring - 1
+        return seconds + collectives * self.sizes.layers * values["collective_us"] * 1e-6

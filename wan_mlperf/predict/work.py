@@ -1,0 +1,119 @@
+"""What one video takes, from first principles: FLOPs of the experts and of the decode, by what computes them.
+
+T video tokens, S text tokens, C = heads x head dim, F FFN width, L layers. A product of [m, k] and [k, n] is 2 m k n FLOPs.
+A rehearsal (rehearsal.py) counts the same from the running code; tests hold the two together within 1 %.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wan_mlperf.workload import Workload
+
+FILE = Path(__file__).with_name("wan22.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes of an expert; the defaults are Wan2.2-T2V-A14B's. `patch` is the latent frames, rows and columns of a token."""
+
+    layers: int = 40
+    heads: int = 40
+    head_dim: int = 128
+    ffn: int = 13824
+    text_tokens: int = 512
+    latent_channels: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)
+
+    @property
+    def width(self) -> int:
+        """C: numbers of a token."""
+        return self.heads * self.head_dim
+
+
+WAN22 = Sizes()
+
+
+def published_config(part: str) -> dict[str, Any]:
+    """The published configuration of a part of Wan2.2-T2V-A14B: transformer (both experts), vae or text_encoder."""
+    config: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))[part]
+    return config
+
+
+def sizes_of(config: dict[str, Any]) -> Sizes:
+    """Sizes of an expert with this diffusers configuration."""
+    return Sizes(
+        layers=config["num_layers"],
+        heads=config["num_attention_heads"],
+        head_dim=config["attention_head_dim"],
+        ffn=config["ffn_dim"],
+        latent_channels=config["in_channels"],
+        patch=tuple(config["patch_size"]),
+    )
+
+
+def tokens_of(workload: Workload, sizes: Sizes = WAN22) -> int:
+    """T: how many tokens a video has."""
+    tokens = 1
+    for length, side in zip(workload.latent_shape(0)[1:], sizes.patch, strict=True):
+        tokens *= length // side
+    return tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """FLOPs of one forward of one branch on all its ranks together."""
+
+    attention: float
+    gemm: float
+    cross_attention: float
+
+
+def forward_flops(tokens: int, sizes: Sizes = WAN22) -> Flops:
+    """FLOPs of one forward: text keys and values are not in it, as they do not change over the steps."""
+    width = sizes.width
+    return Flops(
+        attention=sizes.layers * 4.0 * tokens**2 * width,
+        # Q, K, V and output of self-attention, query and output of cross-attention: 6 products of C x C; the FFN's two of C x F.
+        gemm=sizes.layers * (12.0 * tokens * width**2 + 4.0 * tokens * width * sizes.ffn),
+        cross_attention=sizes.layers * 4.0 * tokens * sizes.text_tokens * width,
+    )
+
+
+def text_keys_flops(sizes: Sizes = WAN22) -> float:
+    """FLOPs of the text's keys and values: once per expert and branch."""
+    return 4.0 * sizes.layers * sizes.text_tokens * sizes.width**2
+
+
+@cache
+def decode_flops(workload: Workload) -> float:
+    """FLOPs of the decode by the published VAE, counted on meta tensors."""
+    from diffusers import AutoencoderKLWan
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        vae = AutoencoderKLWan.from_config(published_config("vae"))
+        latents = torch.empty(1, *workload.latent_shape(vae.config.z_dim))
+    vae.clear_cache()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vae.decoder(latents[:, :, :1], feat_cache=vae._feat_map, feat_idx=[0], first_chunk=True)
+        if latents.shape[2] > 1:
+            vae.decoder(latents[:, :, 1:], feat_cache=vae._feat_map, feat_idx=[0])
+    return float(counter.get_total_flops())
+
+
+def exchange_bytes(
+    tokens: int, ulysses: int, sizes: Sizes = WAN22, *, qkv_bytes: float = 2.0, output_bytes: float = 2.0, ranks: int = 0
+) -> float:
+    """Bytes that one rank sends to the others of its Ulysses group in one forward: Q, K, V and the output of each layer.
+
+    `ranks` is how many share the tokens (with a ring more than `ulysses`). Of T / ranks x C numbers (U - 1) / U leave.
+    """
+    share = -(-tokens // (ranks or ulysses))
+    return sizes.layers * share * sizes.width * (3 * qkv_bytes + output_bytes) * (ulysses - 1) / ulysses
