@@ -1,6 +1,10 @@
 # Everything that a newcomer types. `make run` and `make test` set up .venv first if it is missing.
+# Python 3.11, 3.12 or 3.13.
 PYTHON ?= python3
+# Another index to take torch from, for its small CPU build: see docs/install.md.
+TORCH_INDEX ?=
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 READY := .venv/ready
 
 .PHONY: run test test-all lint bench install clean
@@ -24,9 +28,9 @@ bench: $(READY)  ## ours beside diffusers and plain xDiT, on this machine
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps vbench==0.1.5
+	test -z "$(TORCH_INDEX)" || $(PIP) --no-deps --index-url $(TORCH_INDEX) torch
+	$(PIP) -e ".[cpu,dev]"
+	$(PIP) --no-deps vbench==0.1.5
 	touch $(READY)
 
 # Into the Python that runs this, for a container with its own torch (ROCm, CUDA): what it has stays as it is.

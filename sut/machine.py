@@ -45,13 +45,15 @@ def _cpuinfo() -> dict[str, str]:
 def _accelerators() -> dict[str, str]:
     import torch
 
-    if not torch.cuda.is_available():
+    from wan_mlperf.kernels.device import gpu_count
+
+    if not gpu_count():
         names = ("accelerator_model_name", "accelerator_memory_capacity", "accelerator_host_interconnect")
         more = ("accelerator_interconnect", "accelerator_memory_configuration")
         return {"accelerators_per_node": "0", **dict.fromkeys((*names, *more), "none")}
     first = torch.cuda.get_device_properties(0)
     return {
-        "accelerators_per_node": str(torch.cuda.device_count()),
+        "accelerators_per_node": str(gpu_count()),
         "accelerator_model_name": first.name,
         "accelerator_memory_capacity": _gib(first.total_memory),
     }
@@ -65,11 +67,12 @@ def _os_name() -> str:
 
 
 def _stack() -> list[str]:
-    import torch
+    from wan_mlperf.kernels.device import build
 
-    builds = {"ROCm": torch.version.hip, "CUDA": torch.version.cuda}
-    parts = [f"{name} {version}" for name, version in builds.items() if version]
-    return [*parts, _versions("mlcommons-loadgen", "torchao", "transformers")]
+    return [
+        *(f"{name} {version}" for name, version in build().items()),
+        _versions("mlcommons-loadgen", "torchao", "transformers"),
+    ]
 
 
 def _versions(*names: str) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from wan_mlperf.kernels.device import gpu_count
+
 from . import experts, export, latents, score, text, vae
 
 
@@ -22,7 +24,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the exported folder (default: <work>/embedded)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies every stage's steps")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if gpu_count() else "cpu")
     parser.add_argument(
         "--processes", type=int, default=2, help="stages at once on a CPU, one thread each; 1 for no other process"
     )

@@ -1,43 +1,82 @@
-"""What this rank computes on, probed once: gfx950, gfx942, sm100, sm90, another GPU, or the CPU."""
+"""What this rank computes on, probed once: gfx950, gfx942, sm100, sm90, another GPU, or the CPU and why.
+
+The only place that asks torch whether there is a GPU. How torch was built says nothing: the ordinary wheel for Linux is a CUDA
+build and runs on machines without a GPU, and CUDA_VISIBLE_DEVICES="" hides those that are there.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
+import warnings
 from dataclasses import dataclass
 
 import torch
 
 from wan_mlperf import ranks
 
+# Variables that say which of a host's GPUs a build of torch may see.
+VISIBLE = {"CUDA": ("CUDA_VISIBLE_DEVICES",), "ROCm": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """`arch` is what kernel tables are keyed by; `name` is for people."""
+    """`arch` is what kernel tables are keyed by; `name` and `why_cpu`, empty on a GPU, are for people."""
 
     arch: str
     name: str
     torch: torch.device
+    why_cpu: str = ""
 
     @property
     def is_gpu(self) -> bool:
         """True on CUDA and ROCm."""
         return self.torch.type == "cuda"
 
+    def __str__(self) -> str:
+        return f"{self.name}, because {self.why_cpu}" if self.why_cpu else self.name
+
+
+@functools.cache
+def _look() -> tuple[int, str]:
+    """How many GPUs this process may use, and what torch says of it."""
+    with warnings.catch_warnings(record=True) as told:  # torch says it once per process: a driver that is too old, for instance
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return count, " ".join(str(told[0].message).split()).split(". ")[0] if told else ""
+
 
 def gpu_count() -> int:
-    """How many GPUs this host shows, 0 without one."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    """How many GPUs this process may use, 0 without one; whatever torch was built for."""
+    return _look()[0]
 
 
 @functools.cache
 def probe() -> Device:
     """Return this rank's device; torchrun's LOCAL_RANK picks the GPU."""
     if not gpu_count():
-        return Device(arch="cpu", name=_cpu_name(), torch=torch.device("cpu"))
+        return Device(arch="cpu", name=_cpu_name(), torch=torch.device("cpu"), why_cpu=_why_cpu())
     index = ranks.local_rank() % gpu_count()
     properties = torch.cuda.get_device_properties(index)
     arch = properties.gcnArchName.split(":")[0] if torch.version.hip else f"sm{properties.major}{properties.minor}"
     return Device(arch=arch, name=properties.name, torch=torch.device("cuda", index))
+
+
+def build() -> dict[str, str]:
+    """What this torch was built for: {"CUDA": version}, {"ROCm": version}, or nothing for a CPU build."""
+    builds = {"ROCm": torch.version.hip, "CUDA": torch.version.cuda}
+    return {name: version for name, version in builds.items() if version}
+
+
+def _why_cpu() -> str:
+    """Why torch sees no GPU, in a few words."""
+    version = f"torch {torch.__version__.split('+')[0]}"
+    if not build():
+        return f"{version} is a CPU build"
+    ((name, number),) = build().items()
+    hidden = [f"{variable}={os.environ[variable]!r}" for variable in VISIBLE[name] if variable in os.environ]
+    reason = f"says: {_look()[1]}" if _look()[1] else f"finds no GPU{' with ' if hidden else ''}{' and '.join(hidden)}"
+    return f"{version}, built for {name} {number}, {reason}"
 
 
 def _cpu_name() -> str:

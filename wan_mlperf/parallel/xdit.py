@@ -23,7 +23,7 @@ import torch.distributed as dist
 from wan_mlperf import ranks
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels.attention import Function
-from wan_mlperf.kernels.device import Device
+from wan_mlperf.kernels.device import Device, gpu_count
 
 
 @functools.cache
@@ -34,7 +34,7 @@ def load() -> ModuleType:
             extra = "; without a GPU: pip install -e '.[cpu]'" if needed == "triton" else ""
             raise BadInput(f"package {needed} is not installed; xDiT needs it{extra}")
     with _quiet_imports():
-        return importlib.import_module("xfuser") if torch.cuda.is_available() else _load_without_gpu()
+        return importlib.import_module("xfuser") if gpu_count() else _load_without_gpu()
 
 
 @contextmanager
@@ -59,6 +59,9 @@ def _load_without_gpu() -> ModuleType:
     package = importlib.util.module_from_spec(spec)
     sys.modules["xfuser"] = package
     envs: Any = importlib.import_module("xfuser.envs")
+    # xDiT asks how torch was built, not what is there: a CUDA build without a GPU would be told to use GPU 0, and NCCL.
+    for built_for in ("cuda", "hip", "musa", "npu", "mps"):
+        setattr(envs, f"_is_{built_for}", lambda: False)
     envs.get_device_version = lambda: None
     envs.get_torch_distributed_backend = lambda: "gloo"
     # Without CUDA xDiT takes yunchang for missing and refuses sequence parallelism, which works on gloo.

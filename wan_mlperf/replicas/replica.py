@@ -104,7 +104,7 @@ class Replica:
                 raise
             error = f"{self._watch.where}: {type(problem).__name__}: {process.one_line(problem)[:300]}"
             self._watch.trouble(error)
-            if torch.cuda.is_available():
+            if self.pipeline.mesh.device.is_gpu:
                 torch.cuda.empty_cache()  # an out-of-memory leaves its fragments in the allocator
         errors = self.pipeline.mesh.errors_on_first(error)
         reasons = [errors[0] if errors else problem and f"{self._watch.where}: {problem}" for problem in problems]

@@ -192,9 +192,9 @@ def run_worker(environment: Environment, job: Mapping[str, Any], log: Path) -> s
 
 def default_device() -> str:
     """cuda where this host's torch sees a GPU."""
-    import torch
+    from wan_mlperf.kernels.device import gpu_count
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if gpu_count() else "cpu"
 
 
 def print_lists(videos: Videos) -> None:
