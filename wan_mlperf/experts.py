@@ -8,7 +8,9 @@ Shapes: B batch, T video tokens (of this rank), S text tokens, H heads, D head d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +46,10 @@ class Split:
 
     `parallel/split_experts.py` gives the versions for several ranks.
     """
+
+    def in_force(self) -> AbstractContextManager[None]:
+        """While the blocks run: attention's exchange is over the ranks of this split."""
+        return nullcontext()
 
     def scatter(self, tokens: torch.Tensor) -> torch.Tensor:
         """[B, all tokens, ...] -> [B, T, ...]."""
@@ -89,6 +95,7 @@ class Expert(nn.Module):
         transformer: WanTransformer3DModel,
         *,
         split: Split,
+        unguided_split: Split | None = None,
         self_attend: SelfAttend,
         cross_attend: CrossAttend,
         trim_text: bool = False,
@@ -96,12 +103,13 @@ class Expert(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.split = split
+        self.unguided_split = unguided_split or split  # where no rank computes the other branch of guidance
         self.trim_text = trim_text
         for block in transformer.blocks:
             block.attn1.processor = SelfAttention(self_attend)
             block.attn2.processor = CrossAttention(cross_attend)
         self._modulations: dict[float, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._rotary: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._rotary: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self.run_block: Callable[..., torch.Tensor] = _run_block  # replaced by its compiled version
         self.compiled = False
 
@@ -130,22 +138,39 @@ class Expert(nn.Module):
 
     def forward(self, latents: torch.Tensor, timestep: float, text: Sequence[TextKeys], kernel: str) -> torch.Tensor:
         """Predict the noise of `latents` [B, channels, F, h, w] at `timestep`; same shape, on every rank."""
-        model = self.transformer
-        batch, _, *size = latents.shape
-        patch = model.config.patch_size
-        grid = [length // side for length, side in zip(size, patch, strict=True)]
-        hidden = model.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
-        count = hidden.shape[1]
-        rotary = Rotary(*self._rotary_of(latents), kernel, count)
-        temb, modulation = self._modulation_of(timestep, latents)
-        hidden = self.split.scatter(hidden)
-        for block, keys in zip(model.blocks, text, strict=True):
-            hidden = self.run_block(block, hidden, keys, modulation, rotary)
+        tokens = self.embed(latents, self.split)
+        return self.predict(self.run_blocks(tokens, latents, timestep, text, kernel, self.split), latents, timestep, self.split)
+
+    def embed(self, latents: torch.Tensor, split: Split) -> torch.Tensor:
+        """Latents [B, channels, F, h, w] -> this rank's tokens [B, T, C]."""
+        return split.scatter(self.transformer.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous())
+
+    def run_blocks(
+        self, tokens: torch.Tensor, latents: torch.Tensor, timestep: float, text: Sequence[TextKeys], kernel: str, split: Split
+    ) -> torch.Tensor:
+        """Tokens [B, T, C] -> the same after all blocks; of `latents` only the shape counts."""
+        rotary = Rotary(*self._rotary_of(latents, split), kernel, math.prod(self._grid(latents)))
+        _, modulation = self._modulation_of(timestep, latents)
+        if self.compiled:  # a graph per share of the tokens, where a second length would have the compiler leave it open
+            torch._dynamo.mark_static(tokens, 1)
+        with split.in_force():
+            for block, keys in zip(self.transformer.blocks, text, strict=True):
+                tokens = self.run_block(block, tokens, keys, modulation, rotary)
+        return tokens
+
+    def predict(self, tokens: torch.Tensor, latents: torch.Tensor, timestep: float, split: Split) -> torch.Tensor:
+        """Tokens [B, T, C] after the blocks -> the noise [B, channels, F, h, w], on every rank; of `latents` the shape counts."""
+        model, grid = self.transformer, self._grid(latents)
+        temb, _ = self._modulation_of(timestep, latents)
         shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
-        hidden = (model.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
-        hidden = self.split.gather(model.proj_out(hidden), count)
-        hidden = hidden.reshape(batch, *grid, *patch, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
+        tokens = (model.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        hidden = split.gather(model.proj_out(tokens), math.prod(grid))
+        hidden = hidden.reshape(len(latents), *grid, *model.config.patch_size, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
         return hidden.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+    def _grid(self, latents: torch.Tensor) -> list[int]:
+        """How many tokens there are along frames, height and width."""
+        return [length // side for length, side in zip(latents.shape[2:], self.transformer.config.patch_size, strict=True)]
 
     def _modulation_of(self, timestep: float, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(temb [1, C], modulation [1, 6, C]) of a timestep: they depend on the schedule alone, never on a query."""
@@ -157,14 +182,15 @@ class Expert(nn.Module):
             self._modulations[timestep] = temb, embedder.time_proj(embedder.act_fn(temb)).unflatten(1, (6, -1))
         return self._modulations[timestep]
 
-    def _rotary_of(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotary_of(self, latents: torch.Tensor, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's rotary tables; diffusers stores every value twice, once per element of a pair."""
-        shape = tuple(latents.shape[2:])
-        if shape not in self._rotary:
+        key = (split, *latents.shape[2:])
+        if key not in self._rotary:
             cos, sin = self.transformer.rope(latents)
-            half = (self.split.scatter(cos)[..., 0::2].contiguous(), self.split.scatter(sin)[..., 1::2].contiguous())
-            self._rotary[shape] = half
-        return self._rotary[shape]
+            self._rotary[key] = split.scatter(cos)[..., 0::2].contiguous(), split.scatter(sin)[..., 1::2].contiguous()
+            for table in self._rotary[key]:
+                torch._dynamo.mark_static(table, 1)
+        return self._rotary[key]
 
 
 def _run_block(block: nn.Module, hidden: torch.Tensor, keys: TextKeys, modulation: torch.Tensor, rotary: Rotary) -> torch.Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from wan_mlperf.checkpoint import Checkpoint
-from wan_mlperf.denoise import denoise
+from wan_mlperf.denoise import Prompt, denoise
 from wan_mlperf.experts import Expert
 from wan_mlperf.kernels import attention, device, gemm
 from wan_mlperf.parallel import mesh as meshes
@@ -20,7 +20,7 @@ from wan_mlperf.parallel.mesh import Mesh
 from wan_mlperf.preflight import Setup, prepare, read_fixed_latent
 from wan_mlperf.recipe import Recipe
 from wan_mlperf.spans import Spans
-from wan_mlperf.step_plan import Step, make_scheduler
+from wan_mlperf.step_plan import Step, any_unguided, make_scheduler
 from wan_mlperf.text_encoder import TextEncoder
 from wan_mlperf.vae_decode import VaeDecoder, compile_decoder, to_host
 from wan_mlperf.workload import Workload
@@ -105,10 +105,12 @@ class Pipeline:
         negative = self.workload.negative_prompt if negative_prompt is None else negative_prompt
         with self.spans("text_encode"):
             pair = (list(prompts), [negative] * len(prompts))
-            embeds = [self.text_encoder.encode(one) for one in self.mesh.own_branches(pair)]
+            branches = [self.text_encoder.encode(one) for one in self.mesh.own_branches(pair)]
+            alone = self.mesh.branch == 1 and any_unguided(self.plan)  # else this rank's first branch is the positive one
+            text = Prompt(branches, self.text_encoder.encode(prompts) if alone else branches[0])
         noise = self.noise(seed).to(self.mesh.device.torch).expand(len(prompts), -1, -1, -1, -1)
         scheduler = make_scheduler(self.checkpoint.config("scheduler"), self.workload)
-        return denoise(noise, embeds, self.plan, self.experts, scheduler, self.mesh, spans=self.spans, on_step=on_step)
+        return denoise(noise, text, self.plan, self.experts, scheduler, self.mesh, spans=self.spans, on_step=on_step)
 
     def noise(self, seed: int | None = None) -> torch.Tensor:
         """Return the initial noise [1, channels, F, h, w]: MLCommons' fixed latent, or drawn from the seed on the CPU."""
@@ -130,7 +132,7 @@ def load(setup: Setup, timeout_s: float) -> Pipeline:
     """See `Pipeline.load`."""
     here = device.probe()
     recipe, workload, found, plan, shape = setup.recipe, setup.workload, setup.checkpoint, setup.plan, setup.shape
-    mesh = meshes.start(shape, here, timeout_s=timeout_s)
+    mesh = meshes.start(shape, here, timeout_s=timeout_s, unguided=any_unguided(plan))
     kernels = attention.resolve(
         [step.attention for step in plan],
         here,
@@ -139,7 +141,7 @@ def load(setup: Setup, timeout_s: float) -> Pipeline:
         ring=shape.ring,
         exact=recipe.exact,
     )
-    split = split_experts.split(mesh)
+    split, unguided_split = split_experts.split(mesh), split_experts.unguided_split(mesh)
     bitwise = recipe.exact and shape.per_replica == 1  # nothing may even round in another order
     self_attend, cross_attend = split_experts.attends(kernels)
     dtype = found.dtype("transformer", recipe.model.dtype)
@@ -154,6 +156,7 @@ def load(setup: Setup, timeout_s: float) -> Pipeline:
         experts[name] = Expert(
             transformer if bitwise else gemm.widen(transformer),
             split=split,
+            unguided_split=unguided_split,
             self_attend=self_attend,
             cross_attend=cross_attend,
             trim_text=recipe.trim_text and not bitwise,

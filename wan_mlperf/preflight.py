@@ -19,7 +19,7 @@ from wan_mlperf.kernels import attention, device, gemm
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel import split_experts
 from wan_mlperf.recipe import Recipe, load_recipe
-from wan_mlperf.step_plan import Step, make_plan
+from wan_mlperf.step_plan import Step, any_unguided, make_plan
 from wan_mlperf.text_encoder import check_prompt
 from wan_mlperf.workload import Workload
 
@@ -45,7 +45,7 @@ def prepare(recipe: Recipe, *, workload: Workload | None = None, prompts: Sequen
     found = checkpoints.find(recipe.model.checkpoint)
     plan = make_plan(recipe, workload, found.config("scheduler"))
     shape = _fit_mesh(recipe, workload, found, world=ranks.world_size() if world is None else world)
-    split_experts.check(shape, tokens=_tokens(workload, found))
+    split_experts.check(shape, tokens=_tokens(workload, found), heads=found.heads, unguided=any_unguided(plan))
     attention.check([step.attention for step in plan], here, allow_reference=references)
     gemm.check(recipe.gemm, here, allow_reference=references)
     if recipe.model.fixed_latent:

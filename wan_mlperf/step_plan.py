@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from diffusers import UniPCMultistepScheduler
 from rich.table import Table
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.recipe import Recipe
+from wan_mlperf.recipe import Recipe, Reuse
 from wan_mlperf.workload import Workload
 
 ExpertName = Literal["high_noise", "low_noise"]
@@ -31,6 +32,8 @@ class Step:
     """One denoising step. `timestep` is 0 to 1000, `sigma` the noise level 0 to 1 that it starts from.
 
     `attention` is the kernel of self-attention for both branches of guidance, `gemm` the format of the expert's linear layers.
+    Without `guided` only the positive branch is computed. `source` is the step whose change this one applies again, times
+    `factor`, instead of running the expert; `kept` says that a later step will take this one's.
     """
 
     index: int
@@ -40,6 +43,20 @@ class Step:
     guidance: float
     attention: str
     gemm: str
+    guided: bool = True
+    source: int | None = None
+    factor: float = 1.0
+    kept: bool = False
+
+    @property
+    def forwards(self) -> int:
+        """How often the expert's blocks run: once per branch, not at all where an earlier change is applied again."""
+        return 0 if self.source is not None else 1 + self.guided
+
+
+def any_unguided(plan: Sequence[Step]) -> bool:
+    """True if a step runs the expert for the positive branch only."""
+    return any(not step.guided and step.source is None for step in plan)
 
 
 def make_scheduler(config: Mapping[str, Any], workload: Workload) -> UniPCMultistepScheduler:
@@ -70,9 +87,40 @@ def make_plan(recipe: Recipe, workload: Workload, scheduler_config: Mapping[str,
                 guidance=workload.guidance_high if expert == "high_noise" else workload.guidance_low,
                 attention=attention[index],
                 gemm=recipe.gemm.high_noise if expert == "high_noise" else recipe.gemm.low_noise,
+                guided=recipe.guidance.interval[0] <= sigma <= recipe.guidance.interval[1] and index not in recipe.guidance.off,
             )
         )
-    return tuple(steps)
+    _check_index("guidance.off", recipe.guidance.off, workload.steps)
+    return _with_reuse(steps, recipe.reuse)
+
+
+def _check_index(key: str, indices: Sequence[int], steps: int) -> None:
+    for index in indices:
+        if index >= steps:
+            raise BadInput(f"{key}: {index} is not a step; allowed: 0 to {steps - 1}")
+
+
+def _with_reuse(steps: Sequence[Step], reuse: Reuse) -> tuple[Step, ...]:
+    """Mark the steps that apply an earlier step's change again, and the steps whose change they take."""
+    _check_index("reuse.steps", reuse.steps, len(steps))
+    factors = dict(zip(reuse.steps, reuse.factors or (1.0,) * len(reuse.steps), strict=True))
+    plan = list(steps)
+    last: Step | None = None  # computed
+    for index, step in enumerate(plan):
+        if index not in factors:
+            last = step
+            continue
+        if last is None or last.expert != step.expert:
+            first = "the first step" if last is None else f"the first of the {step.expert.replace('_', '-')} expert"
+            raise BadInput(f"reuse.steps: {index} is {first}, which has no change to apply again; allowed: later steps")
+        if step.guided and not last.guided:
+            raise BadInput(
+                f"reuse.steps: step {index} is guided, but step {last.index}, whose change it would apply, has no negative "
+                "branch; allowed: a step after a guided one, or the same step in guidance.off"
+            )
+        plan[index] = dataclasses.replace(step, source=last.index, factor=factors[index])
+        plan[last.index] = dataclasses.replace(plan[last.index], kept=True)
+    return tuple(plan)
 
 
 def _attention(recipe: Recipe, steps: int) -> Sequence[str]:
@@ -87,17 +135,23 @@ def _attention(recipe: Recipe, steps: int) -> Sequence[str]:
 
 def as_table(plan: Sequence[Step], *, title: str = "step plan") -> Table:
     """Return the plan as a table for a terminal."""
-    table = Table(title=title)
-    for heading in ("step", "timestep", "sigma", "expert", "guidance", "attention", "GEMM"):
-        table.add_column(heading, justify="left" if heading in ("expert", "attention", "GEMM") else "right")
+    caption = None
+    if (forwards := sum(step.forwards for step in plan)) < 2 * len(plan):
+        caption = f"{forwards} forward passes instead of {2 * len(plan)}: {1 - forwards / (2 * len(plan)):.0%} saved"
+    table = Table(title=title, caption=caption)
+    for heading in ("step", "timestep", "sigma", "expert", "guidance", "attention", "GEMM", "computed"):
+        table.add_column(heading, justify="left" if heading in ("expert", "attention", "GEMM", "computed") else "right")
     for step in plan:
         table.add_row(
             str(step.index),
             f"{step.timestep:g}",
             f"{step.sigma:.4f}",
             step.expert.replace("_", " "),
-            f"{step.guidance:g}",
-            step.attention,
-            step.gemm,
+            f"{step.guidance:g}" if step.guided else "off",
+            *((step.attention, step.gemm, "yes") if step.source is None else ("-", "-", _again(step))),
         )
     return table
+
+
+def _again(step: Step) -> str:
+    return f"step {step.source} again" + (f" x {step.factor:g}" if step.factor != 1.0 else "")

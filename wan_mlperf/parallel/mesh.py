@@ -110,10 +110,19 @@ def _allowed(heads: int) -> str:
 class Mesh:
     """The running groups of one rank. Made by `start`."""
 
-    def __init__(self, shape: Shape, device: Device, rank: int, distributed: Any, exchange: Exchange | None) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        device: Device,
+        rank: int,
+        distributed: Any,
+        exchange: Exchange | None,
+        unguided_groups: xdit.SequenceGroups | None,
+    ) -> None:
         self.shape = shape
         self.device = device
         self.exchange = exchange  # with the replica's other ranks, if there are any
+        self.unguided_groups = unguided_groups  # of both branches' ranks, where a step without guidance runs on all of them
         self.rank = rank
         self.replica = rank // shape.per_replica
         self.rank_in_replica = rank % shape.per_replica
@@ -197,8 +206,11 @@ class Mesh:
         xdit.stop_groups()
 
 
-def start(shape: Shape, device: Device, *, timeout_s: float = 600.0) -> Mesh:
-    """Start the groups of `shape` on this rank; every rank calls it. A collective that waits longer than `timeout_s` fails."""
+def start(shape: Shape, device: Device, *, timeout_s: float = 600.0, unguided: bool = False) -> Mesh:
+    """Start the groups of `shape` on this rank; every rank calls it. A collective that waits longer than `timeout_s` fails.
+
+    `unguided`: there are steps without guidance.
+    """
     rank, world = ranks.rank(), ranks.world_size()
     assert shape.world == world, f"{shape} on {world} ranks"
     if device.is_gpu:
@@ -217,7 +229,10 @@ def start(shape: Shape, device: Device, *, timeout_s: float = 600.0) -> Mesh:
     if shape.per_replica > 1:
         group = distributed.get_vae_parallel_group().device_group
         exchange = connect(group, is_gpu=device.is_gpu, timeout_s=timeout_s)
-    return Mesh(shape, device, rank, distributed, exchange)
+    unguided_groups = None
+    if unguided and shape.cfg == 2:
+        unguided_groups = xdit.make_sequence_groups(device, ulysses=2 * shape.ulysses, ring=shape.ring, rank=rank, world=world)
+    return Mesh(shape, device, rank, distributed, exchange, unguided_groups)
 
 
 def send_to_all(message: Any) -> Any:

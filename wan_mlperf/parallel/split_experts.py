@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,16 @@ from wan_mlperf.parallel.mesh import Mesh, Shape
 
 
 class TokenSplit(Split):
-    """Each rank of the sequence-parallel group holds one run of the tokens; the last runs are padded with zeros."""
+    """Each rank of a sequence-parallel group holds one run of the tokens; the last runs are padded with zeros."""
 
-    def __init__(self, group: Any) -> None:
-        self._group = group
-        self._size: int = group.world_size
-        self._rank: int = group.rank_in_group
+    def __init__(self, groups: xdit.SequenceGroups) -> None:
+        self._groups = groups
+        self._group = groups.coordinator
+        self._size: int = self._group.world_size
+        self._rank: int = self._group.rank_in_group
+
+    def in_force(self) -> AbstractContextManager[None]:
+        return xdit.sequence_over(self._groups)
 
     def scatter(self, tokens: torch.Tensor) -> torch.Tensor:
         count = tokens.shape[1]
@@ -37,12 +41,21 @@ class TokenSplit(Split):
         return self._group.all_gather(tokens.contiguous(), dim=1)[:, :count]
 
 
-def check(shape: Shape, *, tokens: int) -> None:
-    """Raise BadInput where ring attention would see padding: xDiT's ring rotates whole shards and cannot leave it out."""
-    ranks = shape.ulysses * shape.ring
-    if shape.ring > 1 and tokens % ranks:
+def check(shape: Shape, *, tokens: int, heads: int, unguided: bool) -> None:
+    """Raise BadInput for tokens or heads that the ranks cannot share; `unguided`: are there steps without guidance?
+
+    Ring attention must not see padding: xDiT's ring rotates whole shards and cannot leave it out.
+    """
+    widened = unguided and shape.cfg == 2
+    ulysses = shape.ulysses * (2 if widened else 1)
+    if widened and heads % ulysses:
         raise BadInput(
-            f"mesh.ring {shape.ring}: {tokens} tokens do not divide by Ulysses {shape.ulysses} x ring {shape.ring}; "
+            f"guidance: a step without it runs on all ranks of a replica as Ulysses {ulysses}, by which {heads} heads do not "
+            f"divide; allowed: guidance in every step, or mesh.cfg 1"
+        )
+    if shape.ring > 1 and tokens % (ulysses * shape.ring):
+        raise BadInput(
+            f"mesh.ring {shape.ring}: {tokens} tokens do not divide by Ulysses {ulysses} x ring {shape.ring}; "
             "allowed: a size that divides, or ring 1"
         )
 
@@ -51,7 +64,12 @@ def split(mesh: Mesh) -> Split:
     """Return how this mesh splits the video tokens."""
     if mesh.shape.ulysses * mesh.shape.ring == 1:
         return Split()
-    return TokenSplit(importlib.import_module("xfuser.core.distributed").get_sp_group())
+    return TokenSplit(xdit.sequence_groups())
+
+
+def unguided_split(mesh: Mesh) -> Split | None:
+    """How it splits them in a step without guidance, if not the same way: over both branches' ranks, so that none is idle."""
+    return None if mesh.unguided_groups is None else TokenSplit(mesh.unguided_groups)
 
 
 def attends(kernels: Mapping[str, Kernel]) -> tuple[SelfAttend, CrossAttend]:
@@ -61,12 +79,11 @@ def attends(kernels: Mapping[str, Kernel]) -> tuple[SelfAttend, CrossAttend]:
         name: xdit.backend_key(kernel.xdit) if kernel.xdit else xdit.register(name, kernel.function)  # type: ignore[arg-type]
         for name, kernel in kernels.items()
     }
-    group = importlib.import_module("xfuser.core.distributed").get_sp_group()
-    padded_to = group.world_size
+    distributed = importlib.import_module("xfuser.core.distributed")
 
     def self_attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kernel: str, tokens: int) -> torch.Tensor:
         # Zero tokens that pad the last shard have keys, too: USP drops them after its exchange.
-        kwargs = {"valid_kv_len": tokens} if tokens % padded_to else None
+        kwargs = {"valid_kv_len": tokens} if tokens % distributed.get_sequence_parallel_world_size() else None
         return usp.USP(query, key, value, backend=keys[kernel], attention_kwargs=kwargs)
 
     def cross_attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

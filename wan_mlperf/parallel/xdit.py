@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -123,6 +123,55 @@ def _one_gloo_device() -> Iterator[None]:
         yield
     finally:
         c10d.ProcessGroupGloo = gloo
+
+
+class SequenceGroups(NamedTuple):
+    """xDiT's sequence-parallel group, and the process groups in which USP exchanges heads and rotates the ring."""
+
+    coordinator: Any
+    ulysses: Any
+    ring: Any
+
+
+def sequence_groups() -> SequenceGroups:
+    """The groups that USP uses now."""
+    state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
+    process_groups = importlib.import_module("yunchang.globals").PROCESS_GROUP
+    return SequenceGroups(state.get_sp_group(), process_groups.ULYSSES_PG, process_groups.RING_PG)
+
+
+def make_sequence_groups(device: Device, *, ulysses: int, ring: int, rank: int, world: int) -> SequenceGroups:
+    """Make another set of groups, of neighbouring ranks; those in use stay. Every rank of the world calls it."""
+    state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
+    globals_: Any = importlib.import_module("yunchang.globals")
+    before = globals_.PROCESS_GROUP.ULYSSES_PG, globals_.PROCESS_GROUP.RING_PG
+    size = ulysses * ring
+    with _one_gloo_device():
+        globals_.set_seq_parallel_pg(sp_ulysses_degree=ulysses, sp_ring_degree=ring, rank=rank, world_size=world)
+        made = globals_.PROCESS_GROUP.ULYSSES_PG, globals_.PROCESS_GROUP.RING_PG
+        globals_.PROCESS_GROUP.ULYSSES_PG, globals_.PROCESS_GROUP.RING_PG = before
+        coordinator = state.init_model_parallel_group(
+            group_ranks=[list(range(first, first + size)) for first in range(0, world, size)],
+            local_rank=ranks.local_rank(),
+            backend="nccl" if device.is_gpu else "gloo",
+            parallel_mode="sequence",
+            ulysses_group=made[0],
+            ring_group=made[1],
+        )
+    return SequenceGroups(coordinator, *made)
+
+
+@contextmanager
+def sequence_over(groups: SequenceGroups) -> Iterator[None]:
+    """Have USP use these groups: it finds them in a global of xDiT's and one of yunchang's, and takes no argument for them."""
+    state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
+    process_groups: Any = importlib.import_module("yunchang.globals").PROCESS_GROUP
+    before = state._SP, process_groups.ULYSSES_PG, process_groups.RING_PG
+    state._SP, process_groups.ULYSSES_PG, process_groups.RING_PG = groups
+    try:
+        yield
+    finally:
+        state._SP, process_groups.ULYSSES_PG, process_groups.RING_PG = before
 
 
 def _start_runtime_state(*, replicas: int, cfg: int, ulysses: int, ring: int) -> None:

@@ -16,6 +16,8 @@ STRICT = ConfigDict(extra="forbid", strict=True)
 
 Auto = Literal["auto"]
 Count = Annotated[int, Field(ge=1, le=4096)]
+StepIndex = Annotated[int, Field(ge=0, le=999)]
+Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["checkpoint", "bfloat16", "float32"]
 AttentionName = Literal["sdpa", "sage_fp8", "sage_fp4"]
 GemmName = Literal["bf16", "fp8", "mxfp4"]
@@ -62,6 +64,42 @@ class Attention:
     early_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.85
     steps: tuple[AttentionName, ...] | None = None
     cross: Literal["sdpa"] = "sdpa"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Guidance:
+    """Which steps compute both branches of guidance; the others take the positive branch's prediction as it is.
+
+    A step is guided if its noise level sigma (1 is noise, 0 the video) is within `interval` and its index not in `off`.
+    """
+
+    interval: tuple[Unit, Unit] = (0.0, 1.0)
+    off: tuple[StepIndex, ...] = ()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Guidance:
+        if self.interval[0] > self.interval[1]:
+            raise ValueError("interval ends below its start; allowed: [lowest sigma, highest sigma], such as [0.2, 1.0]")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Reuse:
+    """Steps that do not run the expert but apply again what its blocks changed in the last computed step.
+
+    `factors` scales that change, one number per entry of `steps` (MagCache); without it the change is taken as it was.
+    """
+
+    steps: tuple[StepIndex, ...] = ()
+    factors: tuple[Annotated[float, Field(gt=0.0, le=10.0)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Reuse:
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ValueError("steps are not in order; allowed: indices of steps, each once, rising")
+        if self.factors is not None and len(self.factors) != len(self.steps):
+            raise ValueError(f"factors has {len(self.factors)} entries; allowed: one per step of reuse.steps, {len(self.steps)}")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -124,6 +162,8 @@ class Recipe:
     workload: Workload | None = None  # only for another model than the benchmark's: see workload.py
     mesh: Mesh = Mesh()
     attention: Attention = Attention()
+    guidance: Guidance = Guidance()
+    reuse: Reuse = Reuse()
     gemm: Gemm = Gemm()
     references: Literal["allow", "forbid"] = "forbid"  # may a PyTorch reference stand in for a kernel this device lacks?
     trim_text: bool = False  # the equal padding tokens of the text as one token with the log of their number as bias
@@ -157,6 +197,8 @@ def make_exact(recipe: Recipe) -> Recipe:
         recipe,
         model=dataclasses.replace(recipe.model, dtype="checkpoint", vae_dtype="checkpoint"),
         attention=Attention(),
+        guidance=Guidance(),
+        reuse=Reuse(),
         gemm=Gemm(),
         compile=Compile(),
         exact=True,
