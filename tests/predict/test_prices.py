@@ -86,7 +86,10 @@ def test_guidance_on_two_groups_of_ranks_takes_one_forward() -> None:
     alone, split = prices("mesh.cfg=1", gpus=1), prices("mesh.cfg=2", gpus=2)
     step = make_plan(load_recipe("mi355x-singlestream"), MLPERF)[0]
     assert split.step(step).total == pytest.approx(alone.step(step).total / 2)
-    assert alone.step(step, guided=False).total == pytest.approx(alone.step(step).total / 2)
+    unguided = dataclasses.replace(step, guided=False)
+    assert alone.step(unguided).total == pytest.approx(alone.step(step).total / 2)
+    assert split.step(unguided).total < split.step(step).total, "both branches' ranks share the one that is left"
+    assert alone.step(dataclasses.replace(step, source=0)).total == 0.0
 
 
 def test_the_fabric_decides_the_mesh() -> None:

@@ -37,6 +37,10 @@ class Step(Protocol):
     def attention(self) -> str: ...
     @property
     def gemm(self) -> str: ...
+    @property
+    def guided(self) -> bool: ...
+    @property
+    def source(self) -> int | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +138,17 @@ class Prices:
             exchange=self._exchange(tokens) * (1 - self.ways.hidden),
         )
 
-    def step(self, step: Step, *, guided: bool = True) -> Seconds:
-        """One denoising step: both branches of guidance, side by side with CFG 2; `guided` False: the positive one alone."""
-        return self.forward(attention=step.attention, gemm=step.gemm) * (2 / self.shape.cfg if guided else 1)
+    def step(self, step: Step) -> Seconds:
+        """One denoising step: both branches of guidance, side by side with CFG 2; without guidance one, over all of the ranks.
+
+        A step that applies an earlier change again costs two layers of some 120, which is left out.
+        """
+        if step.source is not None:
+            return Seconds()
+        if step.guided:
+            return self.forward(attention=step.attention, gemm=step.gemm) * (2 / self.shape.cfg)
+        whole = replace(self.shape, cfg=1, ulysses=self.shape.cfg * self.shape.ulysses)
+        return replace(self, shape=whole).forward(attention=step.attention, gemm=step.gemm)
 
     def decode(self) -> Seconds:
         """The VAE decode: bound by memory, with a rest that does not shrink with more ranks."""
@@ -165,7 +177,8 @@ class Prices:
         total = self.text_encode() + self.decode() + self.host()
         for step in chosen:
             total += self.step(step)
-        return self.predict(total, {step.attention for step in chosen}, {step.gemm for step in chosen})
+        computed = [step for step in chosen if step.source is None]
+        return self.predict(total, {step.attention for step in computed}, {step.gemm for step in computed})
 
     def predict(self, total: Seconds, attention: Iterable[str], gemm: Iterable[str]) -> Prediction:
         """Put a band around seconds that these kernels and formats took part in."""
