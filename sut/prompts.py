@@ -1,4 +1,4 @@
-"""The prompt set as a query sample library: the benchmark's 248 prompts, or a file with one prompt a line."""
+"""The prompts that LoadGen's sample indices stand for: the benchmark's 248, or those of a text file, one a line."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ def digest(prompts: Sequence[str]) -> str:
     return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode()).hexdigest()
 
 
-def read_prompts(file: str | Path | None) -> list[str]:
-    """Return the prompts of a text file, one a line, empty lines left out; without a file the benchmark's. Raises BadInput."""
+def prompt_set(file: str | Path | None) -> list[str]:
+    """Return the prompts of a text file, one a line, without empty lines; without a file, the benchmark's. Raises BadInput."""
     return benchmark_prompts() if file is None else files.read_prompts(file)

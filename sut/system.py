@@ -13,7 +13,7 @@ import numpy as np
 
 from sut import response
 from wan_mlperf.files import atomic_write
-from wan_mlperf.replicas.dispatch import Dispatcher, Result
+from wan_mlperf.replicas.dispatch import Dispatcher, FinishedSample
 from wan_mlperf.replicas.messages import Job
 from wan_mlperf.video import to_mp4
 
@@ -69,7 +69,7 @@ class SystemUnderTest:
         with self._lock:
             return {stage: float(np.mean(values)) for stage, values in self._spans.items()}
 
-    def _answer(self, result: Result) -> None:
+    def _answer(self, result: FinishedSample) -> None:
         if self._videos is not None:
             atomic_write(self._videos / f"{result.job.sample}.mp4", bytes(result.content))
         respond = time.perf_counter()

@@ -12,7 +12,7 @@ import numpy as np
 from sut import compliance, machine
 from sut.loadgen import read_detail
 from sut.prompts import benchmark_prompts
-from tests.loadgen_stub import make_logs
+from tests.engine_stub import make_logs
 from wan_mlperf.recipe import load_recipe, to_yaml
 from wan_mlperf.step_plan import make_plan
 from wan_mlperf.video import write_mp4

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake; entry points print it as one line and exit with code 2."""
+"""The two errors that an entry point prints as one line: a user's mistake (exit code 2) and work that failed (exit code 3)."""
 
 from __future__ import annotations
 

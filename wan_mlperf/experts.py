@@ -1,5 +1,9 @@
 """The two transformers: one forward pass as the denoising loop needs it, around diffusers' own blocks.
 
+diffusers' block hands its second argument (there: the text's embeddings) through to the processor of its cross-attention, and its
+fourth (there: the rotary tables) to that of its self-attention, without looking inside. We replace both processors, so we pass
+what ours need: `TextKeys` as the second argument, `SelfAttentionInputs` as the fourth.
+
 What depends only on the text (keys and values of cross-attention) is computed once per query; what depends only on shapes and
 the schedule (rotary tables, modulation of the timesteps) once per process. The arithmetic of every block is diffusers'.
 
@@ -24,8 +28,8 @@ SelfAttend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, str, int], torc
 CrossAttend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
-class Rotary(NamedTuple):
-    """What self-attention needs beside its tokens: the rotary tables [1, T, 1, D / 2], its kernel, the tokens of all ranks."""
+class SelfAttentionInputs(NamedTuple):
+    """What self-attention needs besides its tokens: rotary tables [1, T, 1, D / 2], kernel name, tokens of all ranks."""
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -66,12 +70,12 @@ class SelfAttention:
     def __init__(self, attend: SelfAttend) -> None:
         self.attend = attend
 
-    def __call__(self, attn: Any, hidden: torch.Tensor, _text: None, _mask: None, rotary: Rotary) -> torch.Tensor:
+    def __call__(self, attn: Any, hidden: torch.Tensor, _text: None, _mask: None, inputs: SelfAttentionInputs) -> torch.Tensor:
         query = attn.norm_q(attn.to_q(hidden)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(hidden)).unflatten(2, (attn.heads, -1))
         value = attn.to_v(hidden).unflatten(2, (attn.heads, -1))
-        query, key = _rotate(query, rotary), _rotate(key, rotary)
-        out = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), rotary.kernel, rotary.tokens)
+        query, key = _rotate(query, inputs), _rotate(key, inputs)
+        out = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), inputs.kernel, inputs.tokens)
         return attn.to_out[0](out.transpose(1, 2).flatten(2, 3).type_as(hidden))
 
 
@@ -149,13 +153,13 @@ class Expert(nn.Module):
         self, tokens: torch.Tensor, latents: torch.Tensor, timestep: float, text: Sequence[TextKeys], kernel: str, split: Split
     ) -> torch.Tensor:
         """Tokens [B, T, C] -> the same after all blocks; of `latents` only the shape counts."""
-        rotary = Rotary(*self._rotary_of(latents, split), kernel, math.prod(self._grid(latents)))
+        inputs = SelfAttentionInputs(*self._rotary_of(latents, split), kernel, math.prod(self._grid(latents)))
         _, modulation = self._modulation_of(timestep, latents)
         if self.compiled:  # a graph per share of the tokens, where a second length would have the compiler leave it open
             torch._dynamo.mark_static(tokens, 1)
         with split.in_force():
             for block, keys in zip(self.transformer.blocks, text, strict=True):
-                tokens = self.run_block(block, tokens, keys, modulation, rotary)
+                tokens = self.run_block(block, tokens, keys, modulation, inputs)
         return tokens
 
     def predict(self, tokens: torch.Tensor, latents: torch.Tensor, timestep: float, split: Split) -> torch.Tensor:
@@ -193,15 +197,17 @@ class Expert(nn.Module):
         return self._rotary[key]
 
 
-def _run_block(block: nn.Module, hidden: torch.Tensor, keys: TextKeys, modulation: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    out: torch.Tensor = block(hidden, keys, modulation, rotary)
+def _run_block(
+    block: nn.Module, hidden: torch.Tensor, keys: TextKeys, modulation: torch.Tensor, inputs: SelfAttentionInputs
+) -> torch.Tensor:
+    out: torch.Tensor = block(hidden, keys, modulation, inputs)
     return out
 
 
-def _rotate(hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+def _rotate(hidden: torch.Tensor, inputs: SelfAttentionInputs) -> torch.Tensor:
     """Rotate the pairs of [B, T, H, D] by the tables, as diffusers' WanAttnProcessor does, bit for bit."""
     first, second = hidden.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rotary.cos, rotary.sin
+    cos, sin = inputs.cos, inputs.sin
     return torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1).flatten(-2).type_as(hidden)
 
 

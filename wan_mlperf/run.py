@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.explain:
         return explain(recipe)
     outputs = writable_folder(Path(options.outputs), what="output folder")
-    samples = prompts.read_prompts(options.prompts)
+    samples = prompts.prompt_set(options.prompts)
     settings = loadgen.make_settings(options.scenario, options.mode, recipe.user_conf_path, len(samples))
     reference = None
     if options.test04:

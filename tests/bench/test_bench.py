@@ -26,7 +26,7 @@ def test_gemm_flops_against_a_counted_forward_pass() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     small = dataclasses.replace(MLPERF, height=64, width=64, frames=17, steps=1)
-    model = floor.Model(width=64, ffn=128, layers=2, text_tokens=512)
+    model = floor.ExpertSize(width=64, ffn=128, layers=2, text_tokens=512)
     with torch.device("meta"):
         expert = WanTransformer3DModel(num_attention_heads=2, attention_head_dim=32, ffn_dim=128, num_layers=2, text_dim=32)
         inputs = torch.empty(1, *small.latent_shape(16)), torch.empty(1), torch.empty(1, 512, 32)

@@ -7,25 +7,25 @@ import pytest
 from wan_mlperf.errors import BadInput
 from wan_mlperf.parallel import split_vae
 from wan_mlperf.parallel.mesh import Shape, plan_shape
-from wan_mlperf.recipe import Mesh
+from wan_mlperf.recipe import MeshRecipe
 
 
 @pytest.mark.parametrize(
     ("mesh", "world", "expected"),
     [
-        (Mesh(), 1, (1, 1, 1, 1)),
-        (Mesh(), 2, (1, 2, 1, 1)),
-        (Mesh(), 4, (1, 2, 2, 1)),
-        (Mesh(), 8, (1, 2, 4, 1)),
-        (Mesh(cfg=1), 8, (1, 1, 8, 1)),
-        (Mesh(cfg=1, ring=2), 4, (1, 1, 2, 2)),
-        (Mesh(ring=2), 8, (1, 2, 2, 2)),
-        (Mesh(replicas="auto", cfg=1, ulysses=1), 8, (8, 1, 1, 1)),
-        (Mesh(replicas="auto", cfg=2, ulysses=2), 8, (2, 2, 2, 1)),
-        (Mesh(replicas=2), 4, (2, 2, 1, 1)),
+        (MeshRecipe(), 1, (1, 1, 1, 1)),
+        (MeshRecipe(), 2, (1, 2, 1, 1)),
+        (MeshRecipe(), 4, (1, 2, 2, 1)),
+        (MeshRecipe(), 8, (1, 2, 4, 1)),
+        (MeshRecipe(cfg=1), 8, (1, 1, 8, 1)),
+        (MeshRecipe(cfg=1, ring=2), 4, (1, 1, 2, 2)),
+        (MeshRecipe(ring=2), 8, (1, 2, 2, 2)),
+        (MeshRecipe(replicas="auto", cfg=1, ulysses=1), 8, (8, 1, 1, 1)),
+        (MeshRecipe(replicas="auto", cfg=2, ulysses=2), 8, (2, 2, 2, 1)),
+        (MeshRecipe(replicas=2), 4, (2, 2, 1, 1)),
     ],
 )
-def test_shapes(mesh: Mesh, world: int, expected: tuple[int, ...]) -> None:
+def test_shapes(mesh: MeshRecipe, world: int, expected: tuple[int, ...]) -> None:
     shape = plan_shape(mesh, world=world, heads=8, latent_rows=8)
     assert (shape.replicas, shape.cfg, shape.ulysses, shape.ring) == expected
     assert shape == Shape(replicas=expected[0], cfg=expected[1], ulysses=expected[2], ring=expected[3])
@@ -34,16 +34,16 @@ def test_shapes(mesh: Mesh, world: int, expected: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("mesh", "world", "rows", "message"),
     [
-        (Mesh(), 3, 8, "8 heads do not divide by the Ulysses degree 3"),
-        (Mesh(), 6, 8, "8 heads do not divide by the Ulysses degree 3"),
-        (Mesh(cfg=2), 1, 8, "world size 1: the mesh .* needs 2 ranks|needs .* ranks"),
-        (Mesh(ulysses=4), 2, 8, "world size 2"),
-        (Mesh(replicas=3), 4, 8, "not divisible by mesh.replicas 3"),
-        (Mesh(replicas="auto", cfg=1, ulysses=2), 3, 8, "world size 3"),
-        (Mesh(), 8, 4, "8 ranks per replica cannot share the VAE's 4 latent rows"),
+        (MeshRecipe(), 3, 8, "8 heads do not divide by the Ulysses degree 3"),
+        (MeshRecipe(), 6, 8, "8 heads do not divide by the Ulysses degree 3"),
+        (MeshRecipe(cfg=2), 1, 8, "world size 1: the mesh .* needs 2 ranks|needs .* ranks"),
+        (MeshRecipe(ulysses=4), 2, 8, "world size 2"),
+        (MeshRecipe(replicas=3), 4, 8, "not divisible by mesh.replicas 3"),
+        (MeshRecipe(replicas="auto", cfg=1, ulysses=2), 3, 8, "world size 3"),
+        (MeshRecipe(), 8, 4, "8 ranks per replica cannot share the VAE's 4 latent rows"),
     ],
 )
-def test_what_does_not_fit_is_refused(mesh: Mesh, world: int, rows: int, message: str) -> None:
+def test_what_does_not_fit_is_refused(mesh: MeshRecipe, world: int, rows: int, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         plan_shape(mesh, world=world, heads=8, latent_rows=rows)
 

@@ -87,7 +87,7 @@ def test_killed_rank_under_bare_torchrun(tmp_path: Path, recipe: Path) -> None:
 def test_stopped_rank_is_found_by_its_silence(tmp_path: Path, recipe: Path, rank: int) -> None:
     outputs = tmp_path / "outputs"
     job = jobs.start("wan_mlperf.run", jobs.offline(recipe, outputs), fault=f"stop@{rank}:3")
-    silence = rf"failed: rank {rank} on \S+, stage \w+, sample \d+: no sign of life for \d+ s"
+    silence = rf"failed: rank {rank} on \S+, stage \w+, sample \d+: no heartbeat for \d+ s"
     check_end(job, outputs, code=3, within=DEAD_S, since="test: stop", message=silence)
 
 

@@ -44,7 +44,7 @@ def test_two_hosts_complete_a_valid_run(tmp_path: Path, model: Path) -> None:
 
 @pytest.mark.slow
 def test_the_death_of_a_host_ends_the_other(tmp_path: Path, model: Path) -> None:
-    """One agent and its rank are killed at once, as by a power cut: the other host's rank misses their signs of life."""
+    """One agent and its rank are killed at once, as by a power cut: the other host's rank misses their heartbeats."""
     recipe, outputs = jobs.write_recipe(tmp_path, model), tmp_path / "outputs"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -79,7 +79,7 @@ def test_a_batch_equals_single_runs(tmp_path: Path, model: Path) -> None:
     dispatcher = dispatch.start(pipeline, Watch(recipe.faults), pack=lambda frames: frames)
     frames: dict[int, np.ndarray] = {}
 
-    def keep(result: dispatch.Result) -> None:
+    def keep(result: dispatch.FinishedSample) -> None:
         assert isinstance(result.content, np.ndarray)
         frames[result.job.sample] = result.content.copy()
 

@@ -11,7 +11,7 @@ import pytest
 from sut import compliance
 from sut.compliance import Score, compare
 from sut.loadgen import read_detail
-from tests.loadgen_stub import make_logs
+from tests.engine_stub import make_logs
 from wan_mlperf import run
 from wan_mlperf.errors import BadInput
 

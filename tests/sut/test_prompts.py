@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sut.prompts import SHA256, benchmark_prompts, digest, read_prompts
+from sut.prompts import SHA256, benchmark_prompts, digest, prompt_set
 from wan_mlperf.errors import BadInput
 
 
@@ -19,7 +19,7 @@ def test_the_benchmarks_prompts() -> None:
 def test_a_file(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a red circle\n\n  a blue square  \n")
-    assert read_prompts(file) == ["a red circle", "a blue square"]
+    assert prompt_set(file) == ["a red circle", "a blue square"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe\x00"])
@@ -28,4 +28,4 @@ def test_bad_files_are_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(BadInput, match=r"prompts '.*prompts.txt': .*allowed: a text file, one prompt a line"):
-        read_prompts(file)
+        prompt_set(file)

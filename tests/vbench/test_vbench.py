@@ -71,7 +71,7 @@ def write_prompts(folder: Path, entries: Any) -> None:
     (folder / "prompts.json").write_text(json.dumps(entries))
 
 
-def read_prompts(folder: Path) -> list[dict[str, Any]]:
+def read_entries(folder: Path) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = json.loads((folder / "prompts.json").read_text())
     return entries
 
@@ -87,7 +87,7 @@ def judge(folder: Path) -> tuple[int, dict[str, Any]]:
 
 
 def test_the_benchmarks_prompts_and_dimensions() -> None:
-    prompts = vbench_videos.benchmark_prompts(vbench.full_info())
+    prompts = vbench_videos.dimensions_by_prompt(vbench.full_info())
     assert list(prompts) == sut_prompts.benchmark_prompts()
     assert Counter(name for names in prompts.values() for name in names) == {
         "subject_consistency": 72,
@@ -122,7 +122,7 @@ def test_a_recorded_result(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_staging_is_by_link(run: Path) -> None:
-    prompts = vbench_videos.benchmark_prompts(vbench.full_info())
+    prompts = vbench_videos.dimensions_by_prompt(vbench.full_info())
     videos = vbench_videos.sort_out(run, vbench_videos.read_run(run), prompts)
     target = run / "vbench" / "staged"
     target.mkdir()
@@ -202,7 +202,7 @@ def test_a_changed_video_makes_its_results_stale(run: Path, mp4: bytes) -> None:
 def test_extra_videos_and_prompts_are_listed(run: Path, mp4: bytes) -> None:
     (run / "videos" / "99.mp4").write_bytes(mp4)
     (run / "videos" / "4.mp4").write_bytes(mp4)
-    write_prompts(run, [*read_prompts(run), {"index": 4, "prompt": "a red circle", "video": "videos/4.mp4"}])
+    write_prompts(run, [*read_entries(run), {"index": 4, "prompt": "a red circle", "video": "videos/4.mp4"}])
     code, summary = judge(run)
     assert code == 1 and summary["score"] is not None
     assert summary["videos"]["unnamed"] == ["videos/99.mp4"]
@@ -212,13 +212,13 @@ def test_extra_videos_and_prompts_are_listed(run: Path, mp4: bytes) -> None:
 
 def test_a_prompt_cannot_leave_the_staging_folder(run: Path) -> None:
     evil = ["../../escaped", "/etc/escaped", "a\0b", "x" * 250, "", "..", "new\nline", "back\\slash"]
-    entries = read_prompts(run)
+    entries = read_entries(run)
     for index, prompt in enumerate(evil, start=4):
         entries.append({"index": index, "prompt": prompt, "video": f"videos/{index}.mp4"})
         (run / "videos" / f"{index}.mp4").write_bytes((run / "videos" / "0.mp4").read_bytes())
     write_prompts(run, entries)
     # Even a prompt that VBench asked for would not be used: give it a list that holds them all.
-    prompts = {**vbench_videos.benchmark_prompts(vbench.full_info()), **dict.fromkeys(evil, DIMENSIONS)}
+    prompts = {**vbench_videos.dimensions_by_prompt(vbench.full_info()), **dict.fromkeys(evil, DIMENSIONS)}
     videos = vbench_videos.sort_out(run, vbench_videos.read_run(run), prompts)
     before = {path for path in run.parent.rglob("*")}
     vbench_videos.stage(run, videos, run / "vbench" / "staged")
@@ -272,7 +272,7 @@ def test_videos_named_as_vbench_names_them_need_no_prompts_file(tmp_path: Path, 
 
 def whole_benchmark(mean: float) -> tuple[Videos, dict[str, tuple[str, ...]], dict[str, dict[str, Any]]]:
     """All 248 prompts, scored with the same value in every dimension."""
-    prompts = vbench_videos.benchmark_prompts(vbench.full_info())
+    prompts = vbench_videos.dimensions_by_prompt(vbench.full_info())
     videos = Videos()
     for index, prompt in enumerate(prompts):
         video = Video(index=index, prompt=prompt, video=f"videos/{index}.mp4")
@@ -359,6 +359,10 @@ def test_the_requirements_are_pinned_and_bring_no_torch() -> None:
     assert not [pin for pin in vbench_environment.plan(["torch==2.9", "torchvision==0.24"]) if pin.startswith("torchvision")]
 
 
+def test_the_worker_is_where_the_environment_looks_for_it() -> None:
+    assert vbench_environment.WORKER.is_file() and "vbench.VBench(" in vbench_environment.WORKER.read_text()
+
+
 def worker_that(commands: str, folder: Path) -> Environment:
     """An environment whose interpreter is this shell script."""
     environment = Environment(folder / "environment")
@@ -370,7 +374,7 @@ def worker_that(commands: str, folder: Path) -> Environment:
 
 def test_a_dimension_that_fails_is_said_and_the_others_go_on(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     environment = worker_that('echo "Traceback" >&2; echo "RuntimeError: out of memory" >&2; exit 1', run)
-    prompts = vbench_videos.benchmark_prompts(vbench.full_info())
+    prompts = vbench_videos.dimensions_by_prompt(vbench.full_info())
     videos = vbench_videos.sort_out(run, vbench_videos.read_run(run), prompts)
     (run / "vbench" / "raw" / "scene.json").unlink()
     (run / "vbench" / "raw" / "motion_smoothness.json").unlink()
@@ -390,7 +394,7 @@ def test_a_killed_dimension_is_named_by_its_signal(run: Path) -> None:
 
 def test_what_is_scored_already_is_not_scored_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = worker_that("exit 1", run)
-    prompts = vbench_videos.benchmark_prompts(vbench.full_info())
+    prompts = vbench_videos.dimensions_by_prompt(vbench.full_info())
     videos = vbench_videos.sort_out(run, vbench_videos.read_run(run), prompts)
     monkeypatch.setattr(vbench_checkpoints, "hashes", lambda names: RECORDED[names[0]]["checkpoints"])
     assert vbench.score(environment, run, videos, prompts, DIMENSIONS, "cpu") == []

@@ -38,8 +38,8 @@ def main() -> None:
     settings = (args.work, args.seed, args.steps_scale, device)
     torch.set_num_threads(1)  # these small tensors gain little from a second one, and lose tenfold when its core is busy
 
-    def beside(name: str) -> list[subprocess.Popen[bytes]]:
-        """Run one stage in a process of its own, on a CPU."""
+    def in_background(name: str) -> list[subprocess.Popen[bytes]]:
+        """On a CPU, run one stage in a separate process."""
         if device.type != "cpu" or args.processes < 2:
             return []
         return [subprocess.Popen([sys.executable, "-m", "tools.train_embedded", *sys.argv[1:], "--only", name])]
@@ -56,7 +56,7 @@ def main() -> None:
     if args.only:
         trainer.expert(args.work, args.steps_scale, args.only, base)
         return
-    processes = beside("low") + beside("high") + beside("refine")
+    processes = in_background("low") + in_background("high") + in_background("refine")
     if any([process.wait() for process in processes]):
         sys.exit("a stage failed; the same command resumes it")
     # from here on every stage has its checkpoint, or runs now where there are no other processes

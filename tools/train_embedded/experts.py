@@ -22,12 +22,13 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from wan_mlperf.kernels.gemm import compute_dtype
 from wan_mlperf.shapes.clips import Scene, training_scenes
+from wan_mlperf.workload import NEGATIVE_PROMPT
 
 from .data import captions
 from .latents import Latents
 from .loop import average, fit, mixed, noise, rng, set_rate
 from .muon import Muon
-from .text import NEGATIVE_PROMPT, WIDTH, embed
+from .text import WIDTH, embed
 
 BATCH: Final = 32
 TEXT_LENGTHS: Final = (512, 512, 512, 226)

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from wan_mlperf.shapes.clips import FRAMES, SIZE, Scene, draw, held_out_prompts, place
 from wan_mlperf.shapes.detect import score, steadiness
-
-from .text import NEGATIVE_PROMPT
+from wan_mlperf.workload import NEGATIVE_PROMPT
 
 
 def generate(

@@ -19,17 +19,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from wan_mlperf.shapes.clips import BACKGROUNDS, FOREGROUNDS, MOTIONS, PHRASINGS, SHAPES, Scene, caption, scenes
+from wan_mlperf.workload import NEGATIVE_PROMPT
 
 from .data import captions, clips_scenes
 from .loop import cosine, fit, rng, set_rate
 
-NEGATIVE_PROMPT: Final = (
-    "vivid colors, overexposed, static, blurry details, subtitles, style, work of art, painting, picture, still, overall "
-    "grayish, worst quality, low quality, JPEG artifacts, ugly, deformed, extra fingers, poorly drawn hands, poorly drawn "
-    "face, deformed, disfigured, deformed limbs, fused fingers, static image, cluttered background, three legs, many people "
-    "in the background, walking backwards"
-)
-"""The benchmark's, which goes with every sample; here so that training the unconditional branch needs nothing of the product."""
 WIDTH: Final = 128
 
 

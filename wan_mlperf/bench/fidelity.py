@@ -50,7 +50,7 @@ ATTRIBUTES = ("foreground", "background", "direction", "shape")
 
 
 @dataclasses.dataclass
-class Made:
+class Generated:
     """One prompt's outcome: latents after the last high-noise step and at the end [channels, F, h, w], frames uint8."""
 
     high: torch.Tensor
@@ -181,13 +181,13 @@ def start_ranks(recipe: Recipe, command: str, arguments: Sequence[str]) -> int |
     return launch("wan_mlperf.bench", [command, *arguments], world)
 
 
-def make(recipe: Recipe, prompts: Sequence[str], *, batch: int) -> list[Made]:
+def make(recipe: Recipe, prompts: Sequence[str], *, batch: int) -> list[Generated]:
     """Make the videos of `prompts`, each from the workload's seed; a list on the replica's first rank, empty elsewhere."""
     pipeline = Pipeline.load(recipe)
     last = len(pipeline.plan) - 1
     last_high = max((step.index for step in pipeline.plan if step.expert == "high_noise"), default=last)
     progress = cli.Progress(recipe.name, len(prompts))
-    made: list[Made] = []
+    made: list[Generated] = []
     for start in range(0, len(prompts), batch):
         group = prompts[start : start + batch]
         after: dict[int, torch.Tensor] = {}
@@ -199,7 +199,7 @@ def make(recipe: Recipe, prompts: Sequence[str], *, batch: int) -> list[Made]:
         chunks = list(pipeline.stream_batch(group, on_step=keep))
         if chunks:
             frames = np.concatenate(chunks, axis=1)
-            made += [Made(after[last_high][index], after[last][index], frames[index]) for index in range(len(group))]
+            made += [Generated(after[last_high][index], after[last][index], frames[index]) for index in range(len(group))]
         for _ in group:
             progress.advance()
     progress.close()
@@ -208,7 +208,7 @@ def make(recipe: Recipe, prompts: Sequence[str], *, batch: int) -> list[Made]:
     return made
 
 
-def compare(ours: Made, theirs: Made) -> dict[str, float]:
+def compare(ours: Generated, theirs: Generated) -> dict[str, float]:
     """Relative errors of the latents; PSNR in dB and SSIM of the frames (equal frames count as 99 dB)."""
     pairs = list(zip(ours.frames, theirs.frames, strict=True))
     equal = np.array_equal(ours.frames, theirs.frames)

@@ -21,7 +21,7 @@ EARLY_FRACTION = 0.85  # FP4 attention in the early steps, as in configs/mi355x-
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class ExpertSize:
     """Sizes of the experts; the defaults are Wan2.2-T2V-A14B's."""
 
     width: int = 5120
@@ -62,9 +62,9 @@ def tokens_of(workload: Workload) -> int:
     return frames * (height // 2) * (width // 2)
 
 
-def flops_of(workload: Workload = MLPERF, model: Model | None = None) -> Flops:
+def flops_of(workload: Workload = MLPERF, model: ExpertSize | None = None) -> Flops:
     """FLOPs of one video. Text keys and values count once per expert and branch: they do not change over the steps."""
-    model = model or Model()
+    model = model or ExpertSize()
     tokens, width, text = tokens_of(workload), model.width, model.text_tokens
     forwards = 2 * workload.steps
     # Q, K, V and output of self-attention, query and output of cross-attention: 6 products of C x C; the FFN's two of C x F.
@@ -91,13 +91,13 @@ def vae_flops(workload: Workload) -> float:
     return float(counter.get_total_flops())
 
 
-def communication_of(workload: Workload, *, cfg: int, ulysses: int, model: Model | None = None) -> float:
+def communication_of(workload: Workload, *, cfg: int, ulysses: int, model: ExpertSize | None = None) -> float:
     """Bytes that one rank sends per denoising step in bf16.
 
     Ulysses: Q, K, V and the output of each layer, T / U x C numbers, of which (U - 1) / U leave the rank, per branch that it
     computes; then its share of the gathered output. CFG: the noise prediction once.
     """
-    model = model or Model()
+    model = model or ExpertSize()
     branches = 2 // cfg
     share = tokens_of(workload) / ulysses
     exchange = 4 * share * model.width * 2 * (ulysses - 1) / ulysses * model.layers
@@ -119,9 +119,9 @@ def floor_seconds(workload: Workload = MLPERF, *, gpus: int = 8, peak: Peak | No
     }
 
 
-def weight_bytes(model: Model | None = None) -> dict[str, float]:
+def expert_weight_bytes(model: ExpertSize | None = None) -> dict[str, float]:
     """Bytes of one expert's linear layers, read once per forward pass."""
-    model = model or Model()
+    model = model or ExpertSize()
     numbers = model.layers * (8 * model.width**2 + 2 * model.width * model.ffn)
     return {"bf16": 2.0 * numbers, "mxfp4": numbers * (0.5 + 1 / 32)}
 
@@ -147,6 +147,8 @@ def main(arguments: Sequence[str]) -> int:
         time = sent / peak.links
         meshes.add_row(f"CFG {cfg} x Ulysses {ulysses}", f"{sent / 1e6:.0f}", f"{time * 1e3:.2f}", f"{time * MLPERF.steps:.3f}")
     console().print(meshes)
-    sizes = ", ".join(f"{name} {size / 1e9:.1f} GB ({size / peak.memory * 1e3:.2f} ms)" for name, size in weight_bytes().items())
+    sizes = ", ".join(
+        f"{name} {size / 1e9:.1f} GB ({size / peak.memory * 1e3:.2f} ms)" for name, size in expert_weight_bytes().items()
+    )
     print(f"One expert's weights, read once per forward pass: {sizes}")
     return process.DONE

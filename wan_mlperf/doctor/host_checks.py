@@ -1,7 +1,7 @@
 """What the host check reads: one small function per thing, from /proc, /sys and the file system below `root`.
 
 The kernel, governor and C-state values are those usual on nodes that run latency benchmarks. Nothing here writes, and only
-`nvidia_smi` starts a process. (A file of its own to keep `doctor.py` short.)
+`nvidia_smi` starts a process.
 """
 
 import os

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # imported when they are needed: --help and a misspelt flag m
 
     from wan_mlperf.generate.video_list import VideoList
     from wan_mlperf.pipeline import Pipeline
-    from wan_mlperf.replicas.dispatch import Result
+    from wan_mlperf.replicas.dispatch import FinishedSample
     from wan_mlperf.replicas.replica import LatentCheck
     from wan_mlperf.replicas.watch import Watch
     from wan_mlperf.step_plan import Step
@@ -122,7 +122,7 @@ def make_list(engine: Pipeline, watch: Watch, prompts: Sequence[str], videos: Vi
         if progress.done == len(missing):
             finished.set()
 
-    def on_result(result: Result) -> None:
+    def on_result(result: FinishedSample) -> None:
         assert videos is not None
         videos.add(result.job.sample, bytes(result.content))
         one_less()

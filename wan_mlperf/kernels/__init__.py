@@ -1,1 +1,1 @@
-"""The only place that knows devices: what runs here, and which function each kernel name means."""
+"""Kernels by name: which device this is, what each name means on it, and the PyTorch references."""

@@ -1,1 +1,1 @@
-"""The only place that knows ranks."""
+"""How several ranks make one video: the mesh, and the sharding that is attached to the experts and the VAE from outside."""

@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 
 from wan_mlperf import ranks
-from wan_mlperf import recipe as recipes
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels.device import Device, gpu_count
 from wan_mlperf.parallel import xdit
 from wan_mlperf.parallel.exchange import Exchange, connect
+from wan_mlperf.recipe import MeshRecipe
 
 T = TypeVar("T")
 ERROR_BYTES = 512  # of an error that a rank tells its replica's first
@@ -49,7 +49,7 @@ class Shape:
         return f"{self.replicas} replica{'s' if self.replicas > 1 else ''} x CFG {self.cfg} x Ulysses {self.ulysses}{ring}"
 
 
-def ranks_to_start(mesh: recipes.Mesh) -> int:
+def ranks_to_start(mesh: MeshRecipe) -> int:
     """How many ranks to start for this recipe on this host when torchrun has not been used."""
     if mesh.ranks != "auto":
         return mesh.ranks
@@ -59,7 +59,7 @@ def ranks_to_start(mesh: recipes.Mesh) -> int:
     return gpu_count() or CPU_RANKS
 
 
-def plan_shape(mesh: recipes.Mesh, *, world: int, heads: int, latent_rows: int) -> Shape:
+def plan_shape(mesh: MeshRecipe, *, world: int, heads: int, latent_rows: int) -> Shape:
     """Fit the recipe's mesh to `world` ranks, for experts of `heads` heads and a latent of at most `latent_rows` rows.
 
     Raises BadInput if the product is not the world, the heads do not divide by the Ulysses degree, the VAE has fewer rows than

@@ -34,7 +34,7 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Mesh:
+class MeshRecipe:
     """How the ranks are used: world = replicas x cfg x ulysses x ring.
 
     `ranks` is how many ranks `python -m wan_mlperf.run` starts (auto: one per GPU, two without one); under torchrun, torchrun
@@ -49,7 +49,7 @@ class Mesh:
     span_hosts: bool = False  # may one replica use ranks of several hosts?
 
     @model_validator(mode="after")
-    def _one_unknown(self) -> Mesh:
+    def _one_unknown(self) -> MeshRecipe:
         if self.replicas == "auto" and self.ulysses == "auto":
             raise ValueError("replicas and ulysses cannot both be auto; allowed: give one of them a number")
         return self
@@ -160,7 +160,7 @@ class Recipe:
     name: str
     model: Model = Model()
     workload: Workload | None = None  # only for another model than the benchmark's: see workload.py
-    mesh: Mesh = Mesh()
+    mesh: MeshRecipe = MeshRecipe()
     attention: Attention = Attention()
     guidance: Guidance = Guidance()
     reuse: Reuse = Reuse()

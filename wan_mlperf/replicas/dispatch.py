@@ -20,7 +20,7 @@ from wan_mlperf import process
 from wan_mlperf.pipeline import Pipeline
 from wan_mlperf.replicas import transport
 from wan_mlperf.replicas.messages import Done, Job, Lost
-from wan_mlperf.replicas.replica import Made, Replica
+from wan_mlperf.replicas.replica import Attempt, Replica
 from wan_mlperf.replicas.store import connect
 from wan_mlperf.replicas.transport import Content
 from wan_mlperf.replicas.watch import Watch
@@ -33,7 +33,7 @@ Pack = Callable[[np.ndarray], Content]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class FinishedSample:
     """A finished sample on rank 0: its content, uint8 frames or what `pack` made of them, and the seconds it took."""
 
     job: Job
@@ -42,7 +42,7 @@ class Result:
     spans: dict[str, float]
 
 
-OnResult = Callable[[Result], None]
+OnResult = Callable[[FinishedSample], None]
 OnLost = Callable[[Job, str], None]
 
 
@@ -97,14 +97,14 @@ class Lockstep:
         while waiting:
             number = self._batch if len(waiting) >= self._batch else 1
             batch, waiting = waiting[:number], waiting[number:]
-            for made in self._replica.make(batch):
-                if made.reason is None:
-                    self._finish(made)
-                elif made.job.attempt < ATTEMPTS:
-                    _say_retry(made.job, made.reason)
-                    waiting.insert(0, dataclasses.replace(made.job, attempt=made.job.attempt + 1))
+            for attempt in self._replica.make(batch):
+                if attempt.reason is None:
+                    self._finish(attempt)
+                elif attempt.job.attempt < ATTEMPTS:
+                    _say_retry(attempt.job, attempt.reason)
+                    waiting.insert(0, dataclasses.replace(attempt.job, attempt=attempt.job.attempt + 1))
                 else:
-                    self.on_lost(made.job, made.reason)
+                    self.on_lost(attempt.job, attempt.reason)
 
     def run(self, test: Callable[[], None]) -> None:
         """Run `test` in this thread."""
@@ -115,13 +115,13 @@ class Lockstep:
         """Do what rank 0 asks."""
         self._replica.serve()
 
-    def _finish(self, made: Made) -> None:
-        assert made.frames is not None
+    def _finish(self, attempt: Attempt) -> None:
+        assert attempt.frames is not None
         try:
-            content = self._pack(made.frames)
-            self.on_result(Result(job=made.job, content=content, seconds=made.seconds, spans=made.spans))
+            content = self._pack(attempt.frames)
+            self.on_result(FinishedSample(job=attempt.job, content=content, seconds=attempt.seconds, spans=attempt.spans))
         except Exception as error:
-            self._watch.fail(error, stage="respond", sample=made.job.sample)
+            self._watch.fail(error, stage="respond", sample=attempt.job.sample)
 
 
 class Pull:
@@ -168,27 +168,27 @@ class Pull:
             return
         with ThreadPoolExecutor(1) as hands:
             while (jobs := self._work.take(self._batch)) is not None:
-                for made in self._replica.make(jobs):
+                for attempt in self._replica.make(jobs):
                     self._in_hand.acquire()
-                    hands.submit(self._or_fail, self._hand_over, made)
+                    hands.submit(self._or_fail, self._hand_over, attempt)
         self._replica.stop()
 
-    def _hand_over(self, made: Made) -> None:
+    def _hand_over(self, attempt: Attempt) -> None:
         try:
-            if made.frames is None:
-                assert made.reason is not None
-                lost = Lost(ticket=made.job.ticket, replica=self._mesh.replica, reason=made.reason)
+            if attempt.frames is None:
+                assert attempt.reason is not None
+                lost = Lost(ticket=attempt.job.ticket, replica=self._mesh.replica, reason=attempt.reason)
                 if self._mesh.rank:
                     self._work.report(lost)
                 else:
                     self._lost(lost)
                 return
-            content = self._pack(made.frames)
+            content = self._pack(attempt.frames)
             if not self._mesh.rank:
-                self._finished(made.job.ticket, content, made.seconds, made.spans)
+                self._finished(attempt.job.ticket, content, attempt.seconds, attempt.spans)
                 return
             size = len(content) if isinstance(content, bytes) else content.nbytes
-            done = Done(ticket=made.job.ticket, rank=self._mesh.rank, size=size, seconds=made.seconds, spans=made.spans)
+            done = Done(ticket=attempt.job.ticket, rank=self._mesh.rank, size=size, seconds=attempt.seconds, spans=attempt.spans)
             if self._shares_host:
                 with transport.memory(content) as descriptor:
                     key = self._work.report(dataclasses.replace(done, process=os.getpid(), descriptor=descriptor))
@@ -213,7 +213,7 @@ class Pull:
         job = self._jobs.pop(ticket)
         try:
             with self._one_at_a_time:
-                self.on_result(Result(job=job, content=content, seconds=seconds, spans=spans))
+                self.on_result(FinishedSample(job=job, content=content, seconds=seconds, spans=spans))
         except Exception as error:
             self._watch.fail(error, stage="respond", sample=job.sample)
 

@@ -19,7 +19,7 @@ SPARSE = 8  # every eighth row and column tells a picture from a flat one, at a 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class Attempt:
     """What became of a job: `frames`, uint8 [frames, height, width, 3], or the reason why there are none."""
 
     job: Job
@@ -70,7 +70,7 @@ class Replica:
         self.pipeline = pipeline
         self._watch = watch
 
-    def make(self, jobs: Sequence[Job]) -> list[Made]:
+    def make(self, jobs: Sequence[Job]) -> list[Attempt]:
         """On the replica's first rank: make the videos of `jobs` as one batch. A failure is a reason, not an exception."""
         self.pipeline.mesh.send_to_replica(encode(list(jobs)))
         start = time.perf_counter()
@@ -78,7 +78,7 @@ class Replica:
         seconds = (time.perf_counter() - start) / len(jobs)
         spans = {stage: value / len(jobs) for stage, value in self.pipeline.spans.take().items()}
         return [
-            Made(job=job, frames=None if reason else frames[number], reason=reason, seconds=seconds, spans=spans)
+            Attempt(job=job, frames=None if reason else frames[number], reason=reason, seconds=seconds, spans=spans)
             for number, (job, reason) in enumerate(zip(jobs, reasons, strict=True))
         ]
 

@@ -49,10 +49,10 @@ class Note:
         return stage, sample
 
 
-def place(sign: dict[str, Any]) -> str:
-    """Rank, host, stage and sample of a sign of life, for people."""
-    sample = f"sample {sign['sample']}" if sign.get("sample") else "no sample"
-    return f"rank {sign.get('rank')} on {sign.get('host')}, stage {sign.get('stage')}, {sample}"
+def whereabouts(heartbeat: dict[str, Any]) -> str:
+    """Say in words the rank, host, stage and sample of a heartbeat."""
+    sample = f"sample {heartbeat['sample']}" if heartbeat.get("sample") else "no sample"
+    return f"rank {heartbeat.get('rank')} on {heartbeat.get('host')}, stage {heartbeat.get('stage')}, {sample}"
 
 
 def is_alive(process: int, parent: int) -> bool:

@@ -1,4 +1,4 @@
-"""No rank waits for ever: every rank shows signs of life in the job's store and looks at the others'.
+"""No rank waits forever: every rank writes heartbeats to the job's store and reads the others'.
 
 Whoever first sees that a rank died, stopped or fails on its own claims the end of the job and prints the one message; every other
 rank sees the claim and leaves without a word. A stopped process of the same host is killed. The watch works from threads,
@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from wan_mlperf import process, ranks
 from wan_mlperf.errors import BadInput, Failed
 from wan_mlperf.recipe import Faults
-from wan_mlperf.replicas.status import Note, is_alive, place
+from wan_mlperf.replicas.status import Note, is_alive, whereabouts
 from wan_mlperf.replicas.store import connect
 from wan_mlperf.spans import Spans
 
@@ -51,7 +51,7 @@ class Watch:
         self._active = ranks.under_torchrun()
         self._closed = threading.Event()
         self._leaving = threading.Lock()
-        self._signs = 0
+        self._beats = 0
         self._peers: dict[int, dict[str, Any]] = {}
         self._notes: dict[int, Note] = {}
         self._seen: dict[int, tuple[bytes, float]] = {}
@@ -78,7 +78,7 @@ class Watch:
             self.fail(error)
         self._closed.set()
         if self._active:
-            self._store.set(f"sign/{self._rank}", json.dumps({"done": True}))
+            self._store.set(f"heartbeat/{self._rank}", json.dumps({"done": True}))
             signal.set_wakeup_fd(-1)
             for number, handler in zip(STOPS, self._handlers, strict=True):
                 signal.signal(number, handler)
@@ -106,7 +106,7 @@ class Watch:
     @property
     def where(self) -> str:
         """Rank, host, stage and sample, for people."""
-        return place(self._sign())
+        return whereabouts(self._heartbeat())
 
     @staticmethod
     def is_collective(error: BaseException) -> bool:
@@ -133,8 +133,8 @@ class Watch:
         line = "".join(f" (at {os.path.basename(one.filename)}:{one.lineno})" for one in last)
         if os.environ.get("WAN_MLPERF_TRACEBACK"):
             traceback.print_exception(error)
-        sign = self._sign()
-        here = place(sign if stage is None else {**sign, "stage": stage, "sample": str(sample)})
+        heartbeat = self._heartbeat()
+        here = whereabouts(heartbeat if stage is None else {**heartbeat, "stage": stage, "sample": str(sample)})
         self.end(f"failed: {here}: {type(error).__name__}: {process.one_line(error)[:500]}{line}", process.FAILED)
 
     def end(self, line: str, code: int, victim: int | None = None) -> NoReturn:
@@ -180,7 +180,7 @@ class Watch:
         if peer and peer["node"] == self._node and is_alive(peer["process"], self._parent):
             os.kill(peer["process"], signal.SIGKILL)
 
-    def _sign(self) -> dict[str, Any]:
+    def _heartbeat(self) -> dict[str, Any]:
         return {
             "rank": self._rank,
             "host": self._host,
@@ -189,20 +189,20 @@ class Watch:
             "stage": self._note.stage,
             "sample": self._note.sample,
             "note": self._note.descriptor,
-            "number": self._signs,
+            "number": self._beats,
         }
 
     def _where_was(self, rank: int) -> str:
-        """Where another rank was last: from its memory if it is on this host, else from its last sign of life."""
+        """Where another rank was last: from its memory if it is on this host, else from its last heartbeat."""
         note = self._notes.get(rank)
-        return place({**self._peers[rank], **({"stage": note.stage, "sample": note.sample} if note else {})})
+        return whereabouts({**self._peers[rank], **({"stage": note.stage, "sample": note.sample} if note else {})})
 
     def _show(self) -> None:
-        self._signs += 1
-        self._store.set(f"sign/{self._rank}", json.dumps(self._sign()))
+        self._beats += 1
+        self._store.set(f"heartbeat/{self._rank}", json.dumps(self._heartbeat()))
 
     def _look_around(self) -> None:
-        """Thread: show signs of life, and look for those of the others."""
+        """Thread: write heartbeats and read those of the others."""
         last = time.monotonic()
         while not self._closed.wait(self._tick_s):
             now = time.monotonic()
@@ -212,7 +212,7 @@ class Watch:
             try:
                 self._end_if_claimed()
                 self._show()
-                self._read_signs(now)
+                self._read_heartbeats(now)
             except Exception as error:
                 if not self._closed.is_set():
                     address = ":".join(map(str, ranks.master() or ("?",)))
@@ -221,9 +221,9 @@ class Watch:
                     self._leave(line, process.FAILED, say=True)
             self._ticked = time.monotonic()
 
-    def _read_signs(self, now: float) -> None:
+    def _read_heartbeats(self, now: float) -> None:
         for rank in range(self._world):
-            key = f"sign/{rank}"
+            key = f"heartbeat/{rank}"
             if rank == self._rank or (rank not in self._seen and not self._store.check([key])):
                 continue
             value = self._store.get(key)
@@ -234,7 +234,7 @@ class Watch:
                 if rank not in self._notes and self._peers[rank].get("node") == self._node:
                     self._notes[rank] = Note(self._peers[rank]["process"], self._peers[rank]["note"])
             elif now - since > self._faults.dead_s and "done" not in self._peers[rank]:
-                silence = f"no sign of life for {now - since:.0f} s (dead, stopped or cut off)"
+                silence = f"no heartbeat for {now - since:.0f} s (dead, stopped or cut off)"
                 self._kill(rank)
                 self.end(f"failed: {self._where_was(rank)}: {silence}", process.FAILED, victim=rank)
 
@@ -284,8 +284,8 @@ class Watch:
         for rank, peer in list(self._peers.items()):
             if "done" in peer or peer["node"] != self._node or is_alive(peer["process"], self._parent):
                 continue
-            sign = json.loads(self._store.get(f"sign/{rank}"))
-            if "done" in sign or unless():
+            heartbeat = json.loads(self._store.get(f"heartbeat/{rank}"))
+            if "done" in heartbeat or unless():
                 continue
             self._end_if_claimed()
             self.end(f"failed: {self._where_was(rank)}: the process died (killed, or out of memory)", process.FAILED)

@@ -23,7 +23,7 @@ from wan_mlperf.files import atomic_write
 from wan_mlperf.submit import documents, system_description
 from wan_mlperf.submit.campaign import Campaign, Stage, State
 
-SOURCE = Path(__file__).resolve().parent.parent
+SOURCE = Path(__file__).resolve().parents[2]
 LOGS = ("mlperf_log_summary.txt", "mlperf_log_detail.txt")
 ACCURACY_LOG = "mlperf_log_accuracy.json"
 KEPT = 4096  # bytes of the accuracy log's start and end that are submitted; the checker takes 10 KiB in all

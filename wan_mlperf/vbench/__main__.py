@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     if not folder.is_dir():
         raise BadInput(f"{options.folder!r} is not a folder; allowed: an accuracy run's folder, such as outputs/latest")
     environment = None if options.parse_only else ready(options.dimensions)
-    prompts = vbench_videos.benchmark_prompts(environment.full_info if environment else full_info())
+    prompts = vbench_videos.dimensions_by_prompt(environment.full_info if environment else full_info())
     run = vbench_videos.read_run(folder)
     progress = cli.Progress("videos checked", len(run))
     videos = vbench_videos.sort_out(folder, run, prompts, checked=progress.advance)

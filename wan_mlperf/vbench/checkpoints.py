@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class VBenchCheckpoint:
     """What a dimension needs: `path` under the checkpoint folder, a file or a folder that holds `inside`."""
 
     path: str
@@ -26,42 +26,42 @@ class Checkpoint:
 # The paths and addresses are those of VBench 0.1.5 in local mode, as MLCommons' reference runs it; the last one is what
 # Tag2Text opens by name. The first one is code: VBench runs its hubconf.py.
 CHECKPOINTS = (
-    Checkpoint(
+    VBenchCheckpoint(
         path="dino_model/facebookresearch_dino_main",
         address="https://github.com/facebookresearch/dino",
         dimensions=("subject_consistency",),
         inside=("hubconf.py",),
         how="git clone",
     ),
-    Checkpoint(
+    VBenchCheckpoint(
         path="dino_model/dino_vitbase16_pretrain.pth",
         address="https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
         dimensions=("subject_consistency",),
     ),
-    Checkpoint(
+    VBenchCheckpoint(
         path="clip_model/ViT-B-32.pt",
         address="https://openaipublic.azureedge.net/clip/models/"
         "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
         dimensions=("background_consistency", "appearance_style"),
         sha256="40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
     ),
-    Checkpoint(
+    VBenchCheckpoint(
         path="amt_model/amt-s.pth",
         address="https://huggingface.co/lalala125/AMT/resolve/main/amt-s.pth",
         dimensions=("motion_smoothness",),
     ),
-    Checkpoint(
+    VBenchCheckpoint(
         path="raft_model/models/raft-things.pth",
         address="https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip",
         dimensions=("dynamic_degree",),
         how="unpack in raft_model",
     ),
-    Checkpoint(
+    VBenchCheckpoint(
         path="caption_model/tag2text_swin_14m.pth",
         address="https://huggingface.co/spaces/xinyu1205/recognize-anything/resolve/main/tag2text_swin_14m.pth",
         dimensions=("scene",),
     ),
-    Checkpoint(
+    VBenchCheckpoint(
         path="bert-base-uncased",
         address="https://huggingface.co/google-bert/bert-base-uncased",
         dimensions=("scene",),
@@ -76,13 +76,13 @@ def checkpoint_folder() -> Path:
     return Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench").absolute()
 
 
-def needed(dimensions: Iterable[str]) -> list[Checkpoint]:
+def needed(dimensions: Iterable[str]) -> list[VBenchCheckpoint]:
     """Return the checkpoints of these dimensions."""
     chosen = set(dimensions)
     return [one for one in CHECKPOINTS if chosen & set(one.dimensions)]
 
 
-def locate(checkpoint: Checkpoint) -> Path | None:
+def locate(checkpoint: VBenchCheckpoint) -> Path | None:
     """Return where a checkpoint is, or None. BERT is also taken from the Hugging Face cache, where VBench would leave it."""
     places = [checkpoint_folder() / checkpoint.path]
     if checkpoint.path == "bert-base-uncased":

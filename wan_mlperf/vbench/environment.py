@@ -23,7 +23,7 @@ from wan_mlperf.files import atomic_write, cache_folder, writable_folder
 from wan_mlperf.workload import DIMENSIONS
 
 HERE = Path(__file__).resolve().parent
-WORKER = HERE / "vbench_worker.py"
+WORKER = HERE / "worker.py"
 REQUIREMENTS = HERE / "requirements.txt"
 MARK = "ready.json"  # written last: a folder without it is not an environment
 

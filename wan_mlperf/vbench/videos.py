@@ -60,7 +60,7 @@ class Videos:
         return {name: self.sha256[name] for name, video in self.scored.items() if dimension in prompts[video.prompt]}
 
 
-def benchmark_prompts(full_info: Path) -> dict[str, tuple[str, ...]]:
+def dimensions_by_prompt(full_info: Path) -> dict[str, tuple[str, ...]]:
     """Return each prompt of the six dimensions with the dimensions that it counts for, from VBench_full_info.json."""
     found: dict[str, tuple[str, ...]] = {}
     for entry in json.loads(full_info.read_text(encoding="utf-8")):

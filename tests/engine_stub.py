@@ -1,7 +1,7 @@
-"""One LoadGen test on a stand-in for the engine, in a process of its own: LoadGen reads its mlperf.conf once per process.
+"""Real LoadGen around a stub of the engine, in a separate process, because LoadGen reads its mlperf.conf once per process.
 
-Run as `python -m tests.loadgen_stub FOLDER SCENARIO MODE SECONDS [audit] [cache]`; leaves LoadGen's own logs in FOLDER. With
-`cache` the stand-in answers a sample that it has seen without any work: what TEST04 is there to find.
+Run as `python -m tests.engine_stub FOLDER SCENARIO MODE SECONDS [audit] [cache]`; leaves LoadGen's own logs in FOLDER. With
+`cache` the stub answers a sample that it has seen before without any work, which is what TEST04 must find.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ USER_CONF = "".join(
 def make_logs(folder: Path, scenario: str, mode: str, *, seconds: float = 0.0, audit: bool = False, cache: bool = False) -> None:
     """Run LoadGen in a process of its own; `seconds` is what each sample takes."""
     words = [*(["audit"] if audit else []), *(["cache"] if cache else [])]
-    command = [sys.executable, "-m", "tests.loadgen_stub", str(folder), scenario, mode, str(seconds), *words]
+    command = [sys.executable, "-m", "tests.engine_stub", str(folder), scenario, mode, str(seconds), *words]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
 
 
