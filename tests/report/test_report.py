@@ -12,10 +12,10 @@ import pytest
 from sut.prompts import benchmark_prompts
 from tests.run_folders import RECIPE, result, rewrite, videos
 from wan_mlperf.errors import BadInput
+from wan_mlperf.pages.charts import MOST_DOTS, over_run
 from wan_mlperf.published import published
 from wan_mlperf.report import __main__ as report
 from wan_mlperf.report import run_folder
-from wan_mlperf.report.charts import MOST_DOTS, over_run
 from wan_mlperf.vbench.score import FLOOR
 
 

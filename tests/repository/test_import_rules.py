@@ -21,7 +21,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("wan_mlperf/kernels/",),
     ("wan_mlperf/checkpoint.py", "wan_mlperf/step_plan.py", "wan_mlperf/video.py", "wan_mlperf/spans.py"),
     ("wan_mlperf/recipe/", "wan_mlperf/workload.py"),
-    (*(f"wan_mlperf/{name}.py" for name in ("cli", "errors", "files", "identity", "process", "ranks")), "wan_mlperf/published/"),
+    (
+        *(f"wan_mlperf/{name}.py" for name in ("cli", "errors", "files", "identity", "process", "ranks")),
+        "wan_mlperf/published/",
+        "wan_mlperf/pages/",
+    ),
 )
 # Rooms do not know each other, but for these.
 NEIGHBOURS = {

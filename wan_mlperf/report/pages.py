@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v3 as imageio
-import jinja2
 import numpy as np
 
+from wan_mlperf.pages import charts, template
+from wan_mlperf.pages.charts import NONE
 from wan_mlperf.published import Published, published
-from wan_mlperf.report import charts
-from wan_mlperf.report.charts import NONE
 from wan_mlperf.video import read_mp4
 
+HERE = Path(__file__).parent
 VIDEOS, FRAMES = 4, 4  # in a contact sheet
 STAGES = {
     "text_encode": "text encoder",
@@ -36,7 +36,7 @@ def render(run: Mapping[str, Any]) -> str:
     p90 = run.get("latency_p90_s") or None  # a run that was stopped has a 0
     marks = {"90th percentile": p90, "early-stopping estimate": run.get("latency_early_stopping_s")}
     stages = {STAGES.get(name, name): value for name, value in run.get("spans", {}).items()}
-    return _template("run.html").render(
+    return template(HERE, "run.html").render(
         run=run,
         title=_title(run),
         made=_date(run["folder"].name),
@@ -58,7 +58,7 @@ def render_comparison(first: Mapping[str, Any], second: Mapping[str, Any]) -> st
     pair = (first, second)
     times = [list(run.get("sample_seconds") or []) for run in pair]
     stages = [(label, *(run.get("spans", {}).get(name) for run in pair)) for name, label in STAGES.items()]
-    return _template("compare.html").render(
+    return template(HERE, "compare.html").render(
         runs=pair,
         title="Two runs compared",
         names=[run["folder"].name for run in pair],
@@ -71,14 +71,6 @@ def render_comparison(first: Mapping[str, Any], second: Mapping[str, Any]) -> st
         recipe=_differences(_flat(first["settings"]), _flat(second["settings"])),
         environment=_differences(_environment(first), _environment(second)),
     )
-
-
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.filters["seconds"] = charts.seconds
-    return environment.get_template(name)
 
 
 def _title(run: Mapping[str, Any]) -> str:
