@@ -91,19 +91,6 @@ def make_settings(scenario: Scenario, mode: Mode, user_conf: Path, samples: int)
     return settings
 
 
-def expected_queries(settings: Any, scenario: Scenario, mode: Mode, samples: int, audit: Path | None = None) -> int:
-    """How many samples the test will ask for at least, for a progress bar. LoadGen reads the `audit` file itself, later."""
-    if mode == "accuracy":
-        return samples
-    least = settings.min_query_count
-    if audit is not None:
-        least = int(check_user_conf(audit).get(f"{SCENARIOS[scenario]}.min_query_count", least))
-    if scenario == "offline":
-        duration_s = settings.min_duration_ms / 1e3
-        return max(least, int(settings.offline_expected_qps * 1.1 * duration_s))
-    return max(1, least)
-
-
 def run(
     settings: Any,
     *,

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sut import loadgen, machine
+from sut import loadgen, machine, pace
 from sut.prompts import SHA256, digest
 from wan_mlperf import pipeline as pipelines
 from wan_mlperf.doctor.checks import verdict
@@ -121,7 +121,7 @@ def write_result(
     elif mode == "performance":
         result["samples_per_second"] = detail.get("result_samples_per_second")
     if not valid:
-        result["invalid_reason"] = stopped or detail.get("result_invalid_reason")
+        result["invalid_reason"] = stopped or pace.explain(detail) or detail.get("result_invalid_reason")
     atomic_write(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sut import compliance, loadgen, run_record
-from sut.system import SystemUnderTest, packer
+from sut import accuracy_log, compliance, loadgen, pace, run_record
+from sut.system import Accuracy, SystemUnderTest
+from sut.video_writer import VideoWriter
 from wan_mlperf import cli, process
 from wan_mlperf.pipeline import Pipeline
 from wan_mlperf.preflight import Setup
@@ -25,7 +26,8 @@ COLLECTIVE_S = 24 * 3600.0  # how long a collective may wait: finding a rank tha
 class Test:
     """What LoadGen is to ask. `audit` and `reference`: MLCommons' audit file, and the performance run it is compared with.
 
-    `started` is the process's start on time.perf_counter's clock.
+    `keep_accuracy_log`: LoadGen's whole accuracy log stays after the run. `started` is the process's start on
+    time.perf_counter's clock.
     """
 
     scenario: loadgen.Scenario
@@ -35,6 +37,7 @@ class Test:
     outputs: Path
     audit: Path | None
     reference: Any
+    keep_accuracy_log: bool
     started: float
 
 
@@ -45,30 +48,53 @@ def run(test: Test, setup: Setup, watch: Watch, *, on_finished: Callable[[Path],
     """
     engine = Pipeline.load(setup, timeout_s=COLLECTIVE_S)
     watch.follow(engine.spans)
-    engine.warm_up(setup.recipe.warmup_queries)
-    dispatcher = dispatch.start(engine, watch, pack=packer(test.mode, setup.workload.fps))
+    rate = _warm_up(test, engine)
+    dispatcher = dispatch.start(engine, watch, pack=lambda frames: frames)
     if engine.mesh.rank:
         dispatcher.serve()
         code = process.DONE
     else:
-        code = _Session(test, engine, watch, dispatcher).run(on_finished)
+        code = _Session(test, engine, watch, dispatcher, rate).run(on_finished)
     engine.mesh.close()
     return code
+
+
+def _warm_up(test: Test, engine: Pipeline) -> pace.Rate | None:
+    """Warm up; return how fast the system will be at least, if Offline's target has to be set from that."""
+    queries, batch = engine.recipe.warmup_queries, engine.recipe.offline.batch
+    if not pace.matters(test.settings, test.scenario, test.mode):
+        engine.warm_up(queries, batch=batch)
+        return None
+    if queries and test.audit is None and not pace.is_stated(engine.recipe.user_conf_path):
+        queries = max(2, queries)  # the first one compiles, so it says nothing about the rate
+    seconds = engine.warm_up(queries, batch=batch)
+    if engine.mesh.rank:
+        return None
+    if test.reference is not None:
+        reached = compliance.read_score(test.reference).value
+        return pace.Rate(per_second=reached, source=f"the performance run {test.reference.name}") if reached else None
+    return pace.Rate(per_second=engine.mesh.shape.replicas / seconds, source="the last warm-up") if seconds else None
 
 
 class _Session:
     """Rank 0's part: the run folder, LoadGen, the result."""
 
-    def __init__(self, test: Test, engine: Pipeline, watch: Watch, dispatcher: Dispatcher) -> None:
+    def __init__(self, test: Test, engine: Pipeline, watch: Watch, dispatcher: Dispatcher, rate: pace.Rate | None) -> None:
         self._test, self._engine, self._watch, self._dispatcher = test, engine, watch, dispatcher
         self._start_s = time.perf_counter() - test.started
         self._folder = self._make_folder()
-        total = loadgen.expected_queries(test.settings, test.scenario, test.mode, len(test.prompts), test.audit)
+        if rate is not None:
+            print(pace.aim(test.settings, self._folder / "user.conf", rate), flush=True)
+        total = pace.expected_queries(test.settings, test.scenario, test.mode, len(test.prompts), audit=test.audit)
         self._progress = cli.Progress(f"{test.scenario} {test.mode}", total)
+        self._accuracy: Accuracy | None = None
+        if test.mode == "accuracy":
+            videos = VideoWriter(self._folder / "videos", engine.workload, on_failure=watch.fail)
+            self._accuracy = Accuracy(videos=videos, backlog=accuracy_log.Backlog(self._folder))
         self._system = SystemUnderTest(
             dispatcher,
             test.prompts,
-            videos=self._folder / "videos" if test.mode == "accuracy" else None,
+            accuracy=self._accuracy,
             on_sample=self._progress.advance,
             on_lost=self._on_lost,
             on_failure=watch.fail,
@@ -80,6 +106,9 @@ class _Session:
         self._watch.on_end = self._on_end
         self._dispatcher.run(self._ask)
         self._progress.close()
+        if self._accuracy is not None:
+            self._accuracy.videos.close()
+            accuracy_log.seal(folder, keep=test.keep_accuracy_log)
         verdict = compliance.verify(folder, test.reference) if test.reference else None
         result = self._write_result(verdict=verdict)
         self._watch.on_end = lambda _reason: None

@@ -6,23 +6,32 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sut import response
-from wan_mlperf.files import atomic_write
+from sut.accuracy_log import Backlog
+from sut.video_writer import VideoWriter
 from wan_mlperf.replicas.dispatch import Dispatcher, FinishedSample
 from wan_mlperf.replicas.messages import Job
-from wan_mlperf.video import to_mp4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Where the frames of an accuracy run go besides LoadGen, and what LoadGen still has to write of them."""
+
+    videos: VideoWriter
+    backlog: Backlog
 
 
 class SystemUnderTest:
-    """Answers LoadGen's queries on rank 0.
+    """Answers LoadGen's queries on rank 0: the frames, uncompressed, in performance and in accuracy mode alike.
 
-    In performance mode the response is the frames; in accuracy mode the MP4 that is also kept in `videos` for VBench.
-    `on_lost` is told of a sample that failed for good: LoadGen never gets a response for it, so the test cannot end by itself.
+    `accuracy` is what an accuracy run needs besides: `videos` get the same frames, and `backlog` keeps LoadGen's log from
+    falling behind. `on_lost` is told of a sample that failed for good: LoadGen never gets a response for it, so the test cannot
+    end by itself.
     """
 
     def __init__(
@@ -30,7 +39,7 @@ class SystemUnderTest:
         dispatcher: Dispatcher,
         prompts: Sequence[str],
         *,
-        videos: Path | None,
+        accuracy: Accuracy | None,
         on_sample: Callable[[], None],
         on_lost: Callable[[Job, str], None],
         on_failure: Callable[[BaseException], None],
@@ -39,7 +48,7 @@ class SystemUnderTest:
         dispatcher.on_lost = on_lost
         self._dispatcher = dispatcher
         self._prompts = prompts
-        self._videos = videos
+        self._accuracy = accuracy
         self._on_sample = on_sample
         self._on_failure = on_failure
         self._ids: dict[int, int] = {}  # ticket -> LoadGen's id of the sample, while there is no response
@@ -70,17 +79,17 @@ class SystemUnderTest:
             return {stage: float(np.mean(values)) for stage, values in self._spans.items()}
 
     def _answer(self, result: FinishedSample) -> None:
-        if self._videos is not None:
-            atomic_write(self._videos / f"{result.job.sample}.mp4", bytes(result.content))
+        frames = result.content
+        assert isinstance(frames, np.ndarray)
+        if self._accuracy is not None:
+            self._accuracy.backlog.wait()
         respond = time.perf_counter()
-        response.complete(self._ids.pop(result.job.ticket), result.content)
+        response.complete(self._ids.pop(result.job.ticket), frames)
         with self._lock:
             self.generate_s.append(result.seconds)
             for stage, seconds in {**result.spans, "respond": time.perf_counter() - respond}.items():
                 self._spans[stage].append(seconds)
+        if self._accuracy is not None:
+            self._accuracy.backlog.add(frames.nbytes)
+            self._accuracy.videos.add(result.job.sample, frames)
         self._on_sample()
-
-
-def packer(mode: str, fps: int) -> Callable[[np.ndarray], np.ndarray | bytes]:
-    """What a sample's frames become where they were made: themselves, or in accuracy mode an MP4."""
-    return (lambda frames: to_mp4(frames, fps)) if mode == "accuracy" else (lambda frames: frames)

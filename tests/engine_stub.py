@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.conftest import ROOT
 
 SAMPLES = 248
+FRAMES = np.full(64, 7, np.uint8)
 USER_CONF = "".join(
     f"*.{scenario}.min_query_count = 64\n*.{scenario}.min_duration = 0\n*.{scenario}.target_qps = 1\n"
     for scenario in ("SingleStream", "Offline")
@@ -43,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
             if not ("cache" in arguments and sample.index in seen):
                 time.sleep(seconds)
             seen.add(sample.index)
-            response.complete(sample.id, b"\x07" * 64)
+            response.complete(sample.id, FRAMES)
 
     audit = compliance.AUDIT if "audit" in arguments else None
     loadgen.run(settings, folder=folder, samples=SAMPLES, issue=issue, flush=lambda: None, audit=audit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,12 +121,21 @@ class Pipeline:
         generator = torch.Generator().manual_seed(self.workload.seed if seed is None else seed)
         return torch.randn((1, *shape), generator=generator)
 
-    def warm_up(self, queries: int) -> None:
-        """Run whole queries outside the timing, so that every kernel, both experts and the decoder have run once."""
-        for _ in range(queries):
-            for _ in self.stream("warm-up"):
-                pass
+    def warm_up(self, queries: int, *, batch: int = 1) -> float | None:
+        """Run whole queries outside the timing, so that every kernel, both experts and the decoder have run once.
+
+        With `batch` above 1 as many queries of that many samples, too: another shape. Returns the seconds per sample of the
+        last one, None for no query. Every rank calls it.
+        """
+        seconds = None
+        for size in dict.fromkeys((1, batch)):
+            for _ in range(queries):
+                start = time.perf_counter()
+                for _ in self.stream_batch(["warm-up"] * size):
+                    pass
+                seconds = (time.perf_counter() - start) / size
         self.spans.take()
+        return seconds
 
 
 def load(setup: Setup, timeout_s: float) -> Pipeline:

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the benchmark and return the exit code: 0 VALID, 1 INVALID."""
     started = time.perf_counter()
     options = parse(arguments)
-    from sut import compliance, loadgen, prompts, run_record, session
+    from sut import accuracy_log, compliance, loadgen, prompts, run_record, session
     from wan_mlperf import preflight
     from wan_mlperf.files import writable_folder
     from wan_mlperf.parallel.launch import launch
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
         return explain(recipe)
     outputs = writable_folder(Path(options.outputs), what="output folder")
     samples = prompts.prompt_set(options.prompts)
+    if options.mode == "accuracy" and ranks.is_first():
+        accuracy_log.check_space(outputs, recipe.effective_workload, len(samples))
     settings = loadgen.make_settings(options.scenario, options.mode, recipe.user_conf_path, len(samples))
     reference = None
     if options.test04:
@@ -58,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         outputs=outputs,
         audit=compliance.AUDIT if options.test04 else None,
         reference=reference,
+        keep_accuracy_log=options.keep_accuracy_log,
         started=started,
     )
     with Watch(recipe.faults) as watch:
@@ -74,12 +77,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--outputs", default="outputs", metavar="FOLDER", help="where the run folder is made")
     parser.add_argument("--test04", action="store_true", help="MLCommons' audit: is anything cached? After a performance run")
     parser.add_argument("--reference", metavar="FOLDER", help="with --test04: the performance run (default: the newest)")
+    parser.add_argument(
+        "--keep-accuracy-log", action="store_true", help="keep LoadGen's whole accuracy log (111 GB), not its ends"
+    )
     parser.add_argument("--explain", action="store_true", help="print the step plan and stop; reads no weights")
     options = parser.parse_args(arguments)
     if options.test04 and options.mode != "performance":
         raise BadInput(f"--test04 with --mode {options.mode!r}; allowed: --mode performance, the default")
     if options.reference is not None and not options.test04:
         raise BadInput(f"--reference {options.reference!r} has no effect; allowed: only together with --test04")
+    if options.keep_accuracy_log and options.mode != "accuracy":
+        raise BadInput("--keep-accuracy-log has no effect; allowed: only together with --mode accuracy")
     return options
 
 

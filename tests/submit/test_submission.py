@@ -207,15 +207,6 @@ def test_the_source_must_be_the_commit_that_made_the_results(copy: tuple[Path, P
         pack(source, campaign, tmp_path / "full")
 
 
-@pytest.mark.parametrize("size", [0, 100, 8192, 8193, 10_000_000])
-def test_truncate(tmp_path: Path, size: int) -> None:
-    whole = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    (tmp_path / "log").write_bytes(whole)
-    assert submission.truncate(tmp_path / "log", tmp_path / "kept") == hashlib.sha256(whole).hexdigest()
-    kept = (tmp_path / "kept").read_bytes()
-    assert kept == (whole if size <= 8192 else whole[:4096] + b"\n\n...\n\n" + whole[-4096:])
-
-
 def test_submit_system_fills_what_was_measured(made: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "8xGPU.json"
     words = ["system", str(made[1]), "-o", str(file)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from sut import loadgen, response
+from sut import accuracy_log, loadgen, response
 from sut.system import SystemUnderTest
 from tests.conftest import SMALL, run_module
 from wan_mlperf import Pipeline, load_recipe
 from wan_mlperf.replicas import dispatch
 from wan_mlperf.replicas.watch import Watch
-from wan_mlperf.video import read_mp4
+from wan_mlperf.video import to_mp4
 
 # The design's list, beside latency_p90_s and samples_per_second.
 FIELDS = (
@@ -72,19 +73,21 @@ def test_offline(model: Path, tmp_path: Path) -> None:
     assert isinstance(result["samples_per_second"], float) and result["samples_per_second"] > 0
 
 
-def test_accuracy_leaves_every_video(model: Path, tmp_path: Path) -> None:
+def test_accuracy_gives_frames_and_leaves_every_video(model: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a shape number {number}\n" for number in range(12)))
-    run(model, tmp_path, "--mode", "accuracy", "--prompts", str(prompts))
+    run(model, tmp_path, "--mode", "accuracy", "--prompts", str(prompts), "--keep-accuracy-log")
     folder = tmp_path / "latest"
     entries = json.loads((folder / "prompts.json").read_text())
     assert [entry["prompt"] for entry in entries] == prompts.read_text().splitlines()
-    logged = {entry["qsl_idx"]: entry["data"] for entry in json.loads((folder / "mlperf_log_accuracy.json").read_text())}
+    whole = (folder / accuracy_log.WHOLE).read_bytes()
+    assert accuracy_log.read_seal(folder) == accuracy_log.Seal(sha256=hashlib.sha256(whole).hexdigest(), bytes=len(whole))
+    assert (folder / accuracy_log.NAME).read_bytes() == whole[:4096] + b"\n\n...\n\n" + whole[-4096:]
+    logged = {entry["qsl_idx"]: entry["data"] for entry in json.loads(whole)}
     assert set(logged) == set(range(12))
     for entry in entries:
-        file = folder / entry["video"]
-        assert read_mp4(file).shape == (5, 32, 32, 3)
-        assert bytes.fromhex(logged[entry["index"]]) == file.read_bytes()  # the log holds what is judged
+        frames = np.frombuffer(bytes.fromhex(logged[entry["index"]]), np.uint8).reshape(5, 32, 32, 3)
+        assert to_mp4(frames, 8) == (folder / entry["video"]).read_bytes()  # what is judged is what was answered
 
 
 def test_the_response_is_the_frames(model: Path, tmp_path: Path) -> None:
@@ -99,7 +102,7 @@ def test_the_response_is_the_frames(model: Path, tmp_path: Path) -> None:
     def fail(*what: object) -> NoReturn:
         raise AssertionError(what)
 
-    system = SystemUnderTest(dispatcher, prompts, videos=None, on_sample=lambda: None, on_lost=fail, on_failure=fail)
+    system = SystemUnderTest(dispatcher, prompts, accuracy=None, on_sample=lambda: None, on_lost=fail, on_failure=fail)
     loadgen.run(settings, folder=tmp_path, samples=len(prompts), issue=system.issue, flush=system.flush)
     logged = {entry["qsl_idx"]: entry["data"] for entry in json.loads((tmp_path / "mlperf_log_accuracy.json").read_text())}
     for index, prompt in enumerate(prompts):
@@ -119,7 +122,7 @@ def test_an_audit_file_in_the_working_folder_is_not_read(tmp_path: Path, monkeyp
     def issue(samples: Sequence[Any]) -> None:
         for sample in samples:
             seen.append(sample.index)
-            response.complete(sample.id, b"frames")
+            response.complete(sample.id, np.zeros(6, np.uint8))
 
     folder = tmp_path / "logs"
     folder.mkdir()

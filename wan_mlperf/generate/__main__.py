@@ -107,7 +107,7 @@ def make_list(engine: Pipeline, watch: Watch, prompts: Sequence[str], videos: Vi
     if videos is not None:
         videos.lock()
         missing = videos.missing()
-    engine.warm_up(engine.recipe.warmup_queries)
+    engine.warm_up(engine.recipe.warmup_queries, batch=engine.recipe.offline.batch)
     dispatcher = dispatch.start(engine, watch, pack=lambda frames: to_mp4(frames, engine.workload.fps))
     if videos is None:
         dispatcher.serve()

@@ -67,11 +67,6 @@ def start(pipeline: Pipeline, watch: Watch, *, pack: Pack) -> Dispatcher:
 
     `pack` turns frames into what rank 0 gets; it runs on the rank that made them.
     """
-    if pipeline.recipe.offline.batch > 1:
-        for _ in range(pipeline.recipe.warmup_queries):
-            for _ in pipeline.stream_batch(["warm-up"] * pipeline.recipe.offline.batch):
-                pass
-        pipeline.spans.take()
     kind = Lockstep if pipeline.mesh.shape.replicas == 1 else Pull
     dispatcher = kind(Replica(pipeline, watch), watch, pack, batch=pipeline.recipe.offline.batch)
     pipeline.mesh.barrier()

@@ -177,16 +177,21 @@ def warn_of_vbench(campaign: Campaign) -> None:
 
 def estimate(campaign: Campaign, stage: Stage, user_confs: Mapping[str, Path]) -> float | None:
     """Seconds that a stage may take, if a finished run tells."""
-    from sut import compliance, loadgen, prompts
-    from wan_mlperf.submit.campaign import seconds_left
+    from sut import compliance, loadgen, pace, prompts
+    from wan_mlperf.submit.campaign import speed
 
-    if stage.kind == "vbench":
+    known = None if stage.kind == "vbench" else speed(campaign, stage)
+    if known is None:
         return None
-    mode = "accuracy" if stage.kind == "accuracy" else "performance"
-    count = len(prompts.benchmark_prompts())
-    settings = loadgen.make_settings(stage.scenario, mode, user_confs[stage.scenario], count)  # type: ignore[arg-type]
+    start_s, each_s = known
+    scenario: Any = stage.scenario
+    mode: Any = "accuracy" if stage.kind == "accuracy" else "performance"
+    count, conf = len(prompts.benchmark_prompts()), user_confs[stage.scenario]
+    settings = loadgen.make_settings(scenario, mode, conf, count)
+    rate = None if pace.is_stated(conf) or not each_s else pace.Rate(per_second=1 / each_s, source="a finished run")
     audit = compliance.AUDIT if stage.kind == "test04" else None
-    return seconds_left(campaign, stage, loadgen.expected_queries(settings, stage.scenario, mode, count, audit))  # type: ignore[arg-type]
+    seconds = each_s * pace.expected_queries(settings, scenario, mode, count, audit=audit, rate=rate)
+    return start_s + (seconds if mode == "accuracy" else max(seconds, settings.min_duration_ms / 1e3))
 
 
 def show(campaign: Campaign, user_confs: Mapping[str, Path]) -> None:

@@ -145,16 +145,15 @@ class Campaign:
         return State(done=False, note=note, run=accuracy.run)
 
 
-def seconds_left(campaign: Campaign, stage: Stage, samples: int) -> float | None:
-    """Estimate a stage of `samples` from a finished run of its scenario, else of the other; None if there is none yet."""
+def speed(campaign: Campaign, stage: Stage) -> tuple[float, float] | None:
+    """Return seconds of start-up and seconds per sample, from a finished run of the stage's scenario, else of the other."""
     scenarios = sorted(campaign.recipes, key=lambda scenario: scenario != stage.scenario)
     for kind in ("performance", "test04", "accuracy"):
         for scenario in scenarios:
             state = campaign.state(Stage(scenario=scenario, kind=kind))
             if state.done and state.result is not None:
                 rate = state.result.get("samples_per_second")
-                each = 1 / rate if rate else state.result["generate_mean_s"]
-                return float(state.result["start_s"] + samples * each)
+                return float(state.result["start_s"]), 1 / rate if rate else float(state.result["generate_mean_s"])
     return None
 
 

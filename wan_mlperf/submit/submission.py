@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -16,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from sut import loadgen
+from sut import accuracy_log, loadgen
 from sut.compliance import VERDICT
 from wan_mlperf.errors import BadInput, Failed
 from wan_mlperf.files import atomic_write
@@ -25,8 +24,6 @@ from wan_mlperf.submit.campaign import Campaign, Stage, State
 
 SOURCE = Path(__file__).resolve().parents[2]
 LOGS = ("mlperf_log_summary.txt", "mlperf_log_detail.txt")
-ACCURACY_LOG = "mlperf_log_accuracy.json"
-KEPT = 4096  # bytes of the accuracy log's start and end that are submitted; the checker takes 10 KiB in all
 AUDIT_VIDEOS = (130, 106, 84, 59, 12, 123, 43, 22, 238, 32)  # of round v6.1
 NO_SCORE = "no VBench score: this tree is from a dry run and is not to be submitted"
 
@@ -150,14 +147,14 @@ def _logs(run: Path, place: Path) -> None:
 def _accuracy(place: Path, run: Path, *, scored: bool) -> list[str]:
     """Write the accuracy folder: logs, the truncated accuracy log with the hash of the whole, the score, the audit videos."""
     _logs(run, place)
-    digest = truncate(run / ACCURACY_LOG, place / ACCURACY_LOG)
+    digest = accuracy_log.submitted(run, place / accuracy_log.NAME)
     hash_line = f"hash={digest}"
     lines = [NO_SCORE]
     if scored:
         lines = (run / "accuracy.txt").read_text(encoding="utf-8").splitlines()
         stated = [line for line in lines if line.startswith("hash=")]
         if stated and stated != [hash_line]:
-            raise Failed(f"{run / 'accuracy.txt'}: {stated[0]} is not that of {ACCURACY_LOG}, {digest}: score the run again")
+            raise Failed(f"{run / 'accuracy.txt'}: {stated[0]} is not that of {accuracy_log.NAME}, {digest}: score the run again")
         lines = [line for line in lines if not line.startswith("hash=")]
     _write(place / "accuracy.txt", "\n".join([*lines, hash_line]) + "\n")
     entries = {entry["index"]: entry for entry in json.loads((run / "prompts.json").read_text(encoding="utf-8"))}
@@ -171,24 +168,6 @@ def _accuracy(place: Path, run: Path, *, scored: bool) -> list[str]:
         captions.append(f"{index}  {entries[index]['prompt']}")
     _write(place / "videos" / "captions.txt", "\n".join(captions) + "\n")
     return [] if scored else [NO_SCORE]
-
-
-def truncate(log: Path, target: Path) -> str:
-    """Write the first and the last 4 KiB of a log to `target`; return the SHA-256 of the whole."""
-    digest = hashlib.sha256()
-    with log.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-        size = stream.tell()
-        stream.seek(0)
-        if size <= 2 * KEPT:
-            content = stream.read()
-        else:
-            start = stream.read(KEPT)
-            stream.seek(size - KEPT)
-            content = start + b"\n\n...\n\n" + stream.read()
-    atomic_write(target, content)
-    return digest.hexdigest()
 
 
 def _archive(source: Path, commit: str, place: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from sut import accuracy_log
 from wan_mlperf import cli, process
 from wan_mlperf.errors import BadInput, Failed, choose
 from wan_mlperf.files import atomic_write, writable_folder
@@ -217,7 +218,7 @@ def write(folder: Path, summary: Mapping[str, Any]) -> None:
     else:
         atomic_write(folder / "accuracy.txt", text)
         if summary["hash"] is None:
-            print(f"accuracy.txt has no hash line: the folder holds no {vbench_score.LOG}")
+            print(f"accuracy.txt has no hash line: the folder holds no {accuracy_log.NAME}")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from typing import Any
 
 from rich.table import Table
 
+from sut import accuracy_log
 from wan_mlperf.errors import Failed
-from wan_mlperf.vbench.checkpoints import digest, not_the_published
+from wan_mlperf.vbench.checkpoints import not_the_published
 from wan_mlperf.vbench.videos import Videos, shown
 from wan_mlperf.workload import DIMENSIONS
 
 FLOOR = 69.7752  # 99 % of the reference's 70.48
-LOG = "mlperf_log_accuracy.json"
 
 
 def read_raw(file: Path, expected: Mapping[str, str]) -> dict[str, Any] | None:
@@ -58,7 +58,6 @@ def summarise(
     complete = not (absent or videos.missing or videos.unreadable)
     score = 100 * sum(raws[dimension]["mean"] for dimension in DIMENSIONS) / len(DIMENSIONS) if complete else None
     problems = _problems(folder, videos, prompts, raws, absent)
-    log = folder / LOG
     checkpoints: dict[str, str] = {}
     for raw in raws.values():
         checkpoints.update(raw["checkpoints"])
@@ -81,7 +80,7 @@ def summarise(
         },
         "versions": next((raw["versions"] for raw in raws.values()), {}),
         "checkpoints": checkpoints,
-        "hash": digest(log) if log.is_file() else None,
+        "hash": accuracy_log.whole_sha256(folder),
     }
 
 
