@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("wan_mlperf/parallel/",),
     ("wan_mlperf/denoise.py", "wan_mlperf/experts.py", "wan_mlperf/text_encoder.py", "wan_mlperf/vae_decode.py"),
     ("wan_mlperf/kernels/",),
-    ("wan_mlperf/checkpoint.py", "wan_mlperf/step_plan.py", "wan_mlperf/video.py", "wan_mlperf/spans.py"),
+    tuple(f"wan_mlperf/{name}.py" for name in ("checkpoint", "step_plan", "division", "video", "spans")),
     ("wan_mlperf/recipe/", "wan_mlperf/workload.py"),
     (
         *(f"wan_mlperf/{name}.py" for name in ("cli", "errors", "files", "identity", "process", "ranks")),
