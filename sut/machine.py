@@ -9,21 +9,13 @@ import re
 import shutil
 from pathlib import Path
 
-from wan_mlperf import ranks
-from wan_mlperf.doctor import ecc
 
-
-def measure(outputs: Path, *, world: int = 1) -> dict[str, str]:
-    """Return the fields that this machine tells by itself; called where the benchmark runs, with `world` ranks.
-
-    `outputs` lies on its storage. Nodes and accelerators are those that took part, not those that are there. "ecc" is no field
-    of a description: the packing reads it.
-    """
+def measure(outputs: Path) -> dict[str, str]:
+    """Return the fields that this machine tells by itself; called where the benchmark runs. `outputs` lies on its storage."""
     processor = _cpuinfo()
-    per_node = ranks.local_world_size(world)
-    accelerator = _accelerators(per_node)
+    accelerator = _accelerators()
     return {
-        "number_of_nodes": str(max(1, world // max(1, per_node))),
+        "number_of_nodes": "1",
         **processor,
         "host_memory_capacity": _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         "host_storage_capacity": _gib(shutil.disk_usage(outputs).total),
@@ -31,7 +23,6 @@ def measure(outputs: Path, *, world: int = 1) -> dict[str, str]:
         "framework": _versions("torch", "xfuser", "diffusers"),
         "operating_system": f"{_os_name()}, Linux {platform.release()}",
         "other_software_stack": ", ".join([f"Python {platform.python_version()}", *_stack()]),
-        "ecc": ": ".join(ecc.state()),
     }
 
 
@@ -51,7 +42,7 @@ def _cpuinfo() -> dict[str, str]:
     return found
 
 
-def _accelerators(per_node: int) -> dict[str, str]:
+def _accelerators() -> dict[str, str]:
     import torch
 
     from wan_mlperf.kernels.device import gpu_count

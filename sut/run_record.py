@@ -102,7 +102,7 @@ def write_result(
         "host": verdict(outputs=folder.parent),
         "versions": versions(),
         "commit": commit(),
-        "system": machine.measure(folder, world=pipeline.mesh.shape.world),
+        "system": machine.measure(folder),
         "plan": [asdict(step) for step in pipeline.plan],
         "sample_seconds": [round(seconds, 6) for seconds in generate_s],
     }

@@ -29,6 +29,7 @@ from wan_mlperf.recipe import Dtype
 
 HUB_NAME = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
 HUB_REVISION = "5be7df9619b54f4e2667b2755bc6a756675b5cd7"
+SAMPLED = 1 << 16  # bytes read at both ends of each weight file: hashing 126 GB would take minutes
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 
 # part -> what it is to a person
@@ -54,6 +55,19 @@ class Checkpoint:
     def index(self) -> dict[str, Any]:
         """model_index.json."""
         return _read_json(self.folder / "model_index.json", "model_index.json")
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of its files' names, sizes and both ends of each: a folder may move, its weights count."""
+        digest = hashlib.sha256()
+        for file in sorted(one for one in self.folder.rglob("*") if one.suffix in (".json", ".safetensors", ".model")):
+            size = file.stat().st_size
+            digest.update(f"{file.relative_to(self.folder)} {size}\n".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(SAMPLED))
+                stream.seek(max(0, size - SAMPLED))
+                digest.update(stream.read(SAMPLED))
+        return digest.hexdigest()
 
     def config(self, part: str) -> dict[str, Any]:
         """A part's configuration."""

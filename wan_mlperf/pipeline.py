@@ -82,7 +82,11 @@ class Pipeline:
         on_step: OnStep | None = None,
     ) -> Iterator[np.ndarray]:
         """`stream` for several prompts at once: chunks [prompts, n, height, width, 3]. Each video has its own noise."""
-        latents = self.latents(prompts, seed=seed, negative_prompt=negative_prompt, on_step=on_step)
+        yield from self.decode(self.latents(prompts, seed=seed, negative_prompt=negative_prompt, on_step=on_step))
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> Iterator[np.ndarray]:
+        """Clean latents [prompts, channels, F, h, w] -> chunks of frames as in `stream_batch`."""
         yield from to_host(self._timed(self.decoder.decode(latents)), self.mesh.device.torch, self.spans)
 
     def _timed(self, frames: Iterator[torch.Tensor | None]) -> Iterator[torch.Tensor | None]:

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 # From the top of the house to its ground.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("wan_mlperf/run.py",),
-    tuple(f"wan_mlperf/{room}/" for room in ("bench", "generate", "report", "submit", "vbench")),
+    tuple(f"wan_mlperf/{room}/" for room in ("bench", "generate", "report", "search", "submit", "vbench")),
     ("sut/",),
     ("wan_mlperf/doctor/", "wan_mlperf/predict/", "wan_mlperf/shapes/"),
     ("wan_mlperf/replicas/",),
@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 # Rooms do not know each other, but for these.
 NEIGHBOURS = {
+    ("wan_mlperf/search/", "wan_mlperf/bench/"),
     ("wan_mlperf/submit/", "wan_mlperf/vbench/"),
 }
 # What may be imported only from certain places, whatever the floor. The longest name that covers a module decides.

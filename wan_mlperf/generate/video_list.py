@@ -26,7 +26,6 @@ MANIFEST = "manifest.json"
 # What changes no video beyond the order of additions, so that a list may go on with another number of ranks.
 NOT_IN_A_VIDEO = ("name", "folder", "mesh", "offline", "faults", "warmup_queries", "user_conf", "workload")
 LOCK_S = 10.0  # a killed run's ranks hold the folder for a moment longer
-SAMPLED = 1 << 16  # bytes read at both ends of each weight file: hashing 126 GB would take minutes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,21 +44,8 @@ def identity(recipe: Recipe, workload: Workload, checkpoint: Checkpoint) -> dict
     for name in NOT_IN_A_VIDEO:
         values.pop(name)
     values["model"].pop("checkpoint")  # a folder may move: its weights count
-    values |= {"workload": dataclasses.asdict(workload), "weights": weights(checkpoint.folder)}
+    values |= {"workload": dataclasses.asdict(workload), "weights": checkpoint.identity}
     return json.loads(json.dumps(_flat(values)))
-
-
-def weights(folder: Path) -> str:
-    """Return a hash of a checkpoint's names, sizes and both ends of each file."""
-    digest = hashlib.sha256()
-    for file in sorted(one for one in folder.rglob("*") if one.suffix in (".json", ".safetensors", ".model")):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(folder)} {size}\n".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(SAMPLED))
-            stream.seek(max(0, size - SAMPLED))
-            digest.update(stream.read(SAMPLED))
-    return digest.hexdigest()
 
 
 class VideoList:

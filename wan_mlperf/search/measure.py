@@ -1,0 +1,153 @@
+"""Run schedules on the recipe's own model for fixed prompts and seeds; what was measured is kept, and is not measured again.
+
+Every rank runs this. With several replicas each takes its share of the trials; the first rank of each keeps its results in one
+file, so that a search can be stopped at any moment and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from wan_mlperf import cli
+from wan_mlperf.files import cache_folder, writable_folder
+from wan_mlperf.parallel.mesh import send_to_all
+from wan_mlperf.pipeline import Pipeline
+from wan_mlperf.preflight import Setup, prepare
+from wan_mlperf.recipe import GemmName, Recipe
+from wan_mlperf.replicas.watch import Watch
+from wan_mlperf.search.choices import Schedule, exact
+from wan_mlperf.step_plan import Step, make_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A schedule's videos: latents in fp32 [prompts, channels, F, h, w], frames uint8 [prompts, F, height, width, 3]."""
+
+    latents: torch.Tensor
+    frames: np.ndarray | None
+
+
+class Bench:
+    """The model of a recipe, loaded once per pair of GEMM formats, on which any schedule can be run."""
+
+    def __init__(self, recipe: Recipe, prompts: Sequence[str], watch: Watch, *, kernels: Sequence[str], batch: int) -> None:
+        self._recipe, self._prompts, self._watch, self._batch = recipe, list(prompts), watch, batch
+        self._kernels = kernels
+        self._formats: tuple[GemmName, GemmName] | None = None
+        self._pipeline: Pipeline | None = None
+
+    def pipeline(self, formats: tuple[GemmName, GemmName]) -> Pipeline:
+        """The pipeline with these formats; another one is let go first, as two large models do not fit beside each other."""
+        if self._pipeline is None or self._formats != formats:
+            self._pipeline = None
+            gc.collect()
+            self._pipeline = Pipeline.load(self._setup(formats), timeout_s=24 * 3600.0)
+            self._formats = formats
+            self._watch.follow(self._pipeline.spans)
+        return self._pipeline
+
+    def _setup(self, formats: tuple[GemmName, GemmName]) -> Setup:
+        """A setup whose plan names every kernel and has a step without guidance, so that all that a schedule needs is there."""
+        steps = self._recipe.effective_workload.steps
+        names = tuple(self._kernels[index % len(self._kernels)] for index in range(max(steps, len(self._kernels))))[:steps]
+        everything = Schedule(attention=names, high_noise=formats[0], low_noise=formats[1], off=(steps - 1,))  # type: ignore[arg-type]
+        return prepare(everything.in_recipe(self._recipe))
+
+    def run(self, schedule: Schedule, *, name: str, frames: bool = False) -> Made | None:
+        """Make the videos of a schedule; a result on the replica's first rank, None elsewhere."""
+        pipeline = self.pipeline(schedule.formats())
+        pipeline.plan = self.plan(schedule)
+        self._watch.begin(name)
+        latents: list[torch.Tensor] = []
+        videos: list[np.ndarray] = []
+        for start in range(0, len(self._prompts), self._batch):
+            made = pipeline.latents(self._prompts[start : start + self._batch])
+            latents.append(made.float().cpu())
+            if frames:
+                chunks = list(pipeline.decode(made))
+                videos += [np.concatenate(chunks, axis=1)] if chunks else []
+        self._watch.idle()
+        if not pipeline.mesh.is_replica_first:
+            return None
+        return Made(latents=torch.cat(latents), frames=np.concatenate(videos) if videos else None)
+
+    def plan(self, schedule: Schedule) -> tuple[Step, ...]:
+        """A schedule's plan for this model."""
+        assert self._pipeline is not None
+        config = self._pipeline.checkpoint.config("scheduler")
+        return make_plan(schedule.in_recipe(self._recipe), self._recipe.effective_workload, config)
+
+    def close(self) -> None:
+        """Let the ranks go."""
+        if self._pipeline is not None:
+            self._pipeline.mesh.close()
+
+
+class Ledger:
+    """The squared error of each trial measured so far, per prompt: one file per replica, all of one identity read."""
+
+    def __init__(self, identity: Mapping[str, Any], *, replica: int) -> None:
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = writable_folder(cache_folder() / "search" / key, what="cache folder")
+        self._file = self.folder / f"{replica}.jsonl"
+        if replica == 0 and not (self.folder / "identity.json").exists():
+            (self.folder / "identity.json").write_text(json.dumps(identity, indent=1))
+
+    def read(self) -> dict[str, list[float]]:
+        """Trial -> squared relative error per prompt. A line that a kill cut short is left out."""
+        found: dict[str, list[float]] = {}
+        for file in sorted(self.folder.glob("*.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue
+                found[entry["trial"]] = entry["squares"]
+        return found
+
+    def add(self, trial: str, squares: Sequence[float]) -> None:
+        """Keep a result; it is on the disk when this returns."""
+        with self._file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"trial": trial, "squares": list(squares)}) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def squares(made: torch.Tensor, reference: torch.Tensor) -> list[float]:
+    """Squared relative error of each prompt's latents."""
+    difference = (made - reference).flatten(1).square().sum(1)
+    return [float(one) for one in difference / reference.flatten(1).square().sum(1)]
+
+
+def measure(bench: Bench, trials: Mapping[str, Schedule], ledger: Ledger, *, steps: int) -> None:
+    """On every rank: run the trials that the ledger lacks, this replica's share of them.
+
+    Loading is common to all ranks, so a pair of GEMM formats is done by all replicas before the next one.
+    """
+    mesh = bench.pipeline(exact(steps).formats()).mesh
+    known = json.loads(send_to_all(json.dumps(sorted(ledger.read()))))
+    missing = {name: schedule for name, schedule in trials.items() if name not in known}
+    if not missing:
+        return
+    whole = bench.run(exact(steps), name="exact")
+    progress = cli.Progress("trials", len(missing))
+    for formats in dict.fromkeys(schedule.formats() for schedule in missing.values()):
+        bench.pipeline(formats)
+        names = [name for name, schedule in missing.items() if schedule.formats() == formats]
+        for number, name in enumerate(names):
+            if number % mesh.shape.replicas == mesh.replica:
+                made = bench.run(missing[name], name=name)
+                if made is not None and whole is not None:
+                    ledger.add(name, squares(made.latents, whole.latents))
+            progress.advance()
+        bench.pipeline(formats).mesh.barrier()
+    progress.close()

@@ -1,0 +1,123 @@
+"""What a step costs: seconds on hardware that is not here, seconds of a run on the spot, or forward passes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wan_mlperf.errors import BadInput
+from wan_mlperf.predict import from_recipe, hardware, rates
+from wan_mlperf.predict.prices import Prices
+from wan_mlperf.recipe import AttentionName, GemmName, Recipe
+from wan_mlperf.search.choices import Options, Schedule, of_recipe
+from wan_mlperf.search.programme import Price
+from wan_mlperf.step_plan import Step
+
+ATTENTION: tuple[AttentionName, ...] = ("sdpa", "sage_fp8", "sage_fp4")
+GEMM: tuple[GemmName, ...] = ("bf16", "fp8", "mxfp4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pricing:
+    """`step` costs one step of a plan, `fixed` everything else of a video, both in `unit`; `source` says where they come from.
+
+    `attention` and `gemm` are the kernels and formats that have a price of their own; without any, the recipe's stay as they are.
+    """
+
+    step: Price
+    fixed: float
+    unit: str
+    source: str
+    attention: tuple[AttentionName, ...]
+    gemm: tuple[GemmName, ...]
+    prices: Prices | None = None
+
+    def total(self, plan: Sequence[Step]) -> float:
+        """What a whole video costs."""
+        return self.fixed + sum(self.step(step) for step in plan)
+
+    def band(self, plan: Sequence[Step]) -> tuple[float, float] | None:
+        """Between what the seconds should lie, if they are predicted."""
+        return self.prices.plan(plan).band if self.prices else None
+
+    def options(self, own: Schedule, *, skip: bool) -> Options:
+        """What the search may choose from, with the recipe's `own` schedule where nothing else has a price."""
+        attention = tuple(self.attention or (kernel,) for kernel in own.attention)
+        formats = tuple(itertools.product(self.gemm, self.gemm)) or (own.formats(),)
+        return Options(attention=attention, formats=formats, skip=skip)
+
+
+def on_hardware(recipe: Recipe, name: str, gpus: int) -> Pricing:
+    """Prices by the latency model, of every kernel and format that has a published rate there. Raises BadInput."""
+    gpu = hardware.find(name)
+    attention = tuple(one for one in ATTENTION if _known(lambda one=one: _rate(one, gpu)))
+    gemm = tuple(one for one in GEMM if _known(lambda one=one: rates.gemm(one, gpu)))
+    if "sdpa" not in attention:
+        raise BadInput(f"--hardware {name!r}: no published rate of bf16 attention there; allowed: hardware that has one")
+    every = Recipe(name=recipe.name, mesh=recipe.mesh, compile=recipe.compile, model=recipe.model, workload=recipe.workload)
+    prices = from_recipe.prices_of(every, gpu, gpus=gpus, kernels=from_recipe.kernels_of(attention, gpu, {}))
+    rest = prices.text_encode() + prices.decode() + prices.host()
+    return Pricing(
+        step=lambda step: prices.step(step).total,
+        fixed=rest.total,
+        unit="s",
+        source=f"predicted for {gpus} x {gpu.name}, {prices.shape}",
+        attention=attention,
+        gemm=gemm,
+        prices=prices,
+    )
+
+
+def of_run(recipe: Recipe, folder: Path, plan: Sequence[Step]) -> Pricing:
+    """Prices from a finished run's measured seconds per forward pass; its kernels and formats stay. Raises BadInput."""
+    result = _result(folder)
+    spans: Mapping[str, float] = result["spans"]
+    ran = [Step(**step) for step in result["plan"]]
+    own = of_recipe(recipe, plan)
+    if [step.attention for step in ran] != list(own.attention) or result["recipe"] != recipe.name:
+        raise BadInput(f"--seconds-from {str(folder)!r}: a run of recipe {result['recipe']!r}; allowed: one of {recipe.name!r}")
+    seconds = {}
+    for expert, span in (("high_noise", "denoise_high"), ("low_noise", "denoise_low")):
+        forwards = sum(step.forwards for step in ran if step.expert == expert)
+        seconds[expert] = spans[span] / max(1, forwards)
+    return Pricing(
+        step=lambda step: step.forwards * seconds[step.expert],
+        fixed=sum(value for name, value in spans.items() if not name.startswith("denoise")),
+        unit="s",
+        source=f"measured in {folder.name}",
+        attention=(),
+        gemm=(),
+    )
+
+
+def by_forwards() -> Pricing:
+    """One forward pass of an expert, of whatever kernels and formats, costs one: nothing else is known of this machine."""
+    return Pricing(
+        step=lambda step: step.forwards, fixed=0.0, unit="forward passes", source="forward passes", attention=(), gemm=()
+    )
+
+
+def _rate(name: str, gpu: hardware.Hardware) -> rates.Rate:
+    return rates.attention(from_recipe.kernels_of([name], gpu, {})[name], gpu)
+
+
+def _known(ask: Any) -> bool:
+    try:
+        ask()
+    except BadInput:
+        return False
+    return True
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--seconds-from {str(folder)!r}: no finished run ({error}); allowed: a run folder") from None
+    if not isinstance(result, dict) or not {"spans", "plan", "recipe"} <= result.keys():
+        raise BadInput(f"--seconds-from {str(folder)!r}: its result.json is not a run's; allowed: a run folder")
+    return result

@@ -1,0 +1,197 @@
+"""The search itself, on every rank: measure, choose, run the best, and on rank 0 write what was found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from wan_mlperf.bench.fidelity import console, prompts_of
+from wan_mlperf.files import atomic_write
+from wan_mlperf.identity import commit, versions
+from wan_mlperf.parallel.mesh import send_to_all
+from wan_mlperf.preflight import Setup
+from wan_mlperf.recipe import Recipe, to_yaml
+from wan_mlperf.replicas.watch import Watch
+from wan_mlperf.search import choices, programme, verify
+from wan_mlperf.search.choices import Errors, Options, Schedule
+from wan_mlperf.search.measure import Bench, Ledger, measure
+from wan_mlperf.search.page import write_page
+from wan_mlperf.search.prices import Pricing
+from wan_mlperf.search.programme import Point
+from wan_mlperf.step_plan import Step, make_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is asked: the least error within `cost` (of a whole video), or the least cost within `error`."""
+
+    recipe: Recipe
+    plan: tuple[Step, ...]
+    pricing: Pricing
+    cost: float | None
+    error: float | None
+    skip: bool
+    worst_edge: float
+    prompts: int
+    finalists: int
+    output: Path
+    command: str
+
+    @property
+    def division(self) -> str:
+        """The MLPerf division that the schedules belong to."""
+        return "open" if self.skip else "closed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search found. `chosen` is the answer, `own` the recipe's own schedule, `points` the front, cheapest first."""
+
+    chosen: Point
+    own: Point
+    points: list[Point]
+    outcomes: list[verify.Outcome]
+    correlation: float | None
+    band: tuple[float, float] | None
+
+
+def run(job: Job, setup: Setup, watch: Watch) -> None:
+    """On every rank. Raises BadInput where no schedule meets the goal."""
+    measured = _measured_recipe(job.recipe)
+    prompts, scenes = prompts_of(job.recipe, job.prompts)
+    own = choices.of_recipe(job.recipe, job.plan)
+    options = job.pricing.options(own, skip=job.skip)
+    trials = choices.trials(job.plan, options)
+    kernels = tuple(dict.fromkeys((choices.EXACT_ATTENTION, *(name for step in options.attention for name in step))))
+    bench = Bench(measured, prompts, watch, kernels=kernels, batch=len(prompts) if scenes else 1)
+    mesh = bench.pipeline(choices.exact(len(job.plan)).formats()).mesh
+    ledger = Ledger(_identity(measured, setup, prompts), replica=mesh.replica)
+    measure(bench, trials, ledger, steps=len(job.plan))
+    squares = {name: float(np.mean(values)) for name, values in ledger.read().items() if name in trials}
+    squares = json.loads(send_to_all(json.dumps(squares)))  # the same numbers on every rank, so the same finalists
+    errors = Errors.from_trials(job.plan, options, squares)
+    points = programme.front(job.plan, options, errors, job.pricing.step, worst_edge=job.worst_edge)
+    chosen = programme.choose(points, cost=None if job.cost is None else job.cost - job.pricing.fixed, error=job.error)
+    plan = _plan(job, own, setup)
+    own_point = Point(cost=sum(map(job.pricing.step, plan)), square=_own_square(own, job, options, errors), schedule=own)
+    finalists = {"found": chosen} | {f"front {number}": point for number, point in enumerate(_spread(points, job.finalists - 1))}
+    if own_point.square == own_point.square:  # a recipe whose own choices were measured
+        finalists["the recipe as it is"] = own_point
+    outcomes = verify.run(
+        bench,
+        {name: (one.schedule, one.cost + job.pricing.fixed, one.error) for name, one in finalists.items()},
+        scenes,
+        steps=len(job.plan),
+    )
+    if mesh.rank == 0:
+        found = Found(
+            chosen=chosen,
+            own=own_point,
+            points=points,
+            outcomes=outcomes,
+            correlation=verify.rank_correlation(outcomes),
+            band=job.pricing.band(_plan(job, chosen.schedule, setup)),
+        )
+        _write(job, found, squares)
+    bench.close()
+
+
+def _measured_recipe(recipe: Recipe) -> Recipe:
+    """The recipe that errors are measured with: in fp32 without a GPU, as bf16's own rounding would hide small errors."""
+    changes: dict[str, Any] = {"trim_text": recipe.trim_text}
+    if not torch.cuda.is_available():
+        changes["model"] = dataclasses.replace(recipe.model, dtype="float32")
+    return dataclasses.replace(recipe, **changes)
+
+
+def _identity(recipe: Recipe, setup: Setup, prompts: Sequence[str]) -> dict[str, Any]:
+    """All that decides what a trial's error is."""
+    return {
+        "model": setup.checkpoint.identity,
+        "dtype": recipe.model.dtype,
+        "trim_text": recipe.trim_text,
+        "workload": dataclasses.asdict(setup.workload),
+        "noise": recipe.model.fixed_latent,
+        "prompts": list(prompts),
+        "versions": {name: versions().get(name) for name in ("torch", "diffusers", "xfuser", "torchao")},
+    }
+
+
+def _plan(job: Job, schedule: Schedule, setup: Setup) -> tuple[Step, ...]:
+    return make_plan(schedule.in_recipe(job.recipe), setup.workload, setup.checkpoint.config("scheduler"))
+
+
+def _own_square(own: Schedule, job: Job, options: Options, errors: Errors) -> float:
+    try:
+        return errors.square(own, job.plan)
+    except KeyError:
+        return float("nan")  # it has a kernel or format without a price, so without a trial
+
+
+def _spread(points: Sequence[Point], count: int) -> list[Point]:
+    """`count` points spread evenly over the front."""
+    return (
+        [points[index] for index in sorted({round(one) for one in np.linspace(0, len(points) - 1, count)})] if count > 0 else []
+    )
+
+
+def _write(job: Job, found: Found, squares: dict[str, float]) -> None:
+    recipe = found.chosen.schedule.in_recipe(job.recipe)
+    head = [
+        f"# Found by: {job.command}",
+        f"# on {date.today().isoformat()}, commit {commit()}; division {job.division}; "
+        f"predicted error {found.chosen.error:.4f}, {found.chosen.cost + job.pricing.fixed:.4g} {job.pricing.unit} "
+        f"({job.pricing.source})",
+    ]
+    atomic_write(job.output / "recipe.yaml", "\n".join(head) + "\n" + to_yaml(recipe))
+    record = {
+        "command": job.command,
+        "commit": commit(),
+        "versions": versions(),
+        "division": job.division,
+        "prices": job.pricing.source,
+        "unit": job.pricing.unit,
+        "band": found.band,
+        "chosen": _point_json(job, found.chosen),
+        "own": _point_json(job, found.own),
+        "front": [_point_json(job, point) for point in found.points],
+        "outcomes": [one.as_json() for one in found.outcomes],
+        "spearman": found.correlation,
+        "squares": squares,
+    }
+    atomic_write(job.output / "search.json", json.dumps(record, indent=1))
+    write_page(job.output / "search.html", record, job.plan)
+    _print(job, found)
+
+
+def _point_json(job: Job, point: Point) -> dict[str, Any]:
+    return {
+        "cost": point.cost + job.pricing.fixed,
+        "error": point.error,
+        "schedule": dataclasses.asdict(point.schedule),
+    }
+
+
+def _print(job: Job, found: Found) -> None:
+    unit = job.pricing.unit
+    table = Table(title=f"{job.recipe.name}, {job.division} division, {job.pricing.source}")
+    for heading in ("", unit, "predicted error", "measured", "PSNR dB", "SSIM"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for one in found.outcomes:
+        figures = (f"{one.cost:.4g}", f"{one.predicted:.4f}", f"{one.measured:.4f}", f"{one.psnr:.1f}", f"{one.ssim:.4f}")
+        table.add_row(one.name, *figures)
+    console().print(table)
+    if found.correlation is not None:
+        print(f"rank correlation of predicted and measured errors (Spearman): {found.correlation:.2f}")
+    if found.band is not None:
+        print(f"found: between {found.band[0]:.1f} and {found.band[1]:.1f} s, by the prediction's band")
+    print(f"recipe: {job.output / 'recipe.yaml'}; all that was found: {job.output / 'search.html'}")
