@@ -6,13 +6,12 @@ could not hold them: fifty uncompressed videos are 11 GB, twice that as LoadGen 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sut import loadgen
+from sut import result as results
+from sut.result import FILE, Compliance
 from wan_mlperf.errors import BadInput
 from wan_mlperf.files import atomic_write
 from wan_mlperf.recipe import CONFIGS
@@ -62,20 +61,20 @@ def compare(reference: Score, test: Score) -> str:
     return "TEST PASS"
 
 
-def verify(folder: Path, reference: Path) -> dict[str, Any]:
+def verify(folder: Path, reference: Path) -> Compliance:
     """Judge a TEST04 run: write its verify_performance.txt as MLCommons' checker reads it; return what result.json keeps."""
     normal, same = read_score(reference), read_score(folder)
     line = compare(normal, same)
     text = f"Verifying performance.\nreference score = {normal.value}\ntest score = {same.value}\n{line}\n"
     atomic_write(folder / VERDICT, text)
-    return {
-        "test": "TEST04",
-        "passed": line == "TEST PASS",
-        "verdict": line,
-        "reference": reference.name,
-        "reference_score": normal.value,
-        "test_score": same.value,
-    }
+    return Compliance(
+        test="TEST04",
+        passed=line == "TEST PASS",
+        verdict=line,
+        reference=reference.name,
+        reference_score=normal.value,
+        test_score=same.value,
+    )
 
 
 def find_reference(outputs: Path, named: str | None, *, scenario: str, recipe_yaml: str, commit: str) -> Path:
@@ -88,12 +87,17 @@ def find_reference(outputs: Path, named: str | None, *, scenario: str, recipe_ya
                 f"--reference {named!r}: {reason}; allowed: a VALID performance run of {scenario} with this very setup"
             )
         return Path(named)
-    runs = sorted((file.parent for file in outputs.glob("*/result.json")), key=lambda run: run.name, reverse=True)
+    runs = sorted((file.parent for file in outputs.glob(f"*/{FILE}")), key=lambda run: run.name, reverse=True)
+    reasons = []
     for run in runs:
-        if not run.is_symlink() and not _why_not(run, scenario, recipe_yaml, commit):
+        if run.is_symlink():
+            continue
+        reason = _why_not(run, scenario, recipe_yaml, commit)
+        if reason is None:
             return run
+        reasons.append(f" (the newest, {run.name}: {reason})")
     raise BadInput(
-        f"--test04: no VALID {scenario} performance run with this recipe and commit in {str(outputs)!r}; "
+        f"--test04: no VALID {scenario} performance run with this recipe and commit in {str(outputs)!r}{''.join(reasons[:1])}; "
         f"allowed: {command} first, or --reference FOLDER"
     )
 
@@ -101,14 +105,16 @@ def find_reference(outputs: Path, named: str | None, *, scenario: str, recipe_ya
 def _why_not(run: Path, scenario: str, recipe_yaml: str, commit: str) -> str | None:
     """Why a run cannot be the reference, or None."""
     try:
-        result: Mapping[str, Any] = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        result = results.read(run)
         recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+    except BadInput as error:
+        return f"not a finished run: {error}"
     except (OSError, ValueError):
-        return "not a finished run"
-    if result.get("scenario") != scenario or result.get("mode") != "performance" or result.get("compliance"):
-        return f"no performance run of {scenario}"
-    if not result.get("valid"):
+        return "not a finished run: recipe.yaml cannot be read"
+    if result.scenario != scenario or result.mode != "performance" or result.compliance is not None:
+        return f"not a performance run of {scenario}"
+    if not result.valid:
         return "it is INVALID"
     if recipe != recipe_yaml:
         return "its recipe is another"
-    return None if result.get("commit") == commit else f"its commit is {result.get('commit')}, not {commit}"
+    return None if result.commit == commit else f"its commit is {result.commit}, not {commit}"

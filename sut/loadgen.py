@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mlperf_loadgen as lg
 
+from sut.result import Mode, Scenario
 from wan_mlperf.errors import BadInput, Failed, choose, did_you_mean
 
 MODEL = "wan-2.2-t2v-a14b"
-SCENARIOS = {"singlestream": "SingleStream", "offline": "Offline"}
+SCENARIOS: dict[Scenario, str] = {"singlestream": "SingleStream", "offline": "Offline"}
 MODES = ("performance", "accuracy")
-Scenario = Literal["singlestream", "offline"]
-Mode = Literal["performance", "accuracy"]
 
 # Keys that LoadGen reads from a user.conf; it stops the process at one it does not know.
 KEYS = (

@@ -9,13 +9,21 @@ import re
 import shutil
 from pathlib import Path
 
+from wan_mlperf import ranks
+from wan_mlperf.doctor import ecc
 
-def measure(outputs: Path) -> dict[str, str]:
-    """Return the fields that this machine tells by itself; called where the benchmark runs. `outputs` lies on its storage."""
+
+def measure(outputs: Path, *, world: int = 1) -> dict[str, str]:
+    """Return the fields that this machine tells by itself; called where the benchmark runs, with `world` ranks.
+
+    `outputs` lies on its storage. Nodes and accelerators are those that took part, not those that are there. "ecc" is no field
+    of a description: the packing reads it.
+    """
     processor = _cpuinfo()
-    accelerator = _accelerators()
+    per_node = ranks.local_world_size(world)
+    accelerator = _accelerators(per_node)
     return {
-        "number_of_nodes": "1",
+        "number_of_nodes": str(max(1, world // max(1, per_node))),
         **processor,
         "host_memory_capacity": _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         "host_storage_capacity": _gib(shutil.disk_usage(outputs).total),
@@ -23,6 +31,7 @@ def measure(outputs: Path) -> dict[str, str]:
         "framework": _versions("torch", "xfuser", "diffusers"),
         "operating_system": f"{_os_name()}, Linux {platform.release()}",
         "other_software_stack": ", ".join([f"Python {platform.python_version()}", *_stack()]),
+        "ecc": ": ".join(ecc.state()),
     }
 
 
@@ -42,7 +51,7 @@ def _cpuinfo() -> dict[str, str]:
     return found
 
 
-def _accelerators() -> dict[str, str]:
+def _accelerators(per_node: int) -> dict[str, str]:
     import torch
 
     from wan_mlperf.kernels.device import gpu_count

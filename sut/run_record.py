@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sut import loadgen, machine, pace
+from sut import result as results
 from sut.prompts import SHA256, digest
-from wan_mlperf import pipeline as pipelines
+from sut.result import Compliance, Mode, Result, Scenario
 from wan_mlperf.doctor.checks import verdict
 from wan_mlperf.files import atomic_write
 from wan_mlperf.identity import commit, versions
@@ -68,15 +68,15 @@ def write_result(
     folder: Path,
     pipeline: Pipeline,
     *,
-    scenario: str,
-    mode: str,
+    scenario: Scenario,
+    mode: Mode,
     spans: Mapping[str, float],
     generate_s: Sequence[float],
     start_s: float,
     prompts: Sequence[str],
-    compliance: Mapping[str, Any] | None = None,
+    compliance: Compliance | None = None,
     stopped: str | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Read LoadGen's verdict, write result.json and return it. `compliance` is the outcome of an audit run.
 
     `stopped` says why a test ended without LoadGen's verdict: such a run is invalid, and its numbers are those of what was done.
@@ -84,70 +84,81 @@ def write_result(
     detail = {} if stopped else loadgen.read_detail(folder)
     sound = detail.get("result_validity") == "VALID" if mode == "performance" else not detail.get("error_invalid_config")
     valid = sound and not stopped
-    result: dict[str, Any] = {
-        "scenario": scenario,
-        "mode": mode,
-        "valid": valid,
-        "queries": len(generate_s),
-        "world_size": pipeline.mesh.shape.world,
-        **pipelines.describe(pipeline),
-        "recipe": pipeline.recipe.name,
-        "workload": {name: getattr(pipeline.workload, name) for name in ("height", "width", "frames", "fps", "steps", "seed")},
-        "workload_is_mlperf": pipeline.workload == MLPERF,
-        "spans": {stage: spans.get(stage, 0.0) for stage in STAGES},
-        "prompts_are_mlperf": digest(prompts) == SHA256,
-        "generate_mean_s": sum(generate_s) / max(1, len(generate_s)),
-        "start_s": start_s,
-        "experts": pipeline.load_summary,
-        "host": verdict(outputs=folder.parent),
-        "versions": versions(),
-        "commit": commit(),
-        "system": machine.measure(folder),
-        "plan": [asdict(step) for step in pipeline.plan],
-        "sample_seconds": [round(seconds, 6) for seconds in generate_s],
-    }
-    if compliance is not None:
-        result["compliance"] = dict(compliance)
-    if mode == "performance" and scenario == "singlestream":
-        result["latency_mean_s"] = detail.get("result_mean_latency_ns", 0) / 1e9
-        result["latency_p90_s"] = detail.get("result_90.00_percentile_latency_ns", 0) / 1e9
-        early = detail.get("early_stopping_latency_ss")
-        result["latency_early_stopping_s"] = early / 1e9 if early else None
-        result["latency_percentiles_s"] = {
-            str(one): detail[f"result_{one}.00_percentile_latency_ns"] / 1e9
-            for one in PERCENTILES
-            if f"result_{one}.00_percentile_latency_ns" in detail
-        }
-    elif mode == "performance":
-        result["samples_per_second"] = detail.get("result_samples_per_second")
-    if not valid:
-        result["invalid_reason"] = stopped or pace.explain(detail) or detail.get("result_invalid_reason")
-    atomic_write(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False))
+    fixed = pipeline.recipe.model.fixed_latent
+    result = Result(
+        scenario=scenario,
+        mode=mode,
+        valid=valid,
+        invalid_reason=None if valid else stopped or pace.explain(detail) or detail.get("result_invalid_reason"),
+        queries=len(generate_s),
+        world_size=pipeline.mesh.shape.world,
+        mesh=str(pipeline.mesh.shape),
+        device=f"{pipeline.mesh.device.arch}: {pipeline.mesh.device.name}",
+        checkpoint=pipeline.checkpoint.name,
+        noise=f"fixed latent {Path(fixed).name}" if fixed else f"drawn from seed {pipeline.workload.seed}",
+        kernels={
+            name: f"{name} reference (PyTorch)" if kernel.is_reference else f"xDiT {kernel.xdit}"
+            for name, kernel in pipeline.kernels.items()
+        },
+        recipe=pipeline.recipe.name,
+        workload={name: getattr(pipeline.workload, name) for name in ("height", "width", "frames", "fps", "steps", "seed")},
+        workload_is_mlperf=pipeline.workload == MLPERF,
+        spans={stage: spans.get(stage, 0.0) for stage in STAGES},
+        prompts_are_mlperf=digest(prompts) == SHA256,
+        generate_mean_s=sum(generate_s) / max(1, len(generate_s)),
+        start_s=start_s,
+        experts=tuple(pipeline.load_summary),
+        host=verdict(outputs=folder.parent),
+        versions=versions(),
+        commit=commit(),
+        system=machine.measure(folder, world=pipeline.mesh.shape.world),
+        plan=tuple(pipeline.plan),
+        sample_seconds=tuple(round(seconds, 6) for seconds in generate_s),
+        compliance=compliance,
+        **(_latencies(detail) if mode == "performance" and scenario == "singlestream" else {}),
+        samples_per_second=detail.get("result_samples_per_second") if scenario == "offline" else None,
+    )
+    results.write(folder, result)
     return result
 
 
-def print_summary(result: Mapping[str, Any], folder: Path) -> None:
+def _latencies(detail: Mapping[str, Any]) -> dict[str, Any]:
+    """LoadGen's latencies in seconds; None for what it did not say."""
+
+    def seconds(key: str) -> float | None:
+        return detail[key] / 1e9 if detail.get(key) else None
+
+    percentiles = {str(one): seconds(f"result_{one}.00_percentile_latency_ns") for one in PERCENTILES}
+    return {
+        "latency_mean_s": seconds("result_mean_latency_ns"),
+        "latency_p90_s": seconds("result_90.00_percentile_latency_ns"),
+        "latency_early_stopping_s": seconds("early_stopping_latency_ss"),
+        "latency_percentiles_s": {name: value for name, value in percentiles.items() if value is not None},
+    }
+
+
+def print_summary(result: Result, folder: Path) -> None:
     """Print the result as a table."""
-    table = Table(title=f"{result['scenario']} {result['mode']}: {'VALID' if result['valid'] else 'INVALID'}", show_header=False)
-    table.add_row("samples", str(result["queries"]))
-    if "latency_p90_s" in result:
-        table.add_row("latency, 90th percentile", f"{result['latency_p90_s']:.3f} s")
-        table.add_row("latency, mean", f"{result['latency_mean_s']:.3f} s")
-        early = result["latency_early_stopping_s"]
+    table = Table(title=f"{result.scenario} {result.mode}: {'VALID' if result.valid else 'INVALID'}", show_header=False)
+    table.add_row("samples", str(result.queries))
+    if result.latency_p90_s is not None and result.latency_mean_s is not None:
+        table.add_row("latency, 90th percentile", f"{result.latency_p90_s:.3f} s")
+        table.add_row("latency, mean", f"{result.latency_mean_s:.3f} s")
+        early = result.latency_early_stopping_s
         table.add_row("early-stopping estimate", f"{early:.3f} s" if early else "too few queries")
-    if result.get("samples_per_second"):
-        table.add_row("throughput", f"{result['samples_per_second']:.4f} samples/s")
-    if "compliance" in result:
-        table.add_row(result["compliance"]["test"], result["compliance"]["verdict"])
-    for stage, seconds in result["spans"].items():
+    if result.samples_per_second:
+        table.add_row("throughput", f"{result.samples_per_second:.4f} samples/s")
+    if result.compliance is not None:
+        table.add_row(result.compliance.test, result.compliance.verdict)
+    for stage, seconds in result.spans.items():
         table.add_row(f"  {stage.replace('_', ' ')}, mean", f"{seconds:.4f} s")
-    table.add_row("mesh", f"{result['world_size']} ranks: {result['mesh']}")
-    table.add_row("device", result["device"])
-    table.add_row("recipe", result["recipe"])
+    table.add_row("mesh", f"{result.world_size} ranks: {result.mesh}")
+    table.add_row("device", result.device)
+    table.add_row("recipe", result.recipe)
     table.add_row(
-        "workload", "the benchmark's" if result["workload_is_mlperf"] else "not the benchmark's: a small one of the recipe"
+        "workload", "the benchmark's" if result.workload_is_mlperf else "not the benchmark's: a small one of the recipe"
     )
-    if result.get("invalid_reason"):
-        table.add_row("invalid because", str(result["invalid_reason"]))
+    if result.invalid_reason:
+        table.add_row("invalid because", result.invalid_reason)
     table.add_row("folder", str(folder))
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sut import accuracy_log, compliance, loadgen, pace, run_record
+from sut.result import Compliance, Mode, Result, Scenario
 from sut.system import Accuracy, SystemUnderTest
 from sut.video_writer import VideoWriter
 from wan_mlperf import cli, process
@@ -30,13 +31,13 @@ class Test:
     time.perf_counter's clock.
     """
 
-    scenario: loadgen.Scenario
-    mode: loadgen.Mode
+    scenario: Scenario
+    mode: Mode
     settings: Any
     prompts: Sequence[str]
     outputs: Path
     audit: Path | None
-    reference: Any
+    reference: Path | None
     keep_accuracy_log: bool
     started: float
 
@@ -115,7 +116,7 @@ class _Session:
         run_record.point_latest(folder)
         on_finished(folder)
         run_record.print_summary(result, folder)
-        return process.DONE if result["valid"] and (verdict is None or verdict["passed"]) else process.INVALID
+        return process.DONE if result.valid and (verdict is None or verdict.passed) else process.INVALID
 
     def _make_folder(self) -> Path:
         test, engine = self._test, self._engine
@@ -147,7 +148,7 @@ class _Session:
         self._progress.close()
         self._write_result(stopped=reason)
 
-    def _write_result(self, *, stopped: str | None = None, verdict: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def _write_result(self, *, stopped: str | None = None, verdict: Compliance | None = None) -> Result:
         return run_record.write_result(
             self._folder,
             self._engine,

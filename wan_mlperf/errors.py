@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=str)
 
 
 class BadInput(ValueError):
@@ -14,11 +17,12 @@ class Failed(RuntimeError):
     """The work failed on the way (exit code 3): one line that says where and why."""
 
 
-def choose(what: str, value: str, allowed: Iterable[str]) -> str:
+def choose(what: str, value: str, allowed: Iterable[Name]) -> Name:
     """Return `value` if it is one of `allowed`, else raise BadInput that suggests the nearest one."""
     names = list(allowed)
-    if value in names:
-        return value
+    for name in names:
+        if name == value:
+            return name
     raise BadInput(f"{what}: {value!r} is not known{did_you_mean(value, names)}; allowed: {', '.join(names)}")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -199,18 +197,3 @@ def load(setup: Setup, timeout_s: float) -> Pipeline:
         kernels=kernels,
         load_summary=summary,
     )
-
-
-def describe(pipeline: Pipeline) -> dict[str, Any]:
-    """What a result carries as its identity: mesh, device, kernels, checkpoint, where the noise comes from."""
-    fixed = pipeline.recipe.model.fixed_latent
-    return {
-        "mesh": str(pipeline.mesh.shape),
-        "device": f"{pipeline.mesh.device.arch}: {pipeline.mesh.device.name}",
-        "checkpoint": pipeline.checkpoint.name,
-        "noise": f"fixed latent {Path(fixed).name}" if fixed else f"drawn from seed {pipeline.workload.seed}",
-        "kernels": {
-            name: f"{name} reference (PyTorch)" if kernel.is_reference else f"xDiT {kernel.xdit}"
-            for name, kernel in pipeline.kernels.items()
-        },
-    }

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from diffusers import UniPCMultistepScheduler
 from rich.table import Table
 
 from wan_mlperf.errors import BadInput
 from wan_mlperf.recipe import Recipe, Reuse
 from wan_mlperf.workload import Workload
+
+if TYPE_CHECKING:
+    from diffusers import UniPCMultistepScheduler
 
 ExpertName = Literal["high_noise", "low_noise"]
 
@@ -61,6 +63,8 @@ def any_unguided(plan: Sequence[Step]) -> bool:
 
 def make_scheduler(config: Mapping[str, Any], workload: Workload) -> UniPCMultistepScheduler:
     """Return a fresh scheduler set to the workload's steps; it holds the state of one query."""
+    from diffusers import UniPCMultistepScheduler  # not above: a plan can be read without torch
+
     scheduler = UniPCMultistepScheduler.from_config(dict(config))
     scheduler.set_timesteps(workload.steps)
     scheduler.set_begin_index(0)

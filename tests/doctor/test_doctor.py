@@ -61,6 +61,8 @@ def amd_host(root: Path, gpus: int = 8, links: int = 7) -> Path:
         device = f"sys/bus/pci/devices/0000:{index:02x}:00.0"
         files |= amd_node(index, gpus, links)
         files |= {f"dev/dri/renderD{128 + index}": "", f"{device}/vendor": "0x1002", f"{device}/device": "0x75a3"}
+        files |= {f"{device}/ras/umc_err_count": "ue: 0\nce: 0"}
+    files["sys/devices/system/edac/mc/mc0/dimm0/dimm_edac_mode"] = "S8ECD8ED"
     files |= {"proc/meminfo": f"MemTotal:       {3 * 2**30} kB", "proc/sys/kernel/numa_balancing": "0",
               "proc/sys/kernel/nmi_watchdog": "0", "proc/sys/kernel/randomize_va_space": "0",
               "sys/kernel/mm/transparent_hugepage/enabled": "[always] madvise never",
@@ -167,7 +169,7 @@ def test_nvidia_devices_driver_memory_and_links(tmp_path: Path) -> None:
     assert host_checks.peer_links(gpus, lambda *_: topology.format("NV18")).value == "1 of 1 pairs by NVLink"
     assert host_checks.peer_links(gpus, lambda *_: topology.format("PHB")).ok == "warn"
     names = {check.name for check in doctor.examine(root, {}, tmp_path, quick=True, smi=no_smi)}
-    assert "driver" in names and not {"GPU memory", "GPU peer links"} & names
+    assert "driver" in names and not {"GPU memory", "GPU peer links", "ECC"} & names
 
 
 def test_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from sut import run_record
+from sut import loadgen, run_record
+from sut.result import Scenario
+from tests import run_folders
 from tests.conftest import ROOT
 from wan_mlperf import process
 from wan_mlperf.errors import BadInput
@@ -49,8 +51,7 @@ class Runs:
             (folder / "vbench").mkdir(exist_ok=True)
             if self.stop_at == (stage, "within"):
                 raise KeyboardInterrupt
-            summary = {"score": 70.1, "floor": 69.7752, "reached": True, "valid": True, "problems": []}
-            (folder / "vbench" / "summary.json").write_text(json.dumps(summary))
+            run_folders.write_summary(folder, 70.1)
             (folder / "accuracy.txt").write_text("{'vbench_score': 70.1}\nhash=0\n")
         else:
             folder.mkdir()
@@ -67,23 +68,15 @@ class Runs:
 
 def result(stage: str, reference: str | None = None) -> dict[str, Any]:
     scenario, kind = stage.split()
-    values: dict[str, Any] = {
-        "scenario": scenario,
-        "mode": "accuracy" if kind == "accuracy" else "performance",
-        "valid": True,
-        "commit": run_record.commit(),
-        "queries": 64,
-        "generate_mean_s": 2.0,
-        "start_s": 10.0,
-    }
-    if kind == "test04":
-        values["compliance"] = {"passed": True, "verdict": "TEST PASS", "reference": reference}
-    return values
+    times = {"generate_mean_s": 2.0, "start_s": 10.0, "samples_per_second": None}
+    compliance = run_folders.audit_outcome(reference) if kind == "test04" else None
+    mode = "accuracy" if kind == "accuracy" else "performance"
+    return run_folders.result(scenario, mode, commit=run_record.commit(), compliance=compliance, **times)
 
 
 TINY = load_recipe("tiny")
 RECIPE = to_yaml(TINY)
-USER_CONFS = {scenario: TINY.user_conf_path for scenario in ("singlestream", "offline")}
+USER_CONFS = {scenario: TINY.user_conf_path for scenario in loadgen.SCENARIOS}
 
 
 def options(folder: Path, *more: str) -> Any:
@@ -104,7 +97,8 @@ def go(folder: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def begin(chosen: Any, folder: Path) -> Campaign:
     folder.mkdir(exist_ok=True)
-    recipes = {scenario: RECIPE for scenario in chosen.scenario or ("singlestream", "offline")}
+    scenarios: Sequence[Scenario] = chosen.scenario or ("singlestream", "offline")
+    recipes = {scenario: RECIPE for scenario in scenarios}
     return Campaign.begin(folder, recipes, dry_run=False, commit=run_record.commit())
 
 
@@ -148,8 +142,10 @@ def change(key: str, value: Any) -> Callable[[Path], None]:
         ("singlestream performance", change("valid", False), "INVALID"),
         ("offline accuracy", change("commit", "another"), "of another commit"),
         ("offline performance", lambda folder: (folder / "recipe.yaml").write_text("name: other\n"), "of another recipe"),
-        ("offline performance", lambda folder: (folder / "result.json").write_text("{"), "cannot be read"),
-        ("offline test04", change("compliance", {"passed": False, "verdict": "TEST FAIL: x"}), "TEST FAIL"),
+        ("offline performance", lambda folder: (folder / "result.json").write_text("{"), "half a file, or not JSON"),
+        ("offline performance", change("version", 99), "is of version 99"),
+        ("offline vbench", lambda folder: (folder / "vbench" / "summary.json").write_text("{"), "half a file, or not JSON"),
+        ("offline test04", change("compliance", run_folders.audit_outcome("x", "TEST FAIL: x")), "TEST FAIL"),
         ("offline vbench", lambda folder: (folder / "accuracy.txt").unlink(), "no score of the whole run"),
     ],
 )

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
+from sut.result import Scenario
 from tests import run_folders
-from tests.run_folders import rewrite
+from tests.run_folders import audit_outcome, rewrite, write_summary
 from tests.submit import tree
 from wan_mlperf.errors import BadInput, Failed
 from wan_mlperf.submit import __main__ as submit
 from wan_mlperf.submit import submission
 from wan_mlperf.submit.campaign import Campaign
 
-SCENARIOS = ("singlestream", "offline")
+SCENARIOS: tuple[Scenario, ...] = ("singlestream", "offline")
 PERSON = {
     "status": "available",
     "system_name": "a machine",
@@ -84,11 +85,7 @@ def make_real(campaign: Path, *, score: float = 70.5) -> None:
     for run in campaign.glob("2026*"):
         rewrite(run / "result.json", workload_is_mlperf=True)
     for run in campaign.glob("*-accuracy"):
-        reached = score >= 69.7752
-        problems = [] if reached else ["of something"]
-        summary = {"score": score, "floor": 69.7752, "reached": reached, "valid": reached, "problems": problems}
-        (run / "vbench").mkdir()
-        (run / "vbench" / "summary.json").write_text(json.dumps(summary))
+        write_summary(run, score, problems=[] if score >= 69.7752 else ["of something"])
         digest = hashlib.sha256((run / "mlperf_log_accuracy.json").read_bytes()).hexdigest()
         (run / "accuracy.txt").write_text(f"{{'vbench_score': {score}}}\nhash={digest}\n")
 
@@ -137,7 +134,7 @@ def spoil(campaign: Path, pattern: str, **changes: Any) -> None:
     [
         ("*-singlestream-performance", {"valid": False, "invalid_reason": "too short"}, "performance: INVALID: too short"),
         ("*-offline-accuracy", {"commit": "0123456789abcdef"}, "offline accuracy: of another commit, 0123456789ab"),
-        ("*-offline-test04", {"compliance": {"passed": False, "verdict": "TEST FAIL: x"}}, "offline test04: TEST FAIL: x"),
+        ("*-offline-test04", {"compliance": audit_outcome("x", "TEST FAIL: x")}, "offline test04: TEST FAIL: x"),
         ("*-accuracy", {"workload_is_mlperf": False}, "its workload is not the benchmark's"),
         ("*-accuracy", {"prompts_are_mlperf": False}, "its prompts are not the benchmark's"),
     ],

@@ -11,6 +11,7 @@ import pytest
 from sut import compliance
 from sut.compliance import Score, compare
 from sut.loadgen import read_detail
+from tests import run_folders
 from tests.engine_stub import make_logs
 from wan_mlperf import run
 from wan_mlperf.errors import BadInput
@@ -52,9 +53,9 @@ def test_real_loadgen_honest_passes_and_a_cache_by_sample_fails(tmp_path: Path, 
         make_logs(normal, scenario, "performance", seconds=0.01)
         make_logs(same, scenario, "performance", seconds=0.01, audit=True)
         verdict = compliance.verify(same, normal)
-        if verdict["passed"]:
+        if verdict.passed:
             break
-    assert verdict["passed"], verdict
+    assert verdict.passed, verdict
     text = (same / "verify_performance.txt").read_text()
     assert text.splitlines()[-1] == "TEST PASS" and "reference score = " in text and "test score = " in text
 
@@ -65,7 +66,7 @@ def test_real_loadgen_honest_passes_and_a_cache_by_sample_fails(tmp_path: Path, 
     cached = tmp_path / "cached"
     make_logs(cached, scenario, "performance", seconds=0.01, audit=True, cache=True)
     verdict = compliance.verify(cached, normal)
-    assert not verdict["passed"] and "faster" in verdict["verdict"]
+    assert not verdict.passed and "faster" in verdict.verdict
     assert "TEST PASS" not in (cached / "verify_performance.txt").read_text()
 
 
@@ -74,7 +75,8 @@ def test_the_reference_is_the_newest_valid_run_of_the_same_setup(tmp_path: Path)
         folder = tmp_path / name
         folder.mkdir()
         (folder / "recipe.yaml").write_text(changes.pop("recipe", "name: tiny\n"))
-        result = {"scenario": "offline", "mode": "performance", "valid": True, "commit": "c", **changes}
+        scenario = changes.pop("scenario", "offline")
+        result = run_folders.result(scenario, "performance", **{"commit": "c", **changes})
         (folder / "result.json").write_text(json.dumps(result))
         return folder
 
@@ -86,12 +88,12 @@ def test_the_reference_is_the_newest_valid_run_of_the_same_setup(tmp_path: Path)
     make("20260103-000000-offline-performance", valid=False)
     make("20260104-000000-offline-performance", commit="d")
     make("20260105-000000-offline-performance", recipe="name: other\n")
-    make("20260106-000000-offline-test04", compliance={"passed": True})
+    make("20260106-000000-offline-test04", compliance=run_folders.audit_outcome("x"))
     other = make("20260107-000000-singlestream-performance", scenario="singlestream")
     (tmp_path / "latest").symlink_to(other.name)
     assert compliance.find_reference(tmp_path, None, **fitting) == right
     assert compliance.find_reference(tmp_path, str(right), **fitting) == right
-    for folder, says in ((other, "no performance run of offline"), (tmp_path, "not a finished run")):
+    for folder, says in ((other, "not a performance run of offline"), (tmp_path, "not a finished run")):
         with pytest.raises(BadInput, match=says):
             compliance.find_reference(tmp_path, str(folder), **fitting)
 

@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sut import prompts as sut_prompts
+from sut import result as results
+from tests import run_folders
 from tests.conftest import ROOT
 from wan_mlperf.errors import BadInput, Failed
 from wan_mlperf.vbench import __main__ as vbench
@@ -289,7 +291,7 @@ def whole_benchmark(mean: float) -> tuple[Videos, dict[str, tuple[str, ...]], di
 def test_the_verdict(tmp_path: Path, mean: float, valid: bool) -> None:
     videos, prompts, raws = whole_benchmark(mean)
     summary = vbench_score.summarise(tmp_path, videos, prompts, raws)
-    assert summary["problems"] == [] and summary["valid"] is summary["reached"] is valid
+    assert summary.problems == () and summary.valid is summary.reached is valid
     assert vbench_score.verdict(summary).startswith("VALID: 69.7753 >= 69.7752" if valid else "INVALID: 69.7751 < 69.7752")
     text = vbench_score.accuracy_text(summary)
     assert text is not None and "hash=" not in text, "a folder without the accuracy log gets no hash"
@@ -297,12 +299,12 @@ def test_the_verdict(tmp_path: Path, mean: float, valid: bool) -> None:
 
 def test_a_high_score_that_is_not_the_benchmarks_is_not_valid(tmp_path: Path) -> None:
     videos, prompts, raws = whole_benchmark(0.9)
-    (tmp_path / "result.json").write_text('{"workload_is_mlperf": false}')
+    (tmp_path / "result.json").write_text(json.dumps(run_folders.result("offline", "accuracy", workload_is_mlperf=False)))
     raws["scene"]["versions"] = {"vbench": "0.1.4"}
     raws["appearance_style"]["checkpoints"] = {"clip_model/ViT-B-32.pt": "another"}
-    summary = vbench_score.summarise(tmp_path, videos, prompts, raws)
-    assert summary["reached"] and not summary["valid"]
-    assert summary["problems"] == [
+    summary = vbench_score.summarise(tmp_path, videos, prompts, raws, results.read(tmp_path))
+    assert summary.reached and not summary.valid
+    assert list(summary.problems) == [
         "the dimensions were scored with different versions",
         "clip_model/ViT-B-32.pt is not the publisher's file",
         "the videos are of another workload than the benchmark's",

@@ -8,6 +8,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
+from wan_mlperf.doctor import ecc
 from wan_mlperf.doctor import host_checks as host
 from wan_mlperf.doctor.host_checks import Check, Gpu, Smi, Status, nvidia_smi
 
@@ -71,11 +72,11 @@ def examine(
     quick: bool = False,
     smi: Smi = nvidia_smi,
 ) -> tuple[Check, ...]:
-    """Every check, in the order shown. `quick` leaves out the two that would have to ask nvidia-smi."""
+    """Every check, in the order shown. `quick` leaves out those that would have to ask nvidia-smi."""
     gpus, builds = host.find_gpus(root), torch_builds()
     checks = [host.devices(root, gpus), host.driver(root, gpus, builds.get("cuda")), host.device_access(root, gpus)]
     if not (quick and gpus and gpus[0].vendor == "nvidia"):
-        checks += [host.gpu_memory(gpus, smi), host.peer_links(gpus, smi)]
+        checks += [host.gpu_memory(gpus, smi), host.peer_links(gpus, smi), ecc.check(root, smi)]
     kernel, huge_pages = "proc/sys/kernel", "sys/kernel/mm/transparent_hugepage/enabled"
     memlock, nofile = (
         "ulimit -l unlimited; docker: --ulimit memlock=-1",

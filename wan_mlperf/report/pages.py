@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from typing import Any
 import imageio.v3 as imageio
 import numpy as np
 
+from sut.result import Result
 from wan_mlperf.pages import charts, template
 from wan_mlperf.pages.charts import NONE
 from wan_mlperf.published import Published, published
+from wan_mlperf.vbench.summary import Summary
 from wan_mlperf.video import read_mp4
 
 HERE = Path(__file__).parent
@@ -30,52 +32,62 @@ STAGES = {
 }
 
 
-def render(run: Mapping[str, Any]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run folder tells: its result, its recipe as plain values (`settings`), and VBench's summary if it was scored."""
+
+    folder: Path
+    result: Result
+    settings: Mapping[str, Any]
+    vbench: Summary | None
+
+
+def render(run: Run) -> str:
     """Return the page of one run."""
-    times = run.get("sample_seconds") or []
-    p90 = run.get("latency_p90_s") or None  # a run that was stopped has a 0
-    marks = {"90th percentile": p90, "early-stopping estimate": run.get("latency_early_stopping_s")}
-    stages = {STAGES.get(name, name): value for name, value in run.get("spans", {}).items()}
+    result, times = run.result, run.result.sample_seconds
+    marks = {"90th percentile": result.latency_p90_s, "early-stopping estimate": result.latency_early_stopping_s}
+    stages = {STAGES.get(name, name): value for name, value in result.spans.items()}
     return template(HERE, "run.html").render(
-        run=run,
-        title=_title(run),
-        made=_date(run["folder"].name),
-        verdict=_verdict(run),
-        figures=_figures(run),
+        run=result,
+        vbench=run.vbench,
+        title=_title(run.result),
+        made=_date(run.folder.name),
+        verdict=_verdict(run.result),
+        figures=_figures(result, run.vbench),
         marks={name: value for name, value in marks.items() if value is not None},
         histogram=charts.histogram([times], marks) if times else None,
-        over_run=charts.over_run([times], p90) if times else None,
+        over_run=charts.over_run([times], result.latency_p90_s) if times else None,
         stages=stages,
         shares=charts.shares(stages),
-        published=_published(run),
-        videos=_contact_sheet(run["folder"]) if run["mode"] == "accuracy" else [],
-        environment=_environment(run),
+        published=_published(result),
+        videos=_contact_sheet(run.folder) if result.mode == "accuracy" else [],
+        environment=_environment(result),
     )
 
 
-def render_comparison(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+def render_comparison(first: Run, second: Run) -> str:
     """Return the page that compares two runs."""
     pair = (first, second)
-    times = [list(run.get("sample_seconds") or []) for run in pair]
-    stages = [(label, *(run.get("spans", {}).get(name) for run in pair)) for name, label in STAGES.items()]
+    times = [run.result.sample_seconds for run in pair]
+    stages = [(label, first.result.spans.get(name), second.result.spans.get(name)) for name, label in STAGES.items()]
     return template(HERE, "compare.html").render(
-        runs=pair,
+        runs=[run.result for run in pair],
         title="Two runs compared",
-        names=[run["folder"].name for run in pair],
-        titles=[_title(run) for run in pair],
-        verdicts=[_verdict(run) for run in pair],
+        names=[run.folder.name for run in pair],
+        titles=[_title(run.result) for run in pair],
+        verdicts=[_verdict(run.result) for run in pair],
         rows=_rows(first, second),
         stages=[(label, a, b, _change(a, b)) for label, a, b in stages],
         histogram=charts.histogram(times) if all(times) else None,
         over_run=charts.over_run(times) if all(times) else None,
-        recipe=_differences(_flat(first["settings"]), _flat(second["settings"])),
-        environment=_differences(_environment(first), _environment(second)),
+        recipe=_differences(_flat(first.settings), _flat(second.settings)),
+        environment=_differences(_environment(first.result), _environment(second.result)),
     )
 
 
-def _title(run: Mapping[str, Any]) -> str:
-    scenario = {"singlestream": "SingleStream", "offline": "Offline"}.get(run["scenario"], run["scenario"])
-    return f"{scenario}, {'TEST04' if run.get('compliance') else run['mode']}"
+def _title(run: Result) -> str:
+    scenario = {"singlestream": "SingleStream", "offline": "Offline"}[run.scenario]
+    return f"{scenario}, {'TEST04' if run.compliance else run.mode}"
 
 
 def _date(name: str) -> str:
@@ -85,44 +97,44 @@ def _date(name: str) -> str:
         return name
 
 
-def _verdict(run: Mapping[str, Any]) -> tuple[bool, str, str]:
+def _verdict(run: Result) -> tuple[bool, str, str]:
     """Whether all is well, the word, and the reason if there is one."""
-    if not run["valid"]:
-        return False, "INVALID", str(run.get("invalid_reason") or "LoadGen gives no reason")
-    if run.get("compliance"):
-        passed = bool(run["compliance"]["passed"])
-        return passed, "TEST PASS" if passed else "TEST FAIL", str(run["compliance"]["verdict"]).partition(": ")[2]
+    if not run.valid:
+        return False, "INVALID", run.invalid_reason or "LoadGen gives no reason"
+    if run.compliance:
+        passed = run.compliance.passed
+        return passed, "TEST PASS" if passed else "TEST FAIL", run.compliance.verdict.partition(": ")[2]
     return True, "VALID", ""
 
 
-def _figures(run: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _figures(run: Result, vbench: Summary | None) -> list[tuple[str, str, str]]:
     """The numbers at the top: value, what it is, a note."""
     figures = []
-    if run.get("latency_p90_s"):
-        early = run.get("latency_early_stopping_s")
+    if run.latency_p90_s:
+        early = run.latency_early_stopping_s
         figures.append((charts.seconds(early), "SingleStream score", "early-stopping estimate of the 90th percentile"))
-        figures.append((charts.seconds(run["latency_p90_s"]), "90th percentile", "of the latencies as measured"))
-        figures.append((charts.seconds(run.get("latency_mean_s")), "mean latency", ""))
-    if run.get("samples_per_second"):
-        figures.append((f"{run['samples_per_second']:.4f}", "samples per second", "the Offline score"))
-        figures.append((charts.seconds(run.get("generate_mean_s")), "mean time per sample", "of one replica"))
-    if run["vbench"] and run["vbench"].get("score") is not None:
-        figures.append((f"{run['vbench']['score']:.2f}", "VBench", f"the floor is {run['vbench']['floor']}"))
+        figures.append((charts.seconds(run.latency_p90_s), "90th percentile", "of the latencies as measured"))
+        figures.append((charts.seconds(run.latency_mean_s), "mean latency", ""))
+    if run.samples_per_second:
+        figures.append((f"{run.samples_per_second:.4f}", "samples per second", "the Offline score"))
+        figures.append((charts.seconds(run.generate_mean_s), "mean time per sample", "of one replica"))
+    if vbench is not None and vbench.score is not None:
+        figures.append((f"{vbench.score:.2f}", "VBench", f"the floor is {vbench.floor}"))
     if not figures:
-        figures.append((charts.seconds(run.get("generate_mean_s")), "mean time per video", "without writing the MP4"))
-    return [*figures, (str(run["queries"]), "samples", f"on {run['world_size']} rank{'s' * (run['world_size'] != 1)}")]
+        figures.append((charts.seconds(run.generate_mean_s), "mean time per video", "without writing the MP4"))
+    return [*figures, (str(run.queries), "samples", f"on {run.world_size} rank{'s' * (run.world_size != 1)}")]
 
 
-def _published(run: Mapping[str, Any]) -> list[tuple[Published, float | None]]:
+def _published(run: Result) -> list[tuple[Published, float | None]]:
     """The published results with how much faster this run is than each, for the benchmark's own workload.
 
     Like is compared with like: the endpoints harness scores the mean, so our mean is set against it, and our early-stopping
     estimate against LoadGen's.
     """
-    if not run.get("workload_is_mlperf"):
+    if not run.workload_is_mlperf:
         return []
-    rate = run.get("samples_per_second")
-    ours = {"loadgen": run.get("latency_early_stopping_s"), "endpoints": run.get("latency_mean_s")}
+    rate = run.samples_per_second
+    ours = {"loadgen": run.latency_early_stopping_s, "endpoints": run.latency_mean_s}
     rows = []
     for row in published():
         latency = ours[row.harness]
@@ -147,19 +159,20 @@ def _contact_sheet(folder: Path) -> list[tuple[str, list[str]]]:
     return sheet
 
 
-def _environment(run: Mapping[str, Any]) -> dict[str, str]:
+def _environment(run: Result) -> dict[str, str]:
     """What the run ran on and with, as one flat list."""
-    names = ("recipe", "device", "mesh", "world_size", "checkpoint", "noise", "kernels", "experts", "host", "start_s", "commit")
-    found: dict[str, Any] = {name: run[name] for name in names if name in run}
-    found["start_s"] = charts.seconds(run.get("start_s"))
-    listed = {name: "; ".join(map(str, value)) for name, value in found.items() if isinstance(value, list)}
-    paired = {name: ", ".join(f"{a}: {b}" for a, b in value.items()) for name, value in found.items() if isinstance(value, dict)}
-    flat = {re.sub("_s$", "", name).replace("_", " "): str({**found, **listed, **paired}[name]) for name in found}
-    system = {name.replace("_", " "): str(value) for name, value in run.get("system", {}).items()}
-    return {**flat, **run.get("versions", {}), **system}
+    names = ("recipe", "device", "mesh", "world_size", "checkpoint", "noise", "host", "commit")
+    return {
+        **{name.replace("_", " "): str(getattr(run, name)) for name in names},
+        "kernels": ", ".join(f"{name}: {kernel}" for name, kernel in run.kernels.items()),
+        "experts": "; ".join(run.experts),
+        "start": charts.seconds(run.start_s),
+        **run.versions,
+        **{name.replace("_", " "): value for name, value in run.system.items()},
+    }
 
 
-def _rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str, float | None]]:
+def _rows(first: Run, second: Run) -> list[tuple[str, str, str, float | None]]:
     """The scores of both runs and the change from the first to the second."""
     times = {
         "latency_early_stopping_s": "early-stopping estimate",
@@ -170,18 +183,21 @@ def _rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str
     }
     rows = []
     for key, label in times.items():
-        a, b = first.get(key), second.get(key)
+        a, b = getattr(first.result, key), getattr(second.result, key)
         if a is not None or b is not None:
             rows.append((label, charts.seconds(a), charts.seconds(b), _change(a, b)))
-    a, b = first.get("samples_per_second"), second.get("samples_per_second")
-    if a or b:
-        rows.append(("samples per second", f"{a:.4f}" if a else NONE, f"{b:.4f}" if b else NONE, _change(a, b)))
-    scores = [(run["vbench"] or {}).get("score") for run in (first, second)]
-    if any(score is not None for score in scores):
-        a, b = scores
-        rows.append(("VBench", f"{a:.4f}" if a else NONE, f"{b:.4f}" if b else NONE, _change(a, b)))
-    rows.append(("samples", str(first["queries"]), str(second["queries"]), None))
+    for label, (a, b) in (
+        ("samples per second", (first.result.samples_per_second, second.result.samples_per_second)),
+        ("VBench", (_score(first), _score(second))),
+    ):
+        if a or b:
+            rows.append((label, f"{a:.4f}" if a else NONE, f"{b:.4f}" if b else NONE, _change(a, b)))
+    rows.append(("samples", str(first.result.queries), str(second.result.queries), None))
     return rows
+
+
+def _score(run: Run) -> float | None:
+    return None if run.vbench is None else run.vbench.score
 
 
 def _change(before: float | None, after: float | None) -> float | None:

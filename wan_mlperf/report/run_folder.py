@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import yaml
 
+from sut import result as results
 from wan_mlperf import process
 from wan_mlperf.errors import BadInput
 from wan_mlperf.files import atomic_write
-from wan_mlperf.report.pages import render
+from wan_mlperf.report.pages import Run, render
+from wan_mlperf.vbench import summary as vbench_summary
 
 PAGE = "report.html"
 
@@ -25,18 +25,14 @@ def write(folder: Path) -> None:
         process.say(f"no {PAGE}: {process.one_line(error)}")
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Return what a run folder tells: its result.json, and under "folder", "files", "vbench" what lies beside it."""
+def read(folder: Path) -> Run:
+    """Return what a run folder tells. Raises BadInput for a folder that is not a finished run's, or one of another version."""
+    result = results.read(folder)
+    file = folder / "recipe.yaml"
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise BadInput(
-            f"{str(folder)!r}: no finished run ({process.one_line(error)}); allowed: a folder with result.json"
-        ) from None
-    if not isinstance(result, dict) or "scenario" not in result or not isinstance(recipe, dict):
-        raise BadInput(f"{str(folder)!r}: its result.json is not a run's; allowed: a run folder")
-    recipe.pop("folder", None)
-    summary = folder / "vbench" / "summary.json"
-    vbench = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
-    return {**result, "folder": folder.resolve(), "settings": recipe, "vbench": vbench}
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+        recipe.pop("folder", None)
+    except (OSError, ValueError, yaml.YAMLError, AttributeError) as error:
+        raise BadInput(f"{str(file)!r}: cannot be read ({process.one_line(error)}); allowed: a run folder's recipe") from None
+    vbench = vbench_summary.read(folder) if (folder / vbench_summary.FILE).is_file() else None
+    return Run(folder=folder.resolve(), result=result, settings=recipe, vbench=vbench)

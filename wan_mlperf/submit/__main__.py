@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +26,7 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.files import atomic_write, writable_folder
 
 if TYPE_CHECKING:  # imported when it is needed: --help and a misspelt flag must not wait for torch
+    from sut.result import Mode, Scenario
     from wan_mlperf.submit.campaign import Campaign, Stage, State
 
 Start = Callable[[Sequence[str]], int]
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace, start: Start | None = None) -> int:
     return worst
 
 
-def begin(options: argparse.Namespace) -> tuple[Campaign, dict[str, Path]]:
+def begin(options: argparse.Namespace) -> tuple[Campaign, dict[Scenario, Path]]:
     """Check the recipes and open the campaign; return also each scenario's user.conf. Raises BadInput."""
     from sut import run_record
     from wan_mlperf import preflight
@@ -103,7 +104,8 @@ def begin(options: argparse.Namespace) -> tuple[Campaign, dict[str, Path]]:
     from wan_mlperf.workload import MLPERF
 
     recipes, user_confs = {}, {}
-    for scenario in options.scenario or ("singlestream", "offline"):
+    scenarios: Sequence[Scenario] = options.scenario or ("singlestream", "offline")
+    for scenario in scenarios:
         recipe = preflight.recipe_from(for_scenario(options, scenario), scenario=scenario)
         if recipe.effective_workload != MLPERF and not options.dry_run:
             raise BadInput(f"recipe {recipe.name!r} names a workload that is not the benchmark's; allowed: with --dry-run")
@@ -175,7 +177,7 @@ def warn_of_vbench(campaign: Campaign) -> None:
             process.say(f"VBench is not ready: {process.one_line(error)}")
 
 
-def estimate(campaign: Campaign, stage: Stage, user_confs: Mapping[str, Path]) -> float | None:
+def estimate(campaign: Campaign, stage: Stage, user_confs: Mapping[Scenario, Path]) -> float | None:
     """Seconds that a stage may take, if a finished run tells."""
     from sut import compliance, loadgen, pace, prompts
     from wan_mlperf.submit.campaign import speed
@@ -184,8 +186,8 @@ def estimate(campaign: Campaign, stage: Stage, user_confs: Mapping[str, Path]) -
     if known is None:
         return None
     start_s, each_s = known
-    scenario: Any = stage.scenario
-    mode: Any = "accuracy" if stage.kind == "accuracy" else "performance"
+    scenario = stage.scenario
+    mode: Mode = "accuracy" if stage.kind == "accuracy" else "performance"
     count, conf = len(prompts.benchmark_prompts()), user_confs[stage.scenario]
     settings = loadgen.make_settings(scenario, mode, conf, count)
     rate = None if pace.is_stated(conf) or not each_s else pace.Rate(per_second=1 / each_s, source="a finished run")
@@ -194,7 +196,7 @@ def estimate(campaign: Campaign, stage: Stage, user_confs: Mapping[str, Path]) -
     return start_s + (seconds if mode == "accuracy" else max(seconds, settings.min_duration_ms / 1e3))
 
 
-def show(campaign: Campaign, user_confs: Mapping[str, Path]) -> None:
+def show(campaign: Campaign, user_confs: Mapping[Scenario, Path]) -> None:
     """Print every stage: done or left, what is known of it, and how long it may take."""
     table = Table(title=f"campaign {campaign.folder}")
     for heading in ("stage", "state", "", "estimate"):
@@ -223,13 +225,13 @@ def system(options: argparse.Namespace) -> int:
     from wan_mlperf.submit.campaign import Campaign
 
     campaign = Campaign.load(Path(options.campaign), commit=run_record.commit())
-    results = [state.result for state in map(campaign.state, campaign.stages()) if state.result and "system" in state.result]
+    results = [state.result for state in map(campaign.state, campaign.stages()) if state.result and state.result.system]
     if not results:
         raise BadInput(f"campaign {options.campaign!r}: holds no finished run yet; allowed: after `submit run`")
     file = Path(options.output)
     if file.exists():
         raise BadInput(f"{options.output!r} is there already; allowed: a new file, so that nothing filled in is lost")
-    description: dict[str, Any] = system_description.template(results[0]["system"])
+    description = system_description.template(results[0].system)
     atomic_write(file, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     empty = system_description.unfilled({**description, "division": "-", "submitter": "-"})
     print(f"{file}: to be filled in: {', '.join(empty)}")

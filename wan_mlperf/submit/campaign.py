@@ -11,11 +11,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sut import loadgen
+from sut import result as results
+from sut.result import Result, Scenario
 from wan_mlperf.errors import BadInput
 from wan_mlperf.files import atomic_write
+from wan_mlperf.vbench import summary as vbench_summary
+from wan_mlperf.vbench.summary import Summary
 
 KINDS = ("performance", "accuracy", "vbench", "test04")
 NEEDS = {"vbench": "accuracy", "test04": "performance"}
@@ -26,7 +29,7 @@ FILE = "campaign.json"
 class Stage:
     """One piece of work: a run of LoadGen, or VBench's scores of one."""
 
-    scenario: str
+    scenario: Scenario
     kind: str
 
     def __str__(self) -> str:
@@ -35,12 +38,13 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Whether a stage is done, the run folder it is in, that run's result, and a line about it."""
+    """Whether a stage is done, a line about it, its run folder, and what that run or VBench found out."""
 
     done: bool
     note: str
     run: Path | None = None
-    result: Mapping[str, Any] | None = None
+    result: Result | None = None
+    vbench: Summary | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +52,12 @@ class Campaign:
     """`recipes`: the resolved recipe as YAML per scenario; `commit`: results of any other do not count."""
 
     folder: Path
-    recipes: Mapping[str, str]
+    recipes: Mapping[Scenario, str]
     dry_run: bool
     commit: str
 
     @classmethod
-    def begin(cls, folder: Path, recipes: Mapping[str, str], *, dry_run: bool, commit: str) -> Campaign:
+    def begin(cls, folder: Path, recipes: Mapping[Scenario, str], *, dry_run: bool, commit: str) -> Campaign:
         """Make the folder's campaign.json, or take up the campaign that lies there. Raises BadInput if it is another one."""
         if (folder / FILE).exists():
             old = cls.load(folder, commit=commit)
@@ -99,47 +103,53 @@ class Campaign:
     def _runs(self, stage: Stage) -> list[Path]:
         """The finished runs of a stage, newest first. A folder without result.json is one that was stopped."""
         pattern = re.compile(rf"\d{{8}}-\d{{6}}-{stage.scenario}-{stage.kind}(-\d+)?")
-        runs = [file.parent for file in self.folder.glob("*/result.json") if pattern.fullmatch(file.parent.name)]
+        runs = [file.parent for file in self.folder.glob(f"*/{results.FILE}") if pattern.fullmatch(file.parent.name)]
         return sorted(runs, key=lambda run: run.name, reverse=True)
 
     def _judge(self, stage: Stage, run: Path) -> State:
         try:
-            result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+            result = results.read(run)
             recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
-            note = self._why_not(stage, result, recipe)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return State(done=False, note=f"{run.name} cannot be read", run=run)
+        except BadInput as error:
+            return State(done=False, note=str(error), run=run)
+        except (OSError, ValueError) as error:
+            return State(done=False, note=f"{run.name}: recipe.yaml cannot be read ({error})", run=run)
+        note = self._why_not(stage, result, recipe)
         return State(done=note is None, note=note or _score(stage, result), run=run, result=result)
 
-    def _why_not(self, stage: Stage, result: Mapping[str, Any], recipe: str) -> str | None:
+    def _why_not(self, stage: Stage, result: Result, recipe: str) -> str | None:
         if recipe != self.recipes[stage.scenario]:
             return "of another recipe"
-        if result["commit"] != self.commit:
-            return f"of another commit, {result['commit'][:12]}{'-dirty' * result['commit'].endswith('-dirty')}"
-        if not result["valid"]:
-            return f"INVALID: {result.get('invalid_reason') or 'LoadGen gives no reason'}"
+        if result.commit != self.commit:
+            return f"of another commit, {result.commit[:12]}{'-dirty' * result.commit.endswith('-dirty')}"
+        if not result.valid:
+            return f"INVALID: {result.invalid_reason or 'LoadGen gives no reason'}"
         if stage.kind == "test04":
             reference = self.state(Stage(scenario=stage.scenario, kind="performance")).run
-            if not result["compliance"]["passed"]:
-                return str(result["compliance"]["verdict"])
-            if reference is None or result["compliance"]["reference"] != reference.name:
-                return f"compared with another performance run, {result['compliance']['reference']}"
+            if result.compliance is None:
+                return "not a TEST04 run"
+            if not result.compliance.passed:
+                return result.compliance.verdict
+            if reference is None or result.compliance.reference != reference.name:
+                return f"compared with another performance run, {result.compliance.reference}"
         return None
 
-    def _vbench_state(self, scenario: str) -> State:
+    def _vbench_state(self, scenario: Scenario) -> State:
         """VBench's outcome lies in the accuracy run's own folder."""
         accuracy = self.state(Stage(scenario=scenario, kind="accuracy"))
         if not accuracy.done or accuracy.run is None:
             return State(done=False, note="not run")
-        try:
-            summary = json.loads((accuracy.run / "vbench" / "summary.json").read_text(encoding="utf-8"))
-            if summary["score"] is not None and (accuracy.run / "accuracy.txt").is_file():
-                word = "reaches" if summary["reached"] else "is below"
-                note = f"VBench {summary['score']:.4f} {word} {summary['floor']}"
-                return State(done=True, note=note, run=accuracy.run, result=summary)
+        note = "not run"
+        if (accuracy.run / vbench_summary.FILE).is_file():
+            try:
+                summary = vbench_summary.read(accuracy.run)
+            except BadInput as error:
+                return State(done=False, note=str(error), run=accuracy.run)
+            if summary.score is not None and (accuracy.run / "accuracy.txt").is_file():
+                word = "reaches" if summary.reached else "is below"
+                note = f"VBench {summary.score:.4f} {word} {summary.floor}"
+                return State(done=True, note=note, run=accuracy.run, vbench=summary)
             note = "no score of the whole run"
-        except (OSError, ValueError, KeyError, TypeError):
-            note = "not run"
         if self.dry_run:
             return State(done=True, note="no score: a dry run does not ask for one", run=accuracy.run)
         return State(done=False, note=note, run=accuracy.run)
@@ -152,21 +162,21 @@ def speed(campaign: Campaign, stage: Stage) -> tuple[float, float] | None:
         for scenario in scenarios:
             state = campaign.state(Stage(scenario=scenario, kind=kind))
             if state.done and state.result is not None:
-                rate = state.result.get("samples_per_second")
-                return float(state.result["start_s"]), 1 / rate if rate else float(state.result["generate_mean_s"])
+                rate = state.result.samples_per_second
+                return state.result.start_s, 1 / rate if rate else state.result.generate_mean_s
     return None
 
 
-def _score(stage: Stage, result: Mapping[str, Any]) -> str:
+def _score(stage: Stage, result: Result) -> str:
     if stage.kind == "accuracy":
-        return f"{result['queries']} videos"
-    if stage.kind == "test04":
-        return str(result["compliance"]["verdict"])
-    rate, early = result.get("samples_per_second"), result.get("latency_early_stopping_s")
+        return f"{result.queries} videos"
+    if result.compliance is not None:
+        return result.compliance.verdict
+    rate, early = result.samples_per_second, result.latency_early_stopping_s
     return f"VALID, {rate:.4f} samples/s" if rate else f"VALID, {early:.3f} s" if early else "VALID"
 
 
-def _other(old: Campaign, recipes: Mapping[str, str], dry_run: bool) -> str:
+def _other(old: Campaign, recipes: Mapping[Scenario, str], dry_run: bool) -> str:
     """What a campaign was begun with that is not so now, in a few words."""
     if list(old.recipes) != list(recipes):
         return f"scenarios {', '.join(old.recipes)}"

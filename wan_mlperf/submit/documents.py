@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from sut.result import Result
+
 FORMATS = {
     "bf16": "bf16, as in the checkpoint",
     "fp8": "FP8 E4M3, scaled from the values themselves: weights once when they are loaded, activations in every call",
@@ -21,7 +23,7 @@ ATTENTION = {
 }
 
 
-def measurements(recipe: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:
+def measurements(recipe: Mapping[str, Any], result: Result) -> dict[str, str]:
     """Return measurements.json: which weights, and what became of them."""
     gemm = recipe["gemm"]
     dtype, vae_dtype = (recipe["model"][name].replace("checkpoint", "the checkpoint's") for name in ("dtype", "vae_dtype"))
@@ -33,13 +35,13 @@ def measurements(recipe: Mapping[str, Any], result: Mapping[str, Any]) -> dict[s
     return {
         "input_data_types": dtype,
         "retraining": "no",
-        "starting_weights_filename": str(result["checkpoint"]),
+        "starting_weights_filename": result.checkpoint,
         "weight_data_types": ", ".join(dict.fromkeys([*formats, dtype, f"{vae_dtype} (VAE)"])),
         "weight_transformations": "; ".join([words, *(kept if quantised else [])]),
     }
 
 
-def readme(scenario: str, recipe: Mapping[str, Any], result: Mapping[str, Any], notes: Mapping[str, str]) -> str:
+def readme(scenario: str, recipe: Mapping[str, Any], result: Result, notes: Mapping[str, str]) -> str:
     """Return a scenario's README.md: what was measured and how to do it again."""
     shown = {key: value for key, value in recipe.items() if key not in ("folder", "exact")}
     lines = [f"- {kind}: {note}" for kind, note in notes.items()]
@@ -47,7 +49,7 @@ def readme(scenario: str, recipe: Mapping[str, Any], result: Mapping[str, Any], 
 
 {chr(10).join(lines)}
 
-Made by commit `{result["commit"]}` (in `src/`) on {result["device"]}, {result["mesh"]}.
+Made by commit `{result.commit}` (in `src/`) on {result.device}, {result.mesh}.
 
 ## To do it again
 
@@ -60,7 +62,7 @@ python -m wan_mlperf.vbench outputs/latest
 python -m wan_mlperf.run --scenario {scenario} --recipe recipe.yaml --test04
 ```
 
-The experts: {"; ".join(result["experts"])}. Initial noise: {result["noise"]}.
+The experts: {"; ".join(result.experts)}. Initial noise: {result.noise}.
 
 ```yaml
 {yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).strip()}

@@ -17,6 +17,7 @@ import yaml
 
 from sut import accuracy_log, loadgen
 from sut.compliance import VERDICT
+from sut.result import Scenario
 from wan_mlperf.errors import BadInput, Failed
 from wan_mlperf.files import atomic_write
 from wan_mlperf.submit import documents, system_description
@@ -46,7 +47,7 @@ def pack(
     if problems:
         raise BadInput(f"campaign {str(folder)!r} cannot be packed: {'; '.join(problems)}")
     person = system_description.read(system)
-    measured = next(state.result["system"] for state in states.values() if state.result and "system" in state.result)
+    measured = next(state.result.system for state in states.values() if state.result and state.result.system)
     description = system_description.complete(person, measured, division=division, submitter=submitter)
     notes = _fill(description, system, dry_run)
 
@@ -98,14 +99,15 @@ def _problems(campaign: Campaign, states: Mapping[Stage, State], division: str, 
     if division == "closed" and set(campaign.recipes) != set(loadgen.SCENARIOS):
         problems.append("the closed division asks for both scenarios")
     for stage, state in states.items():
-        if not state.done or state.result is None:
+        if not state.done:
             continue
-        if stage.kind == "vbench":
-            if division == "closed" and not state.result["valid"]:
-                problems.append(f"{stage}: {'; '.join([state.note, *state.result['problems']])}")
-        elif not dry_run and not state.result["workload_is_mlperf"]:
+        if state.vbench is not None and division == "closed" and not state.vbench.valid:
+            problems.append(f"{stage}: {'; '.join([state.note, *state.vbench.problems])}")
+        if state.result is None or dry_run:
+            continue
+        if not state.result.workload_is_mlperf:
             problems.append(f"{stage}: its workload is not the benchmark's")
-        elif not dry_run and not state.result["prompts_are_mlperf"]:
+        elif not state.result.prompts_are_mlperf:
             problems.append(f"{stage}: its prompts are not the benchmark's")
     return problems
 
@@ -121,7 +123,7 @@ def _fill(description: dict[str, Any], system: Path, dry_run: bool) -> list[str]
     return [f"{system.name}: to be filled in: {', '.join(empty)}"]
 
 
-def _scenario(place: Path, scenario: str, campaign: Campaign, states: Mapping[Stage, State]) -> list[str]:
+def _scenario(place: Path, scenario: Scenario, campaign: Campaign, states: Mapping[Stage, State]) -> list[str]:
     """Write the results of one scenario."""
     runs = {kind: states[Stage(scenario=scenario, kind=kind)] for kind in ("performance", "accuracy", "vbench", "test04")}
     performance, accuracy, test04 = (runs[kind].run for kind in ("performance", "accuracy", "test04"))
@@ -129,7 +131,7 @@ def _scenario(place: Path, scenario: str, campaign: Campaign, states: Mapping[St
     _logs(performance, place / "performance" / "run_1")
     _logs(test04, place / "TEST04" / "performance" / "run_1")
     shutil.copyfile(test04 / VERDICT, place / "TEST04" / VERDICT)
-    notes = _accuracy(place / "accuracy", accuracy, scored=runs["vbench"].result is not None)
+    notes = _accuracy(place / "accuracy", accuracy, scored=runs["vbench"].vbench is not None)
     shutil.copyfile(performance / "user.conf", place / "user.conf")
     recipe = yaml.safe_load(campaign.recipes[scenario])
     _write(place / "measurements.json", json.dumps(documents.measurements(recipe, runs["performance"].result), indent=2) + "\n")

@@ -22,14 +22,17 @@ from typing import Any
 from rich.console import Console
 
 from sut import accuracy_log
+from sut import result as results
 from wan_mlperf import cli, process
 from wan_mlperf.errors import BadInput, Failed, choose
 from wan_mlperf.files import atomic_write, writable_folder
 from wan_mlperf.vbench import checkpoints as vbench_checkpoints
 from wan_mlperf.vbench import environment as vbench_environment
 from wan_mlperf.vbench import score as vbench_score
+from wan_mlperf.vbench import summary as vbench_summary
 from wan_mlperf.vbench import videos as vbench_videos
 from wan_mlperf.vbench.environment import WORKER, Environment
+from wan_mlperf.vbench.summary import Summary
 from wan_mlperf.vbench.videos import Videos
 from wan_mlperf.workload import DIMENSIONS
 
@@ -48,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         raise BadInput(f"{options.folder!r} is not a folder; allowed: an accuracy run's folder, such as outputs/latest")
     environment = None if options.parse_only else ready(options.dimensions)
     prompts = vbench_videos.dimensions_by_prompt(environment.full_info if environment else full_info())
+    made_by = results.read(folder) if (folder / results.FILE).is_file() else None
     run = vbench_videos.read_run(folder)
     progress = cli.Progress("videos checked", len(run))
     videos = vbench_videos.sort_out(folder, run, prompts, checked=progress.advance)
@@ -61,13 +65,13 @@ def main(arguments: Sequence[str]) -> int:
         found = vbench_score.read_raw(raw / f"{dimension}.json", expected) if expected else None
         if found is not None:
             raws[dimension] = found
-    summary = vbench_score.summarise(folder, videos, prompts, raws)
+    summary = vbench_score.summarise(folder, videos, prompts, raws, made_by)
     write(folder, summary)
     Console(width=None if sys.stdout.isatty() else 120).print(vbench_score.as_table(summary))
     print(vbench_score.verdict(summary))
     if failures:
         raise Failed(f"{len(failures)} of the dimensions: {'; '.join(failures)}")
-    return process.DONE if summary["valid"] else process.INVALID
+    return process.DONE if summary.valid else process.INVALID
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -208,16 +212,16 @@ def print_lists(videos: Videos) -> None:
             print(f"{name}: and {len(lines) - LISTED} more, all in vbench/summary.json", flush=True)
 
 
-def write(folder: Path, summary: Mapping[str, Any]) -> None:
+def write(folder: Path, summary: Summary) -> None:
     """Write vbench/summary.json and accuracy.txt; without a score of the whole run no older accuracy.txt stays."""
-    atomic_write(folder / "vbench" / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    vbench_summary.write(folder, summary)
     text = vbench_score.accuracy_text(summary)
     if text is None:
         (folder / "accuracy.txt").unlink(missing_ok=True)
         print("no accuracy.txt: there is no score of the whole run")
     else:
         atomic_write(folder / "accuracy.txt", text)
-        if summary["hash"] is None:
+        if summary.hash is None:
             print(f"accuracy.txt has no hash line: the folder holds no {accuracy_log.NAME}")
 
 

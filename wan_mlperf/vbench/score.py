@@ -16,12 +16,15 @@ from typing import Any
 from rich.table import Table
 
 from sut import accuracy_log
+from sut.result import Result
 from wan_mlperf.errors import Failed
 from wan_mlperf.vbench.checkpoints import not_the_published
+from wan_mlperf.vbench.summary import DimensionScore, Summary, VideoLists, VideoScore
 from wan_mlperf.vbench.videos import Videos, shown
 from wan_mlperf.workload import DIMENSIONS
 
 FLOOR = 69.7752  # 99 % of the reference's 70.48
+LISTS = ("missing", "unreadable", "extra", "refused", "unnamed", "not_in_run")
 
 
 def read_raw(file: Path, expected: Mapping[str, str]) -> dict[str, Any] | None:
@@ -47,49 +50,42 @@ def read_raw(file: Path, expected: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def summarise(
-    folder: Path, videos: Videos, prompts: Mapping[str, Sequence[str]], raws: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Return the content of summary.json.
-
-    `complete`: every benchmark prompt of this run is in the score, and all six dimensions are. `problems`: why the score is
-    not the benchmark's, beyond missing the floor; `valid`: none of these, and the floor is reached.
-    """
-    absent = [dimension for dimension in DIMENSIONS if dimension not in raws]
-    complete = not (absent or videos.missing or videos.unreadable)
-    score = 100 * sum(raws[dimension]["mean"] for dimension in DIMENSIONS) / len(DIMENSIONS) if complete else None
-    problems = _problems(folder, videos, prompts, raws, absent)
-    checkpoints: dict[str, str] = {}
-    for raw in raws.values():
-        checkpoints.update(raw["checkpoints"])
-    return {
-        "score": score,
-        "floor": FLOOR,
-        "reached": None if score is None else score >= FLOOR,
-        "complete": complete,
-        "valid": score is not None and score >= FLOOR and not problems,
-        "problems": problems,
-        "dimensions": {name: _dimension(raws[name], videos, prompts, name) for name in DIMENSIONS if name in raws},
-        "videos": {
-            "scored": len(videos.scored),
-            "missing": videos.missing,
-            "unreadable": videos.unreadable,
-            "extra": videos.extra,
-            "refused": videos.refused,
-            "unnamed": videos.unnamed,
-            "not_in_run": videos.not_in_run,
-        },
-        "versions": next((raw["versions"] for raw in raws.values()), {}),
-        "checkpoints": checkpoints,
-        "hash": accuracy_log.whole_sha256(folder),
-    }
-
-
-def _problems(
     folder: Path,
     videos: Videos,
     prompts: Mapping[str, Sequence[str]],
     raws: Mapping[str, Mapping[str, Any]],
+    run: Result | None = None,
+) -> Summary:
+    """Judge the raw results of the dimensions that are scored; `run` is the result of the run that made the videos, if known."""
+    absent = [dimension for dimension in DIMENSIONS if dimension not in raws]
+    complete = not (absent or videos.missing or videos.unreadable)
+    score = 100 * sum(raws[dimension]["mean"] for dimension in DIMENSIONS) / len(DIMENSIONS) if complete else None
+    problems = _problems(videos, prompts, raws, absent, run)
+    lists = {name: tuple(getattr(videos, name)) for name in LISTS}
+    checkpoints: dict[str, str] = {}
+    for raw in raws.values():
+        checkpoints.update(raw["checkpoints"])
+    return Summary(
+        score=score,
+        floor=FLOOR,
+        reached=None if score is None else score >= FLOOR,
+        complete=complete,
+        valid=score is not None and score >= FLOOR and not problems,
+        problems=tuple(problems),
+        dimensions={name: _dimension(raws[name], videos, prompts, name) for name in DIMENSIONS if name in raws},
+        videos=VideoLists(scored=len(videos.scored), **lists),
+        versions=next((raw["versions"] for raw in raws.values()), {}),
+        checkpoints=checkpoints,
+        hash=accuracy_log.whole_sha256(folder),
+    )
+
+
+def _problems(
+    videos: Videos,
+    prompts: Mapping[str, Sequence[str]],
+    raws: Mapping[str, Mapping[str, Any]],
     absent: Sequence[str],
+    run: Result | None,
 ) -> list[str]:
     answered = len(prompts) - len(videos.not_in_run)
     kinds = (
@@ -107,8 +103,7 @@ def _problems(
             found.append(f"the dimensions were scored with different {what}")
     foreign = {path for raw in raws.values() for path in not_the_published(raw["checkpoints"])}
     found += [f"{path} is not the publisher's file" for path in sorted(foreign)]
-    result = folder / "result.json"
-    if result.is_file() and json.loads(result.read_text(encoding="utf-8")).get("workload_is_mlperf") is False:
+    if run is not None and not run.workload_is_mlperf:
         found.append("the videos are of another workload than the benchmark's")
     return found
 
@@ -121,59 +116,59 @@ def _conflict(values: Sequence[Any]) -> bool:
     return any(merged.setdefault(key, item) != item for value in values for key, item in value.items())
 
 
-def _dimension(raw: Mapping[str, Any], videos: Videos, prompts: Mapping[str, Sequence[str]], name: str) -> dict[str, Any]:
+def _dimension(raw: Mapping[str, Any], videos: Videos, prompts: Mapping[str, Sequence[str]], name: str) -> DimensionScore:
     per_video = []
     for one in raw["videos"]:
         video = videos.scored[one["name"]]
-        per_video.append({"index": video.index, "prompt": video.prompt, "score": float(one["video_results"])})
-    return {
-        "score": raw["mean"],
-        "of": sum(name in dimensions for dimensions in prompts.values()),
-        "device": raw["device"],
-        "seconds": raw["seconds"],
-        "videos": sorted(per_video, key=lambda one: int(one["index"])),
-    }
+        per_video.append(VideoScore(index=video.index, prompt=video.prompt, score=float(one["video_results"])))
+    return DimensionScore(
+        score=raw["mean"],
+        of=sum(name in dimensions for dimensions in prompts.values()),
+        device=raw["device"],
+        seconds=raw["seconds"],
+        videos=tuple(sorted(per_video, key=lambda one: one.index)),
+    )
 
 
-def accuracy_text(summary: Mapping[str, Any]) -> str | None:
+def accuracy_text(summary: Summary) -> str | None:
     """Return accuracy.txt as MLCommons' checker reads it, or None where there is no score of the whole run.
 
     What makes the score not the benchmark's is said in lines above it. The hash is that of the whole accuracy log; a folder
     without that log gets no hash line.
     """
-    if summary["score"] is None:
+    if summary.score is None:
         return None
-    lines = [f"note: {problem}" for problem in summary["problems"]]
-    lines.append(f"{{'vbench_score': {max(0.0, summary['score']):.10f}}}")
-    if summary["hash"]:
-        lines.append(f"hash={summary['hash']}")
+    lines = [f"note: {problem}" for problem in summary.problems]
+    lines.append(f"{{'vbench_score': {max(0.0, summary.score):.10f}}}")
+    if summary.hash:
+        lines.append(f"hash={summary.hash}")
     return "\n".join(lines) + "\n"
 
 
-def verdict(summary: Mapping[str, Any]) -> str:
+def verdict(summary: Summary) -> str:
     """Say in one line whether the floor is reached and whether that counts."""
-    if summary["score"] is None:
-        return f"INCOMPLETE, no score: {'; '.join(summary['problems'])}"
-    compared = f"{summary['score']:.4f} {'>=' if summary['reached'] else '<'} {FLOOR}"
-    word = "VALID" if summary["valid"] else "INVALID"
-    return f"{word}: {compared}{''.join(f'; {problem}' for problem in summary['problems'])}"
+    if summary.score is None:
+        return f"INCOMPLETE, no score: {'; '.join(summary.problems)}"
+    compared = f"{summary.score:.4f} {'>=' if summary.reached else '<'} {FLOOR}"
+    word = "VALID" if summary.valid else "INVALID"
+    return f"{word}: {compared}{''.join(f'; {problem}' for problem in summary.problems)}"
 
 
-def as_table(summary: Mapping[str, Any]) -> Table:
+def as_table(summary: Summary) -> Table:
     """Return the scores per dimension and their mean as a table."""
     table = Table(title="VBench")
     table.add_column("dimension")
     for title in ("videos", "score", "lowest", "highest", "seconds"):
         table.add_column(title, justify="right")
     for name in DIMENSIONS:
-        one = summary["dimensions"].get(name)
+        one = summary.dimensions.get(name)
         if one is None:
             table.add_row(name, "-", "not scored", "-", "-", "-")
             continue
-        scores = [video["score"] for video in one["videos"]]
-        counted = f"{len(scores)} of {one['of']}"
-        table.add_row(name, counted, f"{one['score']:.4f}", f"{min(scores):.4f}", f"{max(scores):.4f}", f"{one['seconds']:.0f}")
+        scores = [video.score for video in one.videos]
+        counted = f"{len(scores)} of {one.of}"
+        table.add_row(name, counted, f"{one.score:.4f}", f"{min(scores):.4f}", f"{max(scores):.4f}", f"{one.seconds:.0f}")
     table.add_section()
-    score = summary["score"]
-    table.add_row("mean x 100", str(summary["videos"]["scored"]), "none" if score is None else f"{score:.4f}", "", "", "")
+    score = summary.score
+    table.add_row("mean x 100", str(summary.videos.scored), "none" if score is None else f"{score:.4f}", "", "", "")
     return table
