@@ -1,0 +1,58 @@
+"""Run on every rank by test_rehearsal.py: a real video on gloo, counted, and its peak memory as torch's own profiler sees it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wan_mlperf import Pipeline, load_recipe
+from wan_mlperf.parallel import fake_ranks
+from wan_mlperf.parallel import mesh as meshes
+from wan_mlperf.predict.counting import Counted, Counting
+
+
+def main() -> None:
+    """Arguments: where the figures go, and the recipe's overrides."""
+    folder, overrides = Path(sys.argv[1]), sys.argv[2:]
+    groups: dict[str, Any] = {}
+    counting, connect = Counting(groups), meshes.connect
+    meshes.connect = lambda *args, **kwargs: Counted(connect(*args, **kwargs), counting)
+    pipeline = Pipeline.load(load_recipe("tiny", overrides=overrides))
+    groups.update(fake_ranks.groups_of(pipeline.mesh))
+    parts = [pipeline.text_encoder.model, *pipeline.experts.values(), pipeline.decoder.vae]
+    weights = sum(one.nbytes for part in parts for one in [*part.parameters(), *part.buffers()])
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        video(pipeline)
+    live = highest = 0
+    memory = [one for one in profile.kineto_results.events() if one.name() == "[memory]"]
+    for event in sorted(memory, key=lambda one: one.start_ns()):
+        live += event.nbytes()
+        highest = max(highest, live)
+    with torch.no_grad(), counting.active(), counting("all"):
+        video(pipeline)
+    counts = counting.stages["all"]
+    figures = {
+        "calls": counts.calls,
+        "flops": counts.flops,
+        "sent": counts.sent,
+        "messages": counts.messages,
+        "weights": weights,
+        "peak": weights + highest,
+    }
+    (folder / f"{pipeline.mesh.rank}.json").write_text(json.dumps(figures))
+
+
+@torch.no_grad()
+def video(pipeline: Pipeline) -> None:
+    """One video, to its last chunk. Not in inference mode, where a dispatch mode sees a linear layer and not its product."""
+    latents = Pipeline.latents.__wrapped__(pipeline, ["a red circle"])
+    for _ in pipeline.decoder.decode(latents):
+        pass
+
+
+if __name__ == "__main__":
+    main()
