@@ -21,7 +21,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer, UMT5EncoderModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from wan_mlperf.errors import BadInput, did_you_mean
 from wan_mlperf.files import cache_folder
@@ -41,6 +41,7 @@ PARTS: Mapping[str, str] = {
     "tokenizer": "tokenizer",
     "scheduler": "scheduler",
 }
+Shape = tuple[int, ...]
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
@@ -93,20 +94,20 @@ class Checkpoint:
             sizes[kind] = sizes.get(kind, 0) + torch.Size(shape).numel()
         return _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
 
-    def load_tokenizer(self) -> Any:
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer."""
         return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
 
-    def load_text_encoder(self, dtype: torch.dtype) -> Any:
+    def load_text_encoder(self, dtype: torch.dtype) -> UMT5EncoderModel:
         """Return the UMT5 encoder on the CPU."""
         transformers.utils.logging.disable_progress_bar()
         return UMT5EncoderModel.from_pretrained(self.folder / "text_encoder", torch_dtype=dtype).eval()
 
-    def load_transformer(self, part: str, dtype: torch.dtype) -> Any:
+    def load_transformer(self, part: str, dtype: torch.dtype) -> WanTransformer3DModel:
         """Return one expert on the CPU; diffusers keeps norms and modulation in fp32."""
         return WanTransformer3DModel.from_pretrained(self.folder, subfolder=part, torch_dtype=dtype).eval()
 
-    def load_vae(self, dtype: torch.dtype) -> Any:
+    def load_vae(self, dtype: torch.dtype) -> AutoencoderKLWan:
         """Return the VAE on the CPU."""
         return AutoencoderKLWan.from_pretrained(self.folder, subfolder="vae", torch_dtype=dtype).eval()
 
@@ -167,7 +168,7 @@ def verify(checkpoint: Checkpoint) -> None:
         _fit(folder, part, "text_dim", config["text_dim"], checkpoint.config("text_encoder")["d_model"])
 
 
-def headers(folder: Path, part: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+def headers(folder: Path, part: str) -> dict[str, tuple[str, Shape]]:
     """Return name -> (dtype, shape) of all safetensors of a part, from the files' headers. Raises BadInput."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     files = sorted(folder.glob("*.safetensors"))
@@ -179,7 +180,7 @@ def headers(folder: Path, part: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         files = [folder / name for name in sorted(names)]
     if not files:
         raise BadInput(f"model {folder.parent}: {part} ({PARTS[part]}) has no safetensors weights")
-    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    found: dict[str, tuple[str, Shape]] = {}
     for file in files:
         try:
             with file.open("rb") as stream:
@@ -277,7 +278,7 @@ def _read_json(file: Path, what: str) -> dict[str, Any]:
     return value
 
 
-def _compare(folder: Path, part: str, expected: dict[str, Any], stored: dict[str, Any]) -> None:
+def _compare(folder: Path, part: str, expected: Mapping[str, Shape], stored: Mapping[str, Shape]) -> None:
     title = f"model {folder}: {part} ({PARTS[part]})"
     # UMT5 ties its two names for the token embedding: a file holds one of them.
     tied = {"shared.weight", "encoder.embed_tokens.weight"} if part == "text_encoder" else set()
@@ -289,6 +290,6 @@ def _compare(folder: Path, part: str, expected: dict[str, Any], stored: dict[str
             raise BadInput(f"{title}: {name} has shape {list(stored[name])}; its configuration needs {list(shape)}")
 
 
-def _fit(folder: Path, part: str, key: str, value: Any, needed: Any) -> None:
+def _fit(folder: Path, part: str, key: str, value: object, needed: object) -> None:
     if value != needed:
         raise BadInput(f"model {folder}: {part} ({PARTS[part]}): {key} is {value}; the other parts need {needed}")

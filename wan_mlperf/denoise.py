@@ -9,9 +9,10 @@ Shapes: B batch, T video tokens (of this rank), C channels of the expert.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
+from diffusers import UniPCMultistepScheduler
 
 from wan_mlperf.experts import Expert, TextKeys
 from wan_mlperf.spans import Spans
@@ -48,7 +49,7 @@ def denoise(
     prompt: Prompt,
     plan: Sequence[Step],
     experts: Mapping[str, Expert],
-    scheduler: Any,
+    scheduler: UniPCMultistepScheduler,
     branches: Branches,
     *,
     spans: Spans,

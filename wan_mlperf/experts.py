@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
 
 from wan_mlperf.text_encoder import Embeds
@@ -70,7 +71,9 @@ class SelfAttention:
     def __init__(self, attend: SelfAttend) -> None:
         self.attend = attend
 
-    def __call__(self, attn: Any, hidden: torch.Tensor, _text: None, _mask: None, inputs: SelfAttentionInputs) -> torch.Tensor:
+    def __call__(
+        self, attn: WanAttention, hidden: torch.Tensor, _text: None, _mask: None, inputs: SelfAttentionInputs
+    ) -> torch.Tensor:
         query = attn.norm_q(attn.to_q(hidden)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(hidden)).unflatten(2, (attn.heads, -1))
         value = attn.to_v(hidden).unflatten(2, (attn.heads, -1))
@@ -85,7 +88,7 @@ class CrossAttention:
     def __init__(self, attend: CrossAttend) -> None:
         self.attend = attend
 
-    def __call__(self, attn: Any, hidden: torch.Tensor, text: TextKeys, _mask: None, _rotary: None) -> torch.Tensor:
+    def __call__(self, attn: WanAttention, hidden: torch.Tensor, text: TextKeys, _mask: None, _rotary: None) -> torch.Tensor:
         query = attn.norm_q(attn.to_q(hidden)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
         out = self.attend(query, text.key, text.value, text.bias)
         return attn.to_out[0](out.transpose(1, 2).flatten(2, 3).type_as(hidden))

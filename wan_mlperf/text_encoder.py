@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from transformers import PreTrainedTokenizerBase
 
 from wan_mlperf.errors import BadInput
 
@@ -28,7 +28,7 @@ class Embeds:
 class TextEncoder:
     """Encodes prompts with the checkpoint's tokenizer and UMT5 encoder. Holds nothing of a query."""
 
-    def __init__(self, tokenizer: Any, model: torch.nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module, dtype: torch.dtype) -> None:
         self.tokenizer = tokenizer
         self.model = model
         self.dtype = dtype  # what the experts compute in
@@ -51,7 +51,7 @@ class TextEncoder:
         return Embeds(hidden.to(self.dtype), tuple(mask.sum(dim=1).tolist()))
 
 
-def check_prompt(tokenizer: Any, prompt: str, *, what: str = "prompt") -> None:
+def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, what: str = "prompt") -> None:
     """Raise BadInput for an empty prompt or one that the tokenizer would cut, saying what would be cut."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadInput(f"{what}: {prompt!r} is empty; allowed: some text")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan
 from torch import nn
 
 from wan_mlperf.kernels import vae as kernels
@@ -31,7 +32,7 @@ class VaeDecoder:
     `bitwise` keeps PyTorch's own operations, and so diffusers' very bits (`kernels/vae.py`).
     """
 
-    def __init__(self, vae: Any, *, chunk: int, gather: Gather, bitwise: bool = False) -> None:
+    def __init__(self, vae: AutoencoderKLWan, *, chunk: int, gather: Gather, bitwise: bool = False) -> None:
         self.vae = vae
         self.chunk = chunk
         self.gather = gather

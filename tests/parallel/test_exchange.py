@@ -23,15 +23,16 @@ def tensors(rank: int, number: int) -> torch.Tensor:
     return torch.randn(SHAPES[number % len(SHAPES)], generator=generator).to((torch.float32, torch.bfloat16)[number % 2])
 
 
-def join(rank: int, folder: str) -> None:
+def join(rank: int, folder: str) -> dist.ProcessGroup:
     store = dist.FileStore(str(Path(folder, "store")), RANKS)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=datetime.timedelta(seconds=60))
+    assert dist.group.WORLD is not None
+    return dist.group.WORLD
 
 
 def hand_around(rank: int, folder: str) -> None:
     """Each with its neighbours in a row, of which the ends have one, then the ends with each other; the middle is slow."""
-    join(rank, folder)
-    group = dist.group.WORLD
+    group = join(rank, folder)
     ways = [exchange.connect(group, is_gpu=False, timeout_s=60), exchange.ProcessGroupExchange(group)]
     assert isinstance(ways[0], exchange.SharedMemoryExchange)
     for number in range(20):
@@ -51,8 +52,7 @@ def hand_around(rank: int, folder: str) -> None:
 
 
 def lose_a_rank(rank: int, folder: str) -> None:
-    join(rank, folder)
-    memory = exchange.connect(dist.group.WORLD, is_gpu=False, timeout_s=0.5)
+    memory = exchange.connect(join(rank, folder), is_gpu=False, timeout_s=0.5)
     if rank == 2:
         memory.start({1: tensors(2, 0)})
         os._exit(0)

@@ -111,7 +111,7 @@ def test_two_replicas_find_what_one_finds(model: Path, tmp_path: Path) -> None:
         (["--error", "0.1", "--hardware", "mi999"], "hardware 'mi999': is not known"),
         (["--error", "0.1", "--hardware", "mi355x", "--gpus", "0"], "--gpus: 0 is not allowed"),
         (["--error", "0.1", "--division", "opened"], "division: 'opened' is not known, did you mean 'open'"),
-        (["--seconds", "9", "--seconds-from", "nowhere"], "--seconds-from 'nowhere': no finished run"),
+        (["--seconds", "9", "--seconds-from", "nowhere"], "--seconds-from: 'nowhere/result.json': cannot be read"),
         (["--error", "0.1", "--hardware", "mi355x", "--seconds-from", "x"], "allowed: one of them"),
         (["--error", "0.1", "--division", "open", "--prompts", "0"], "--prompts: 0 is not allowed"),
     ],

@@ -11,7 +11,7 @@ import os
 import select
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,7 @@ class Exchange(Protocol):
 class ProcessGroupExchange:
     """By sends and receives of the process group, which run beside the device's work."""
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
         self._ranks = dist.get_process_group_ranks(group)
 
@@ -61,6 +61,9 @@ class ProcessGroupExchange:
         """The group is its owner's."""
 
 
+Address = tuple[int, list[int], int]  # process, slots, pipe
+
+
 class _Inbox:
     """What one rank sends here: memory for two tensors, and a pipe whose every byte says that one more is there.
 
@@ -77,8 +80,8 @@ class _Inbox:
         self._count = 0
 
     @property
-    def address(self) -> tuple[int, list[int], int]:
-        """What `_Outbox` needs: process, slots, pipe."""
+    def address(self) -> Address:
+        """What `_Outbox` needs."""
         return os.getpid(), [slot.fileno() for slot in self._slots], self._filled.fileno()
 
     def only_the_sender_writes(self) -> None:
@@ -106,7 +109,7 @@ class _Inbox:
 class _Outbox:
     """The sender's end of another rank's inbox."""
 
-    def __init__(self, address: tuple[int, list[int], int]) -> None:
+    def __init__(self, address: Address) -> None:
         process, slots, filled = address
         self._slots = [open(f"/proc/{process}/fd/{slot}", "r+b", buffering=0) for slot in slots]  # noqa: SIM115
         self._filled = open(f"/proc/{process}/fd/{filled}", "wb", buffering=0)  # noqa: SIM115
@@ -132,11 +135,11 @@ class SharedMemoryExchange:
     was sent after the other had received n.
     """
 
-    def __init__(self, group: Any, timeout_s: float) -> None:
+    def __init__(self, group: dist.ProcessGroup, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         own, size = dist.get_rank(group), dist.get_world_size(group)
         self._inboxes = {rank: _Inbox(rank) for rank in range(size) if rank != own}
-        addresses: list[Any] = [None] * size
+        addresses: list[dict[int, Address]] = [{}] * size
         dist.all_gather_object(addresses, {rank: inbox.address for rank, inbox in self._inboxes.items()}, group=group)
         self._outboxes = {rank: _Outbox(addresses[rank][own]) for rank in self._inboxes}
         dist.barrier(group)
@@ -162,11 +165,11 @@ class SharedMemoryExchange:
             outbox.close()
 
 
-def connect(group: Any, *, is_gpu: bool, timeout_s: float) -> Exchange:
+def connect(group: dist.ProcessGroup, *, is_gpu: bool, timeout_s: float) -> Exchange:
     """Return the exchange of a replica's group; every rank of it calls this."""
     if is_gpu:
         return ProcessGroupExchange(group)
-    nodes: list[Any] = [None] * dist.get_world_size(group)
+    nodes = [""] * dist.get_world_size(group)
     dist.all_gather_object(nodes, node(), group=group)
     return SharedMemoryExchange(group, timeout_s) if len(set(nodes)) == 1 else ProcessGroupExchange(group)
 

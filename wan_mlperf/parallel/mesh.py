@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -115,7 +116,7 @@ class Mesh:
         shape: Shape,
         device: Device,
         rank: int,
-        distributed: Any,
+        distributed: ModuleType,
         exchange: Exchange | None,
         unguided_groups: xdit.SequenceGroups | None,
     ) -> None:
@@ -134,7 +135,7 @@ class Mesh:
         return self.rank_in_replica == 0
 
     @property
-    def vae_group(self) -> Any:
+    def vae_group(self) -> dist.ProcessGroup:
         """The process group of all ranks of this replica, which share the decode."""
         return self._distributed.get_vae_parallel_group().device_group
 
@@ -191,7 +192,7 @@ class Mesh:
         texts = [bytes(one.tolist()).rstrip(b"\0").decode(errors="replace") for one in all_ranks or []]
         return [text for text in texts if text]
 
-    def message_group(self) -> Any:
+    def message_group(self) -> dist.ProcessGroup:
         """Return a new gloo group of all ranks, for messages between hosts. Every rank calls it."""
         return dist.new_group(backend="gloo")
 
@@ -235,7 +236,7 @@ def start(shape: Shape, device: Device, *, timeout_s: float = 600.0, unguided: b
     return Mesh(shape, device, rank, distributed, exchange, unguided_groups)
 
 
-def send_to_all(message: Any) -> Any:
+def send_to_all(message: T) -> T:
     """Broadcast a small message from rank 0 to every rank of the world; returns it on each."""
     box = [message]
     dist.broadcast_object_list(box, src=0)

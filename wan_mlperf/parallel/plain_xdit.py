@@ -16,7 +16,7 @@ from wan_mlperf.kernels.device import Device
 from wan_mlperf.parallel import mesh as meshes
 
 
-def load(folder: Path, device: Device, dtype: torch.dtype) -> Any:
+def load(folder: Path, device: Device, dtype: torch.dtype) -> WanPipeline:
     """Return diffusers' WanPipeline with xDiT's transformers and a decoder sharded over all ranks; every rank calls it."""
     world = ranks.world_size()
     shape = meshes.Shape(replicas=1, cfg=1, ulysses=world, ring=1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
 from torch import nn
 
 from wan_mlperf.parallel.mesh import Mesh
@@ -21,7 +22,7 @@ from wan_mlperf.vae_decode import Gather
 HEIGHT, WIDTH = -2, -1
 
 
-def shard_decoder(vae: Any, mesh: Mesh, *, latent_height: int, latent_width: int) -> Gather:
+def shard_decoder(vae: AutoencoderKLWan, mesh: Mesh, *, latent_height: int, latent_width: int) -> Gather:
     """Shard `vae.decoder` over the ranks of the replica; return how the bands come together."""
     ranks = mesh.shape.per_replica
     if ranks == 1:

@@ -129,8 +129,8 @@ class SequenceGroups(NamedTuple):
     """xDiT's sequence-parallel group, and the process groups in which USP exchanges heads and rotates the ring."""
 
     coordinator: Any
-    ulysses: Any
-    ring: Any
+    ulysses: dist.ProcessGroup
+    ring: dist.ProcessGroup
 
 
 def sequence_groups() -> SequenceGroups:

@@ -7,14 +7,13 @@ may share it.
 from __future__ import annotations
 
 import datetime
-from typing import Any
 
 import torch.distributed as dist
 
 from wan_mlperf import ranks
 
 
-def connect(name: str, *, timeout_s: float = 300.0) -> Any:
+def connect(name: str, *, timeout_s: float = 300.0) -> dist.Store:
     """Return the job's store with keys of its own under `name`; without torchrun, one for this process alone."""
     master = ranks.master()
     if master is None:
@@ -30,6 +29,6 @@ def connect(name: str, *, timeout_s: float = 300.0) -> Any:
     return dist.PrefixStore(f"wan_mlperf/{ranks.restarts()}/{name}", store)
 
 
-def count(store: Any, key: str) -> int:
+def count(store: dist.Store, key: str) -> int:
     """The value of a counter."""
     return int(store.add(key, 0))

@@ -10,7 +10,6 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from wan_mlperf.replicas.messages import Done
 Content = np.ndarray | bytes
 
 
-def shares_host_with_first(group: Any) -> bool:
+def shares_host_with_first(group: dist.ProcessGroup | None) -> bool:
     """True if rank 0 is on this rank's host, and may map its memory. Every rank of the group calls it."""
     first = [ranks.node()]
     dist.broadcast_object_list(first, src=0, group=group)
@@ -44,12 +43,12 @@ def memory(content: Content) -> Iterator[int]:
         os.close(descriptor)
 
 
-def send(content: Content, group: Any) -> None:
+def send(content: Content, group: dist.ProcessGroup | None) -> None:
     """Send to rank 0 over the group; returns when it is there."""
     dist.send(torch.from_numpy(_bytes(content)), dst=0, group=group)
 
 
-def receive(done: Done, group: Any) -> np.ndarray:
+def receive(done: Done, group: dist.ProcessGroup | None) -> np.ndarray:
     """Rank 0: return the content that `done` announces, uint8 [size]."""
     if done.descriptor is None:
         buffer = torch.empty(done.size, dtype=torch.uint8)

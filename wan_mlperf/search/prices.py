@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from sut import result as results
 from wan_mlperf.errors import BadInput
 from wan_mlperf.predict import from_recipe, hardware, rates
 from wan_mlperf.predict.prices import Prices
@@ -54,8 +53,8 @@ class Pricing:
 def on_hardware(recipe: Recipe, name: str, gpus: int) -> Pricing:
     """Prices by the latency model, of every kernel and format that has a published rate there. Raises BadInput."""
     gpu = hardware.find(name)
-    attention = tuple(one for one in ATTENTION if _known(lambda one=one: _rate(one, gpu)))
-    gemm = tuple(one for one in GEMM if _known(lambda one=one: rates.gemm(one, gpu)))
+    attention = tuple(one for one in ATTENTION if _known(_rate, one, gpu))
+    gemm = tuple(one for one in GEMM if _known(rates.gemm, one, gpu))
     if "sdpa" not in attention:
         raise BadInput(f"--hardware {name!r}: no published rate of bf16 attention there; allowed: hardware that has one")
     every = Recipe(name=recipe.name, mesh=recipe.mesh, compile=recipe.compile, model=recipe.model, workload=recipe.workload)
@@ -74,12 +73,14 @@ def on_hardware(recipe: Recipe, name: str, gpus: int) -> Pricing:
 
 def of_run(recipe: Recipe, folder: Path, plan: Sequence[Step]) -> Pricing:
     """Prices from a finished run's measured seconds per forward pass; its kernels and formats stay. Raises BadInput."""
-    result = _result(folder)
-    spans: Mapping[str, float] = result["spans"]
-    ran = [Step(**step) for step in result["plan"]]
+    try:
+        result = results.read(folder)
+    except BadInput as error:
+        raise BadInput(f"--seconds-from: {error}") from None
+    spans, ran = result.spans, result.plan
     own = of_recipe(recipe, plan)
-    if [step.attention for step in ran] != list(own.attention) or result["recipe"] != recipe.name:
-        raise BadInput(f"--seconds-from {str(folder)!r}: a run of recipe {result['recipe']!r}; allowed: one of {recipe.name!r}")
+    if [step.attention for step in ran] != list(own.attention) or result.recipe != recipe.name:
+        raise BadInput(f"--seconds-from {str(folder)!r}: a run of recipe {result.recipe!r}; allowed: one of {recipe.name!r}")
     seconds = {}
     for expert, span in (("high_noise", "denoise_high"), ("low_noise", "denoise_low")):
         forwards = sum(step.forwards for step in ran if step.expert == expert)
@@ -105,19 +106,9 @@ def _rate(name: str, gpu: hardware.Hardware) -> rates.Rate:
     return rates.attention(from_recipe.kernels_of([name], gpu, {})[name], gpu)
 
 
-def _known(ask: Any) -> bool:
+def _known(rate: Callable[[str, hardware.Hardware], rates.Rate], name: str, gpu: hardware.Hardware) -> bool:
     try:
-        ask()
+        rate(name, gpu)
     except BadInput:
         return False
     return True
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"--seconds-from {str(folder)!r}: no finished run ({error}); allowed: a run folder") from None
-    if not isinstance(result, dict) or not {"spans", "plan", "recipe"} <= result.keys():
-        raise BadInput(f"--seconds-from {str(folder)!r}: its result.json is not a run's; allowed: a run folder")
-    return result

@@ -8,6 +8,7 @@ and checkpoints is not scored again. Exit codes: 0 the benchmark's score reaches
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import re
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     return process.DONE if summary.valid else process.INVALID
 
 
-def parse(arguments: Sequence[str]) -> Any:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(prog="python -m wan_mlperf.vbench", description=__doc__)
     parser.add_argument("folder", nargs="?", metavar="RUN_OR_FOLDER", help="a folder with videos/ and prompts.json")
