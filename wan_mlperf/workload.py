@@ -6,7 +6,9 @@ model names a whole workload of its own, and its results then say that they are 
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, field_validator
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 NEGATIVE_PROMPT = (
@@ -16,73 +18,34 @@ NEGATIVE_PROMPT = (
     "in the background, walking backwards"
 )
 
+Side = Annotated[int, Field(ge=16, le=4096, multiple_of=16)]  # pixels
+GuidanceScale = Annotated[float, Field(gt=1.0, le=100.0)]  # at 1 there would be no guidance
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
 class Workload:
     """One video: `height` x `width` pixels, `frames` at `fps` per second, from `steps` denoising steps.
 
     The high-noise expert runs while timestep >= boundary_ratio x 1000, with `guidance_high`; then the low-noise expert, with
-    `guidance_low`. Raises ValueError for a size that is no multiple of 16 or a number of frames that is not 4 n + 1.
+    `guidance_low`. Raises ValueError for a value out of its range, and for a number of frames that is not 4 n + 1.
     """
 
-    height: int
-    width: int
-    frames: int
-    fps: int
-    steps: int
-    seed: int = 42
-    guidance_high: float = 4.0
-    guidance_low: float = 3.0
-    boundary_ratio: float = 0.875
+    height: Side
+    width: Side
+    frames: Annotated[int, Field(ge=1, le=1025)]
+    fps: Annotated[int, Field(ge=1, le=120)]
+    steps: Annotated[int, Field(ge=1, le=1000)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    guidance_high: GuidanceScale = 4.0
+    guidance_low: GuidanceScale = 3.0
+    boundary_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.875
     negative_prompt: str = NEGATIVE_PROMPT
-
-    @field_validator("height", "width")
-    @classmethod
-    def _size(cls, value: int) -> int:
-        if not 16 <= value <= 4096 or value % 16:
-            raise ValueError("allowed: a multiple of 16 from 16 to 4096")
-        return value
 
     @field_validator("frames")
     @classmethod
     def _frames(cls, value: int) -> int:
-        if not 1 <= value <= 1025 or value % 4 != 1:
-            raise ValueError("allowed: 4 n + 1 from 1 to 1025, such as 17 or 81")
-        return value
-
-    @field_validator("steps")
-    @classmethod
-    def _steps(cls, value: int) -> int:
-        if not 1 <= value <= 1000:
-            raise ValueError("allowed: 1 to 1000")
-        return value
-
-    @field_validator("fps")
-    @classmethod
-    def _fps(cls, value: int) -> int:
-        if not 1 <= value <= 120:
-            raise ValueError("allowed: 1 to 120")
-        return value
-
-    @field_validator("seed")
-    @classmethod
-    def _seed(cls, value: int) -> int:
-        if not 0 <= value < 2**63:
-            raise ValueError("allowed: 0 to 2^63 - 1")
-        return value
-
-    @field_validator("guidance_high", "guidance_low")
-    @classmethod
-    def _guidance(cls, value: float) -> float:
-        if not 1.0 < value <= 100.0:
-            raise ValueError("allowed: above 1 (guidance on) to 100")
-        return value
-
-    @field_validator("boundary_ratio")
-    @classmethod
-    def _boundary(cls, value: float) -> float:
-        if not 0.0 <= value <= 1.0:
-            raise ValueError("allowed: 0 to 1")
+        if value % 4 != 1:
+            raise ValueError("allowed: 4 n + 1, such as 17 or 81")
         return value
 
     def latent_shape(self, channels: int, temporal: int = 4, spatial: int = 8) -> tuple[int, int, int, int]:

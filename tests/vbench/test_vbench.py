@@ -340,7 +340,7 @@ def test_bad_input(arguments: list[str], message: str) -> None:
 
 def test_missing_checkpoints_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))  # read when it was imported
     lines = vbench_checkpoints.missing(DIMENSIONS)
     assert len(lines) == 7
     for line in lines:
@@ -350,6 +350,9 @@ def test_missing_checkpoints_are_named(tmp_path: Path, monkeypatch: pytest.Monke
     bert.mkdir(parents=True)
     for name in ("config.json", "vocab.txt", "model.safetensors"):
         (bert / name).touch()
+    refs = bert.parent.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0123")
     assert len(vbench_checkpoints.missing(DIMENSIONS)) == 6, "BERT is also found where VBench would have left it"
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from huggingface_hub import try_to_load_from_cache
+
 
 @dataclass(frozen=True, kw_only=True)
 class VBenchCheckpoint:
@@ -86,10 +88,8 @@ def locate(checkpoint: VBenchCheckpoint) -> Path | None:
     """Return where a checkpoint is, or None. BERT is also taken from the Hugging Face cache, where VBench would leave it."""
     places = [checkpoint_folder() / checkpoint.path]
     if checkpoint.path == "bert-base-uncased":
-        home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-        hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-        for name in ("models--bert-base-uncased", "models--google-bert--bert-base-uncased"):
-            places += sorted((hub / name / "snapshots").glob("*"))
+        found = [try_to_load_from_cache(name, "config.json") for name in ("bert-base-uncased", "google-bert/bert-base-uncased")]
+        places += [Path(file).parent for file in found if isinstance(file, str)]
     for place in places:
         if all((place / name).is_file() for name in checkpoint.inside) if checkpoint.inside else place.is_file():
             return place.absolute()
