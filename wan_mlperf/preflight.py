@@ -35,14 +35,22 @@ class Setup:
     shape: meshes.Shape
 
 
-def prepare(recipe: Recipe, *, workload: Workload | None = None, prompts: Sequence[str] = (), world: int | None = None) -> Setup:
+def prepare(
+    recipe: Recipe,
+    *,
+    workload: Workload | None = None,
+    prompts: Sequence[str] = (),
+    world: int | None = None,
+    verified: Checkpoint | None = None,
+) -> Setup:
     """Check everything that can be checked before weights are read. Raises BadInput.
 
     `workload` replaces the recipe's, for another size or length. `world` is the number of ranks: by default those there are.
+    `verified` is a checkpoint that this process has verified already: it is not verified again if the recipe names the same one.
     """
     workload = workload or recipe.effective_workload
     here, references = device.probe(), recipe.references == "allow"
-    found = checkpoints.find(recipe.model.checkpoint)
+    found = verified if verified and verified.name == recipe.model.checkpoint else checkpoints.find(recipe.model.checkpoint)
     plan = make_plan(recipe, workload, found.config("scheduler"))
     shape = _fit_mesh(recipe, workload, found, world=ranks.world_size() if world is None else world)
     split_experts.check(shape, tokens=_tokens(workload, found), heads=found.heads, unguided=any_unguided(plan))

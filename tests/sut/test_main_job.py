@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +13,7 @@ import pytest
 
 from sut import accuracy_log, loadgen, response
 from sut.system import SystemUnderTest
-from tests.conftest import SMALL, run_module
+from tests.conftest import ROOT, SMALL, run_module
 from wan_mlperf import Pipeline, load_recipe
 from wan_mlperf.replicas import dispatch
 from wan_mlperf.replicas.watch import Watch
@@ -27,8 +27,11 @@ FIELDS = (
 STAGES = {"text_encode", "denoise_high", "denoise_low", "vae_decode", "to_host", "respond"}
 
 
-def run(model: Path, folder: Path, *more: str, ranks: int | None = None) -> dict[str, object]:
-    done = run_module(["wan_mlperf.run", *SMALL, "--model", str(model), "--outputs", str(folder), *more], ranks=ranks)
+def run(
+    model: Path, folder: Path, *more: str, ranks: int | None = None, env: Mapping[str, str] | None = None
+) -> dict[str, object]:
+    words = ["wan_mlperf.run", *SMALL, "--model", str(model), "--outputs", str(folder), *more]
+    done = run_module(words, ranks=ranks, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "VALID" in done.stdout
     result: dict[str, object] = json.loads((folder / "latest" / "result.json").read_text())
@@ -37,7 +40,8 @@ def run(model: Path, folder: Path, *more: str, ranks: int | None = None) -> dict
 
 def test_singlestream_as_make_run_starts_it(model: Path, tmp_path: Path) -> None:
     """Without torchrun: the ranks of the recipe's mesh are started, all 64 queries that early stopping needs are made."""
-    result = run(model, tmp_path, "--scenario", "singlestream")
+    count = {"PYTHONPATH": str(ROOT / "tests" / "sut" / "hooks"), "WAN_MLPERF_TEST_COUNT": str(tmp_path / "verified.txt")}
+    result = run(model, tmp_path, "--scenario", "singlestream", env=count)
     assert [field for field in FIELDS if field not in result] == []
     assert result["valid"] is True
     assert result["world_size"] == 2
@@ -50,6 +54,8 @@ def test_singlestream_as_make_run_starts_it(model: Path, tmp_path: Path) -> None
     folder = tmp_path / "latest"
     for name in ("recipe.yaml", "plan.txt", "mlperf_log_summary.txt", "mlperf_log_detail.txt", "mlperf_log_accuracy.json"):
         assert (folder / name).is_file(), name
+    processes = (tmp_path / "verified.txt").read_text().split()
+    assert len(processes) == len(set(processes)) == 3, "the launcher and both ranks verify the checkpoint, each of them once"
     assert load_recipe(folder / "recipe.yaml").name == "tiny"
     assert "Result is : VALID" in (folder / "mlperf_log_summary.txt").read_text()
 

@@ -24,10 +24,12 @@ from rich.table import Table
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from wan_mlperf import cli, preflight, process, ranks
+from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.errors import BadInput
 from wan_mlperf.files import atomic_write, writable_folder
 from wan_mlperf.parallel.launch import launch
 from wan_mlperf.pipeline import Pipeline
+from wan_mlperf.preflight import Setup
 from wan_mlperf.recipe import Recipe
 from wan_mlperf.shapes.clips import Scene, held_out_prompts
 from wan_mlperf.shapes.detect import score, steadiness
@@ -66,9 +68,8 @@ def main(arguments: Sequence[str]) -> int:
     cases = {name: with_changes(options, name) for name in options.case} or {base.name: base}
     prompts, scenes = prompts_of(base, options.prompts)
     folder = writable_folder(Path(options.outputs), what="output folder")
-    exact = exact_of(options)
-    for recipe in (exact, *cases.values()):
-        preflight.prepare(recipe, prompts=prompts, world=preflight.ranks_for(base))
+    exact = prepare(exact_of(options), prompts)
+    setups = {name: prepare(recipe, prompts, verified=exact.checkpoint) for name, recipe in cases.items()}
     if (code := start_ranks(base, "fidelity", arguments)) is not None:
         return code
 
@@ -78,8 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     if scenes and reference:
         report["exact_score"] = score([one.frames for one in reference], scenes)
     worst: tuple[float, np.ndarray] | None = None
-    for name, recipe in cases.items():
-        made = make(recipe, prompts, batch=batch)
+    for name, setup in setups.items():
+        made = make(setup, prompts, batch=batch)
         if not made:
             continue  # not the replica's first rank
         rows = [compare(ours, theirs) for ours, theirs in zip(made, reference, strict=True)]
@@ -99,18 +100,19 @@ def main(arguments: Sequence[str]) -> int:
 def main_embedded(arguments: Sequence[str]) -> int:
     """`bench embedded`: do the videos show what held-out prompts say, and hold outlines still, for exact and the recipe?"""
     options = parse(arguments, "embedded")
-    recipe, exact = preflight.recipe_from(options), exact_of(options)
+    recipe = preflight.recipe_from(options)
     if recipe.model.checkpoint != "embedded":
         raise BadInput(f"model {recipe.model.checkpoint!r}: is not allowed; allowed: embedded, which this score is made for")
     prompts, scenes = prompts_of(recipe, options.prompts)
-    preflight.prepare(recipe, prompts=prompts, world=preflight.ranks_for(recipe))
+    exact = prepare(exact_of(options), prompts)
+    setup = prepare(recipe, prompts, verified=exact.checkpoint)
     if (code := start_ranks(recipe, "embedded", arguments)) is not None:
         return code
     report: dict[str, Any] = {"prompts": len(prompts), "recipe_name": recipe.name}
     table = Table(title=f"{len(prompts)} held-out prompts")
     for heading in ("", *ATTRIBUTES, "steadiness"):
         table.add_column(heading, justify="right")
-    for name, one in (("exact", exact), ("recipe", recipe)):
+    for name, one in (("exact", exact), ("recipe", setup)):
         made = make(one, prompts, batch=options.batch or 8)
         if not made:
             continue
@@ -173,6 +175,11 @@ def prompts_of(recipe: Recipe, count: int) -> tuple[list[str], list[Scene]]:
     return [prompt for prompt, _ in pairs[:count]], [scene for _, scene in pairs[:count]]
 
 
+def prepare(recipe: Recipe, prompts: Sequence[str], *, verified: Checkpoint | None = None) -> Setup:
+    """Check a recipe and its prompts for the ranks that there are, or will be. Raises BadInput."""
+    return preflight.prepare(recipe, prompts=prompts, world=preflight.ranks_for(recipe), verified=verified)
+
+
 def start_ranks(recipe: Recipe, command: str, arguments: Sequence[str]) -> int | None:
     """Outside torchrun start the recipe's ranks and return their exit code; None on a rank that shall work."""
     world = preflight.ranks_for(recipe)
@@ -181,12 +188,12 @@ def start_ranks(recipe: Recipe, command: str, arguments: Sequence[str]) -> int |
     return launch("wan_mlperf.bench", [command, *arguments], world)
 
 
-def make(recipe: Recipe, prompts: Sequence[str], *, batch: int) -> list[Generated]:
+def make(setup: Setup, prompts: Sequence[str], *, batch: int) -> list[Generated]:
     """Make the videos of `prompts`, each from the workload's seed; a list on the replica's first rank, empty elsewhere."""
-    pipeline = Pipeline.load(recipe)
+    pipeline = Pipeline.load(setup)
     last = len(pipeline.plan) - 1
     last_high = max((step.index for step in pipeline.plan if step.expert == "high_noise"), default=last)
-    progress = cli.Progress(recipe.name, len(prompts))
+    progress = cli.Progress(setup.recipe.name, len(prompts))
     made: list[Generated] = []
     for start in range(0, len(prompts), batch):
         group = prompts[start : start + batch]
