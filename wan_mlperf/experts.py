@@ -29,6 +29,9 @@ SelfAttend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, str, int], torc
 CrossAttend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
+TABLES = 1024  # timesteps, or sizes, whose tables are kept: the longest schedule has 1,000 steps
+
+
 class SelfAttentionInputs(NamedTuple):
     """What self-attention needs besides its tokens: rotary tables [1, T, 1, D / 2], kernel name, tokens of all ranks."""
 
@@ -182,6 +185,7 @@ class Expert(nn.Module):
     def _modulation_of(self, timestep: float, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(temb [1, C], modulation [1, 6, C]) of a timestep: they depend on the schedule alone, never on a query."""
         if timestep not in self._modulations:
+            _make_room(self._modulations)
             embedder = self.transformer.condition_embedder
             time = embedder.timesteps_proj(torch.tensor([timestep], device=latents.device))
             time = time.to(next(iter(embedder.time_embedder.parameters())).dtype)
@@ -193,11 +197,18 @@ class Expert(nn.Module):
         """This rank's rotary tables; diffusers stores every value twice, once per element of a pair."""
         key = (split, *latents.shape[2:])
         if key not in self._rotary:
+            _make_room(self._rotary)
             cos, sin = self.transformer.rope(latents)
             self._rotary[key] = split.scatter(cos)[..., 0::2].contiguous(), split.scatter(sin)[..., 1::2].contiguous()
             for table in self._rotary[key]:
                 torch._dynamo.mark_static(table, 1)
         return self._rotary[key]
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    """A server that takes any size and number of steps must not keep the tables of all it ever saw."""
+    if len(kept) >= TABLES:
+        kept.clear()
 
 
 def _run_block(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,12 +19,22 @@ from wan_mlperf.parallel.mesh import Mesh
 from wan_mlperf.preflight import Setup, prepare, read_fixed_latent
 from wan_mlperf.recipe import Recipe
 from wan_mlperf.spans import Spans
-from wan_mlperf.step_plan import Step, any_unguided, make_scheduler
+from wan_mlperf.step_plan import Step, any_unguided, make_plan, make_scheduler
 from wan_mlperf.text_encoder import TextEncoder
 from wan_mlperf.vae_decode import VaeDecoder, compile_decoder, to_host
 from wan_mlperf.workload import Workload
 
 OnStep = Callable[[Step, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A prompt, and what is its own: seed, negative prompt, a file with the initial noise. None means the workload's."""
+
+    prompt: str
+    seed: int | None = None
+    negative_prompt: str | None = None
+    latent: str | None = None
 
 
 @dataclass
@@ -67,20 +77,16 @@ class Pipeline:
 
         Only the replica's first rank gets chunks, but every rank must exhaust the iterator.
         """
-        for batch in self.stream_batch([prompt], seed=seed, negative_prompt=negative_prompt):
+        for batch in self.stream_batch([Query(prompt, seed, negative_prompt)]):
             yield batch[0]
 
     @torch.inference_mode()
-    def stream_batch(
-        self,
-        prompts: Sequence[str],
-        *,
-        seed: int | None = None,
-        negative_prompt: str | None = None,
-        on_step: OnStep | None = None,
-    ) -> Iterator[np.ndarray]:
-        """`stream` for several prompts at once: chunks [prompts, n, height, width, 3]. Each video has its own noise."""
-        yield from self.decode(self.latents(prompts, seed=seed, negative_prompt=negative_prompt, on_step=on_step))
+    def stream_batch(self, prompts: Sequence[str | Query], *, on_step: OnStep | None = None) -> Iterator[np.ndarray]:
+        """`stream` for several prompts at once: chunks [prompts, n, height, width, 3].
+
+        An exception that `on_step` raises at the same step on every rank ends the query; the next one starts anew.
+        """
+        yield from self.decode(self.latents(prompts, on_step=on_step))
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Iterator[np.ndarray]:
@@ -96,32 +102,35 @@ class Pipeline:
             yield chunk
 
     @torch.inference_mode()
-    def latents(
-        self,
-        prompts: Sequence[str],
-        *,
-        seed: int | None = None,
-        negative_prompt: str | None = None,
-        on_step: OnStep | None = None,
-    ) -> torch.Tensor:
+    def latents(self, prompts: Sequence[str | Query], *, on_step: OnStep | None = None) -> torch.Tensor:
         """Return the clean latents [prompts, channels, F, h, w] in fp32, on every rank."""
-        negative = self.workload.negative_prompt if negative_prompt is None else negative_prompt
+        queries = [one if isinstance(one, Query) else Query(one) for one in prompts]
+        default = self.workload.negative_prompt
         with self.spans("text_encode"):
-            pair = (list(prompts), [negative] * len(prompts))
+            negative = [default if one.negative_prompt is None else one.negative_prompt for one in queries]
+            pair = ([one.prompt for one in queries], negative)
             branches = [self.text_encoder.encode(one) for one in self.mesh.own_branches(pair)]
             alone = self.mesh.branch == 1 and any_unguided(self.plan)  # else this rank's first branch is the positive one
-            text = Prompt(branches, self.text_encoder.encode(prompts) if alone else branches[0])
-        noise = self.noise(seed).to(self.mesh.device.torch).expand(len(prompts), -1, -1, -1, -1)
+            text = Prompt(branches, self.text_encoder.encode(pair[0]) if alone else branches[0])
+        noise = torch.cat([self.noise(one.seed, one.latent) for one in queries]).to(self.mesh.device.torch)
         scheduler = make_scheduler(self.checkpoint.config("scheduler"), self.workload)
         return denoise(noise, text, self.plan, self.experts, scheduler, self.mesh, spans=self.spans, on_step=on_step)
 
-    def noise(self, seed: int | None = None) -> torch.Tensor:
-        """Return the initial noise [1, channels, F, h, w]: MLCommons' fixed latent, or drawn from the seed on the CPU."""
+    def noise(self, seed: int | None = None, latent: str | None = None) -> torch.Tensor:
+        """Return the initial noise [1, channels, F, h, w]: read from `latent`, else the recipe's fixed one or from a seed.
+
+        A seed draws it on the CPU: `seed`, or the workload's where the recipe has no fixed latent.
+        """
         shape = self.workload.latent_shape(self.checkpoint.config("transformer")["in_channels"])
-        if self.recipe.model.fixed_latent and seed is None:
-            return read_fixed_latent(self.recipe.model.fixed_latent, shape)
+        fixed = latent or (self.recipe.model.fixed_latent if seed is None else None)
+        if fixed:
+            return read_fixed_latent(fixed, shape)
         generator = torch.Generator().manual_seed(self.workload.seed if seed is None else seed)
         return torch.randn((1, *shape), generator=generator)
+
+    def with_workload(self, workload: Workload) -> Pipeline:
+        """Return this pipeline for another workload: the same weights and groups. `preflight.change` has checked it."""
+        return replace(self, workload=workload, plan=make_plan(self.recipe, workload, self.checkpoint.config("scheduler")))
 
     def warm_up(self, queries: int, *, batch: int = 1) -> float | None:
         """Run whole queries outside the timing, so that every kernel, both experts and the decoder have run once.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -63,6 +63,22 @@ def prepare(
         check_prompt(tokenizer, prompt, what=f"prompt {number}" if len(prompts) > 1 else "prompt")
     check_prompt(tokenizer, workload.negative_prompt, what="negative prompt")
     return Setup(recipe=recipe, workload=workload, checkpoint=found, plan=plan, shape=shape)
+
+
+def change(setup: Setup, workload: Workload) -> Setup:
+    """Check another workload for a pipeline that was loaded by `setup`: the same weights, groups and kernels. Raises BadInput."""
+    found, ranks_of_one = setup.checkpoint, setup.shape.per_replica
+    plan = make_plan(setup.recipe, workload, found.config("scheduler"))
+    split_experts.check(setup.shape, tokens=_tokens(workload, found), heads=found.heads, unguided=any_unguided(plan))
+    if min(workload.latent_shape(0)[2:]) < ranks_of_one:
+        size = f"{workload.height}x{workload.width}"
+        raise BadInput(f"size: {size} has too few latent rows for {ranks_of_one} ranks; allowed: a larger one")
+    unknown = {step.attention for step in plan} - {step.attention for step in setup.plan}
+    if unknown:
+        raise BadInput(f"steps: {workload.steps} would need attention {', '.join(sorted(unknown))}, which is not loaded")
+    if any_unguided(plan) and not any_unguided(setup.plan):
+        raise BadInput(f"steps: {workload.steps} would leave guidance out of some, for which no groups were started")
+    return replace(setup, workload=workload, plan=plan)
 
 
 def ranks_for(recipe: Recipe) -> int:

@@ -22,8 +22,16 @@ from torch import nn
 from wan_mlperf.kernels import vae as kernels
 from wan_mlperf.spans import Spans
 
-# Brings the chunks of all ranks together: [B, 3, n, band height, width] uint8 -> the whole on the first rank, None elsewhere.
-Gather = Callable[[torch.Tensor], "torch.Tensor | None"]
+
+class Gather:
+    """How the chunks of all ranks come together: here, one rank has the whole. See also `parallel/split_vae.py`."""
+
+    def fit(self, latent_height: int, latent_width: int) -> None:
+        """Before a video of this size."""
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor | None:
+        """[B, 3, n, band height, width] uint8 -> the whole on the first rank, None elsewhere."""
+        return pixels
 
 
 class VaeDecoder:
@@ -57,6 +65,7 @@ class VaeDecoder:
         """
         latents = latents.to(self._mean.dtype) / self._scale + self._mean
         hidden = self.vae.post_quant_conv(latents)
+        self.gather.fit(*hidden.shape[-2:])
         features: list[Any] = [None] * self._slots
         count = hidden.shape[2]
         starts = [0, *range(1, count, self.chunk)]

@@ -48,6 +48,11 @@ class Workload:
             raise ValueError("allowed: 4 n + 1, such as 17 or 81")
         return value
 
+    @property
+    def values(self) -> int:
+        """How many pixels a video has, over all frames."""
+        return self.height * self.width * self.frames
+
     def latent_shape(self, channels: int, temporal: int = 4, spatial: int = 8) -> tuple[int, int, int, int]:
         """Return [channels, latent frames, latent height, latent width] for a VAE with these compression ratios."""
         return channels, (self.frames - 1) // temporal + 1, self.height // spatial, self.width // spatial

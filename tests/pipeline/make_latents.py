@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from wan_mlperf import Pipeline, load_recipe
+from wan_mlperf.pipeline import Query
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
     folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     for name, (overrides, exact, prompt, seed) in cases.items():
         pipeline = Pipeline.load(load_recipe("tiny", overrides=overrides, exact=exact))
-        latents = pipeline.latents([prompt], seed=seed)
+        latents = pipeline.latents([Query(prompt, seed)])
         frames = pipeline.generate(prompt, seed=seed)
         if pipeline.mesh.is_replica_first:
             assert frames is not None

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from wan_mlperf import Pipeline, load_recipe
+from wan_mlperf.pipeline import Query
+from wan_mlperf.recipe import replace_workload
+from wan_mlperf.step_plan import Step
 
 SIZES = ["workload.height=32", "workload.width=32", "workload.frames=17", "workload.steps=3", "mesh.ranks=1"]
 
@@ -104,3 +107,32 @@ def test_a_fixed_latent_is_used(model: Path, tmp_path: Path, pipeline: Pipeline)
     fixed = load(model, f"model.fixed_latent={file}")
     assert torch.equal(fixed.noise(), pipeline.noise(seed=7))
     assert np.array_equal(made(fixed, "a red circle"), made(pipeline, "a red circle", seed=7))
+
+
+def test_each_query_of_a_batch_has_its_own_seed_and_negative_prompt(pipeline: Pipeline) -> None:
+    ways: list[dict[str, Any]] = [{}, {"seed": 1}, {"negative_prompt": "a blue square"}]
+    together = np.concatenate(list(pipeline.stream_batch([Query("a red circle", **way) for way in ways])), axis=1)
+    for video, way in zip(together, ways, strict=True):
+        single = made(pipeline, "a red circle", **way).astype(int)
+        apart = [abs(other.astype(int) - single).mean() for other in together]
+        assert min(apart) == abs(video.astype(int) - single).mean() < 1.0 and sorted(apart)[1] > 2.0
+
+
+def test_another_workload_is_that_of_a_pipeline_loaded_for_it(pipeline: Pipeline, model: Path) -> None:
+    changes = {"height": 48, "width": 64, "frames": 9, "steps": 2, "guidance_high": 5.0}
+    fresh = load(model, *(f"workload.{key}={value}" for key, value in changes.items()))
+    changed = pipeline.with_workload(replace_workload(pipeline.workload, **changes))
+    assert np.array_equal(made(changed, "a red circle"), made(fresh, "a red circle"))
+    assert made(pipeline, "a red circle").shape == (17, 32, 32, 3)
+
+
+def test_a_query_that_is_given_up_leaves_nothing_behind(pipeline: Pipeline) -> None:
+    plain = made(pipeline, "a red circle")
+
+    def give_up(step: Step, _latents: Any) -> None:
+        if step.index == 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        list(pipeline.stream_batch(["a cat"], on_step=give_up))
+    assert np.array_equal(plain, made(pipeline, "a red circle"))

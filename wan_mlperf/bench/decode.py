@@ -27,7 +27,7 @@ from wan_mlperf.parallel import split_vae
 from wan_mlperf.parallel.launch import launch
 from wan_mlperf.recipe import load_recipe
 from wan_mlperf.spans import Spans
-from wan_mlperf.vae_decode import VaeDecoder, to_host
+from wan_mlperf.vae_decode import Gather, VaeDecoder, to_host
 from wan_mlperf.workload import Workload
 
 # uint8 values that may differ between one rank and several: by one, and so many of them.
@@ -83,7 +83,7 @@ def measure(mesh: meshes.Mesh, folder: Path, workload: Workload, chunk: int, rou
     _, frames, rows, columns = workload.latent_shape(0)
     gather = split_vae.shard_decoder(shared, mesh, latent_height=rows, latent_width=columns)
     ways = {
-        "one": VaeDecoder(alone, chunk=chunk, gather=lambda pixels: pixels),
+        "one": VaeDecoder(alone, chunk=chunk, gather=Gather()),
         "all": VaeDecoder(shared, chunk=chunk, gather=gather),
     }
     noise = torch.randn(1, alone.config.z_dim, frames, rows, columns, generator=torch.Generator().manual_seed(workload.seed))

@@ -28,7 +28,7 @@ from wan_mlperf.kernels.device import Device, probe
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel import split_experts, xdit
 from wan_mlperf.text_encoder import MAX_TOKENS, Embeds
-from wan_mlperf.vae_decode import VaeDecoder
+from wan_mlperf.vae_decode import Gather, VaeDecoder
 from wan_mlperf.workload import MLPERF, Workload
 
 LAYERS = {"block720p": 1, "expert720p": 40}
@@ -143,7 +143,7 @@ def vae_calls(workload: Workload, device: Device, *, chunks: tuple[int, ...] = (
 
     calls: dict[str, Call] = {"diffusers": theirs}
     for size in chunks:
-        decoder = VaeDecoder(vae, chunk=size, gather=lambda pixels: pixels)
+        decoder = VaeDecoder(vae, chunk=size, gather=Gather())
         calls[f"ours, chunk {size}"] = functools.partial(ours, decoder)
     return calls
 

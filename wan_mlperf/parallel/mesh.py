@@ -171,6 +171,15 @@ class Mesh:
         assert box[0] is not None
         return box[0]
 
+    def first_says(self, yes: bool) -> bool:
+        """What the replica's first rank says, on every rank of the replica: one small message, between two steps."""
+        if self.shape.per_replica == 1:
+            return yes
+        group = self._distributed.get_model_replica_group()
+        answer = torch.tensor([yes], dtype=torch.uint8)
+        dist.broadcast(answer, src=group.ranks[0], group=group.cpu_group)
+        return bool(answer.item())
+
     def gather_to_first(self, part: torch.Tensor) -> list[torch.Tensor] | None:
         """Gather tensors of one dtype and shape from the replica's ranks onto its first; None elsewhere."""
         if self.shape.per_replica == 1:

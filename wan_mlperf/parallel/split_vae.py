@@ -22,33 +22,48 @@ from wan_mlperf.vae_decode import Gather
 HEIGHT, WIDTH = -2, -1
 
 
-def shard_decoder(vae: AutoencoderKLWan, mesh: Mesh, *, latent_height: int, latent_width: int) -> Gather:
-    """Shard `vae.decoder` over the ranks of the replica; return how the bands come together."""
-    ranks = mesh.shape.per_replica
-    if ranks == 1:
-        return _whole
-    from distvae.modules.adapters.vae.decoder_adapters import WanDecoderAdapter
+class Bands(Gather):
+    """How the ranks of a replica share the decode: which side of the picture is cut, and how long each rank's band is."""
 
-    patch_dim, length = most_even_side(latent_height, latent_width, ranks)
-    vae.decoder = WanDecoderAdapter(vae.decoder, vae_group=mesh.vae_group, patch_dim=patch_dim).eval()
-    vae.decoder.depatchify = nn.Identity()
-    # The split that DistVAE makes: the first ranks take one row more where the rows do not divide.
-    band, longer = divmod(length, ranks)
-    shares = [band + (rank < longer) for rank in range(ranks)]
-    widest = max(shares)
-    _compute_while_edges_travel(vae.decoder, mesh, patch_dim)
-    _attend_for_own_band(vae.decoder, mesh, shares)
+    def __init__(self, mesh: Mesh, *, latent_height: int, latent_width: int) -> None:
+        self._mesh, self._ranks = mesh, mesh.shape.per_replica
+        self.patch_dim, _ = most_even_side(latent_height, latent_width, self._ranks)
+        self.fit(latent_height, latent_width)
 
-    def gather(pixels: torch.Tensor) -> torch.Tensor | None:
-        scale = pixels.shape[patch_dim] // shares[mesh.rank_in_replica]
-        missing = (widest - shares[mesh.rank_in_replica]) * scale
+    def fit(self, latent_height: int, latent_width: int) -> None:
+        """Before a video of this size. The split is DistVAE's: the first ranks take one row more where the rows do not divide."""
+        band, longer = divmod(latent_height if self.patch_dim == HEIGHT else latent_width, self._ranks)
+        self.shares = [band + (rank < longer) for rank in range(self._ranks)]
+
+    @property
+    def own(self) -> int:
+        """The length of this rank's band, in latents."""
+        return self.shares[self._mesh.rank_in_replica]
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor | None:
+        """Bring the chunks of all ranks together: see `Gather`."""
+        patch_dim, scale = self.patch_dim, pixels.shape[self.patch_dim] // self.own
+        missing = (max(self.shares) - self.own) * scale
         padding = (0, 0, 0, missing) if patch_dim == HEIGHT else (0, missing)
-        parts = mesh.gather_to_first(F.pad(pixels, padding).contiguous())
+        parts = self._mesh.gather_to_first(F.pad(pixels, padding).contiguous())
         if parts is None:
             return None
-        return torch.cat([part.narrow(patch_dim, 0, share * scale) for part, share in zip(parts, shares, strict=True)], patch_dim)
+        whole = [part.narrow(patch_dim, 0, share * scale) for part, share in zip(parts, self.shares, strict=True)]
+        return torch.cat(whole, patch_dim)
 
-    return gather
+
+def shard_decoder(vae: AutoencoderKLWan, mesh: Mesh, *, latent_height: int, latent_width: int) -> Gather:
+    """Shard `vae.decoder` over the ranks of the replica; return how the bands come together."""
+    if mesh.shape.per_replica == 1:
+        return Gather()
+    from distvae.modules.adapters.vae.decoder_adapters import WanDecoderAdapter
+
+    bands = Bands(mesh, latent_height=latent_height, latent_width=latent_width)
+    vae.decoder = WanDecoderAdapter(vae.decoder, vae_group=mesh.vae_group, patch_dim=bands.patch_dim).eval()
+    vae.decoder.depatchify = nn.Identity()
+    _compute_while_edges_travel(vae.decoder, mesh, bands.patch_dim)
+    _attend_for_own_band(vae.decoder, mesh, bands)
+    return bands
 
 
 def most_even_side(height: int, width: int, ranks: int) -> tuple[int, int]:
@@ -96,7 +111,7 @@ def _compute_while_edges_travel(decoder: nn.Module, mesh: Mesh, patch_dim: int) 
             conv._conv_forward = MethodType(forward, conv)
 
 
-def _attend_for_own_band(decoder: nn.Module, mesh: Mesh, shares: list[int]) -> None:
+def _attend_for_own_band(decoder: nn.Module, mesh: Mesh, bands: Bands) -> None:
     """Replace the forward of the attention over a frame: all ranks get all keys and values, and ask for their own band alone.
 
     DistVAE gathers the features and lets every rank attend for the whole frame: at 720p 4 x 14,400^2 x 384 = 0.3 TFLOP for each
@@ -112,9 +127,9 @@ def _attend_for_own_band(decoder: nn.Module, mesh: Mesh, shares: list[int]) -> N
         block, frames = adapter.module, band.transpose(1, 2)  # [B, T, C, h, w]
         images = frames.flatten(0, 1)
         queries, keys_values = block.to_qkv(block.norm(images)).flatten(2).mT.split([block.dim, 2 * block.dim], -1)
-        tokens = [share * (keys_values.shape[1] // shares[own]) for share in shares]
+        tokens = [share * (keys_values.shape[1] // bands.own) for share in bands.shares]
         padded = F.pad(keys_values, (0, 0, 0, max(tokens) - tokens[own])).contiguous()
-        parts = exchange.start({rank: padded for rank in range(len(shares)) if rank != own})() | {own: padded}
+        parts = exchange.start({rank: padded for rank in range(len(tokens)) if rank != own})() | {own: padded}
         keys, values = torch.cat([parts[rank][:, :count] for rank, count in enumerate(tokens)], 1).chunk(2, -1)
         seen = F.scaled_dot_product_attention(queries.unsqueeze(1), keys.unsqueeze(1), values.unsqueeze(1)).squeeze(1)
         return (block.proj(seen.mT.reshape(images.shape)).unflatten(0, frames.shape[:2]) + frames).transpose(1, 2)
@@ -123,7 +138,3 @@ def _attend_for_own_band(decoder: nn.Module, mesh: Mesh, shares: list[int]) -> N
         if isinstance(attention, GatheredAttentionAdapter):
             assert isinstance(attention.module, WanAttentionBlock)
             attention.forward = MethodType(forward, attention)
-
-
-def _whole(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels

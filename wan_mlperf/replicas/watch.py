@@ -88,9 +88,9 @@ class Watch:
         spans.on_stage = self._note.set_stage
         self._progress = spans.progress
 
-    def begin(self, sample: str) -> None:
-        """This rank now works on a sample: if it stops moving, that is a hang."""
-        self._limit_s = self._faults.hang_s
+    def begin(self, sample: str, *, patience: float = 1.0) -> None:
+        """This rank now works on a sample: if it stops moving, that is a hang. `patience`: how many times longer it may take."""
+        self._limit_s = self._faults.hang_s * patience
         self._note.set("begin", sample)
 
     def idle(self) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from wan_mlperf.replicas.messages import Done, Job, Lost, decode, encode
+from wan_mlperf.replicas.messages import Done, Job, Lost, Progress, decode, encode
 from wan_mlperf.replicas.store import count
 
 POLL_S = 0.02  # an idle replica and rank 0 look this often; a look is a few round trips of a tenth of a millisecond
@@ -25,6 +25,7 @@ class WorkQueue:
         self._tickets: list[int] = []  # claimed before there was a job for them
         self._retries_seen = 0
         self._posted = 0
+        self._cancelled: set[int] = set()
 
     def post(self, jobs: list[Job]) -> None:
         """Rank 0: offer new samples."""
@@ -43,12 +44,28 @@ class WorkQueue:
         """Rank 0: no sample will follow."""
         self._store.set("stop", b"1")
 
-    def take(self, batch: int = 1) -> list[Job] | None:
-        """Wait for work and return `batch` samples, or one; None when there is no more.
+    def cancel(self, ticket: int) -> None:
+        """Rank 0: a watched job is not wanted any more."""
+        self._cancelled.add(ticket)
+        self._store.set(f"cancelled/{ticket}", b"1")
+
+    def is_cancelled(self, ticket: int) -> bool:
+        """True if rank 0 does not want this job any more."""
+        return ticket in self._cancelled if self._replica == 0 else bool(self._store.check([f"cancelled/{ticket}"]))
+
+    def forget(self, ticket: int) -> None:
+        """Rank 0: what became of a job is known."""
+        if ticket in self._cancelled:
+            self._cancelled.discard(ticket)
+            self._store.delete_key(f"cancelled/{ticket}")
+
+    def take(self, batch: int = 1, *, wait_s: float = float("inf")) -> list[Job] | None:
+        """Wait for work and return `batch` samples, or one; None when there is no more, nothing when none came in `wait_s`.
 
         Towards the end the samples are taken singly: a batch in one replica would leave the others idle. No other number is
         taken, as each is one more shape to compile.
         """
+        until = time.monotonic() + wait_s
         while True:
             retry = self._take_retry()
             if retry is not None:
@@ -66,9 +83,11 @@ class WorkQueue:
                 return [self._job(f"job/{ticket}") for ticket in taken]
             if self._store.check(["stop"]):
                 return None
+            if time.monotonic() > until:
+                return []
             time.sleep(POLL_S)
 
-    def report(self, message: Done | Lost) -> str:
+    def report(self, message: Done | Lost | Progress) -> str:
         """Tell rank 0; returns the report's key, which is there until rank 0 has what it points to."""
         key = f"report/{int(self._store.add('reports', 1)) - 1}"
         self._store.set(key, encode([message]))
@@ -83,14 +102,14 @@ class WorkQueue:
         """Rank 0: the report's content has been taken over."""
         self._store.delete_key(key)
 
-    def reports(self) -> Iterator[tuple[str, Done | Lost]]:
+    def reports(self) -> Iterator[tuple[str, Done | Lost | Progress]]:
         """Rank 0: yield (key, report) as they come, for ever; nothing is yielded twice."""
         number = 0
         while True:
             key = f"report/{number}"
             if self._store.check([key]):
                 (message,) = decode(self._store.get(key))
-                assert isinstance(message, Done | Lost)
+                assert isinstance(message, Done | Lost | Progress)
                 yield key, message
                 number += 1
             elif self._store.check(["stop"]):

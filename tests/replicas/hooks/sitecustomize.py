@@ -62,7 +62,7 @@ def fix_halves() -> None:
     """Instead of pulling, replica r of n takes every n-th sample: what a fixed policy gives."""
     from wan_mlperf.replicas.work_queue import WorkQueue
 
-    def take(self: Any, batch: int = 1) -> Any:
+    def take(self: Any, batch: int = 1, *, wait_s: float = 0.0) -> Any:
         self.mine = getattr(self, "mine", self._replica - self._replicas) + self._replicas
         while not self._store.check([f"job/{self.mine}"]):
             if self._store.check(["stop"]):

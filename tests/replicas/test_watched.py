@@ -1,0 +1,28 @@
+"""Jobs as a server has them: progress at every step, cancelled while waiting and while being made, and of another workload."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run_module
+from tests.replicas import jobs
+from tests.replicas.watched_jobs import GIVEN_UP, NEVER_BEGUN
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_watched_jobs(tmp_path: Path, model: Path, replicas: int) -> None:
+    recipe = jobs.write_recipe(tmp_path, model, replicas=replicas)
+    recipe.write_text(recipe.read_text().replace("steps: 2", "steps: 12"))
+    ended = run_module(["tests.replicas.watched_jobs", str(recipe)], ranks=2)
+    assert ended.returncode == 0, ended.stderr
+    seen = json.loads(ended.stdout.splitlines()[-1])
+    assert seen["done"] == [0, 1, 3, 5] and seen["lost"] == {str(GIVEN_UP): "cancelled", str(NEVER_BEGUN): "cancelled"}
+    assert seen["other_equal"] is True, "bands of a size that the ranks do not divide, as loaded for that size"
+    progress = {int(ticket): [tuple(one) for one in steps] for ticket, steps in seen["progress"].items()}
+    assert progress[0] == progress[5] == [*((step, 0) for step in range(13)), (12, 1), (12, 5)]
+    assert progress[1] == [*((step, 0) for step in range(4)), (3, 1), (3, 9)]
+    assert 3 not in progress and NEVER_BEGUN not in progress
+    assert len(progress[GIVEN_UP]) < 12, "it was made to its end"
