@@ -1,7 +1,7 @@
 """Latents + prompt + plan -> latents: the only loop over steps.
 
-Nothing here counts calls or knows ranks: each step of the plan says which expert, kernel and guidance, and whether it computes or
-applies an earlier change again; `branches` says how this process gets the branch of guidance that it does not compute.
+Nothing here counts calls or knows ranks. Each step of the plan says which expert, kernel and guidance it uses, and whether it
+computes or applies an earlier change again. `branches` gets the branch of guidance that this process does not compute.
 
 Shapes: B batch, T video tokens (of this rank), C channels of the expert.
 """
@@ -21,16 +21,16 @@ from wan_mlperf.text_encoder import Embeds
 
 
 class Branches(Protocol):
-    """Guidance as the mesh computes it."""
+    """How the mesh brings both branches of guidance together."""
 
     def all_branches(self, own: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's predictions -> (positive, negative) on every rank."""
 
 
 class Prompt(NamedTuple):
-    """A query's text on this rank: the branches of guidance that it computes, positive before negative.
+    """A query's text on this rank: the branches of guidance that this rank computes, positive before negative.
 
-    `positive` is what it computes in a step without guidance; under CFG parallelism half of the ranks need it for that only.
+    `positive` is what it computes in a step without guidance. With CFG parallelism, half of the ranks need it only for that.
     """
 
     branches: Sequence[Embeds]
@@ -38,7 +38,7 @@ class Prompt(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the blocks changed in the last computed step: [B, T, C] per branch; `guided` says which branches, on which ranks."""
+    """What the blocks changed in the last computed step, [B, T, C] per branch, and whether that step was `guided`."""
 
     changes: Sequence[torch.Tensor]
     guided: bool
@@ -57,7 +57,7 @@ def denoise(
 ) -> torch.Tensor:
     """Return the clean latents [B, channels, F, h, w] in fp32.
 
-    `latents` is fp32 noise; `scheduler` a fresh one per query. `on_step` sees each step and the latents after it.
+    `latents` is fp32 noise. `scheduler` is a new one for each query. `on_step` gets each step and the latents after it.
     """
     texts: dict[tuple[str, int], list[TextKeys]] = {}
     kept: Kept | None = None
@@ -85,7 +85,7 @@ def denoise(
 def _compute(
     step: Step, expert: Expert, inputs: torch.Tensor, prompt: Prompt, texts: dict[tuple[str, int], list[TextKeys]]
 ) -> tuple[list[torch.Tensor], Kept | None]:
-    """Run the expert: this rank's predictions, and the change of its blocks if a later step takes it."""
+    """Run the expert. Returns this rank's predictions, and what its blocks changed if a later step applies it again."""
     split = expert.split if step.guided else expert.unguided_split
     tokens = expert.embed(inputs, split)
     own, changes = [], []
@@ -101,7 +101,7 @@ def _compute(
 
 
 def _apply_again(step: Step, expert: Expert, inputs: torch.Tensor, kept: Kept) -> list[torch.Tensor]:
-    """This rank's predictions from an earlier step's change, without running the blocks."""
+    """Return this rank's predictions from an earlier step's change, without running the blocks."""
     split = expert.split if kept.guided else expert.unguided_split
     tokens = expert.embed(inputs, split)
     return [expert.predict(tokens + step.factor * change, inputs, step.timestep, split) for change in kept.changes]

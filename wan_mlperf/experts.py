@@ -4,8 +4,8 @@ diffusers' block hands its second argument (there: the text's embeddings) throug
 fourth (there: the rotary tables) to that of its self-attention, without looking inside. We replace both processors, so we pass
 what ours need: `TextKeys` as the second argument, `SelfAttentionInputs` as the fourth.
 
-What depends only on the text (keys and values of cross-attention) is computed once per query; what depends only on shapes and
-the schedule (rotary tables, modulation of the timesteps) once per process. The arithmetic of every block is diffusers'.
+What depends only on the text (keys and values of cross-attention) is computed once per query. What depends only on shapes and
+the schedule (rotary tables, modulation of the timesteps) is computed once per process. The arithmetic of a block is diffusers'.
 
 Shapes: B batch, T video tokens (of this rank), S text tokens, H heads, D head dim, C = H x D, F h w latent frames, height, width.
 """
@@ -24,7 +24,7 @@ from torch import nn
 
 from wan_mlperf.text_encoder import Embeds
 
-# (query, key, value, kernel name) -> output, all [B, H, T, D]; the number of tokens of all ranks rides along.
+# (query, key, value, kernel name, tokens of all ranks) -> output; tensors are [B, H, T, D].
 SelfAttend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, str, int], torch.Tensor]
 CrossAttend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -42,7 +42,7 @@ class SelfAttentionInputs(NamedTuple):
 
 
 class TextKeys(NamedTuple):
-    """One layer's cross-attention keys and values [B, H, S, D] and the bias of its logits [B, 1, 1, S], if trimmed."""
+    """One layer's cross-attention keys and values [B, H, S, D], and for trimmed text the bias of its logits [B, 1, 1, S]."""
 
     key: torch.Tensor
     value: torch.Tensor
@@ -56,7 +56,7 @@ class Split:
     """
 
     def in_force(self) -> AbstractContextManager[None]:
-        """While the blocks run: attention's exchange is over the ranks of this split."""
+        """While the blocks run, attention exchanges tokens and heads over the ranks of this split."""
         return nullcontext()
 
     def scatter(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,7 @@ class SelfAttention:
 
 
 class CrossAttention:
-    """Attention processor of `attn2`: the text's keys and values come ready."""
+    """Attention processor of `attn2`. The text's keys and values are already computed."""
 
     def __init__(self, attend: CrossAttend) -> None:
         self.attend = attend
@@ -124,8 +124,8 @@ class Expert(nn.Module):
         self.compiled = False
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile one block for all: the first call with each kernel, GEMM format and shape then takes seconds."""
-        # Both experts share the code, and past this limit torch would run eagerly without a word.
+        """Compile one block for all layers. The first call with each kernel, GEMM format and shape then takes seconds."""
+        # Both experts share the code, and beyond this limit torch would silently run eagerly.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         self.run_block = torch.compile(_run_block, *args, **kwargs)
         self.compiled = True
@@ -158,10 +158,10 @@ class Expert(nn.Module):
     def run_blocks(
         self, tokens: torch.Tensor, latents: torch.Tensor, timestep: float, text: Sequence[TextKeys], kernel: str, split: Split
     ) -> torch.Tensor:
-        """Tokens [B, T, C] -> the same after all blocks; of `latents` only the shape counts."""
+        """Tokens [B, T, C] -> the same after all blocks. Only the shape of `latents` is used."""
         inputs = SelfAttentionInputs(*self._rotary_of(latents, split), kernel, math.prod(self._grid(latents)))
         _, modulation = self._modulation_of(timestep, latents)
-        if self.compiled:  # a graph per share of the tokens, where a second length would have the compiler leave it open
+        if self.compiled:  # a graph per number of tokens: with a second one the compiler would make the length dynamic
             torch._dynamo.mark_static(tokens, 1)
         with split.in_force():
             for block, keys in zip(self.transformer.blocks, text, strict=True):
@@ -169,7 +169,7 @@ class Expert(nn.Module):
         return tokens
 
     def predict(self, tokens: torch.Tensor, latents: torch.Tensor, timestep: float, split: Split) -> torch.Tensor:
-        """Tokens [B, T, C] after the blocks -> the noise [B, channels, F, h, w], on every rank; of `latents` the shape counts."""
+        """Tokens [B, T, C] after the blocks -> noise [B, channels, F, h, w] on every rank. Only the shape of `latents` counts."""
         model, grid = self.transformer, self._grid(latents)
         temb, _ = self._modulation_of(timestep, latents)
         shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
@@ -179,11 +179,11 @@ class Expert(nn.Module):
         return hidden.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
     def _grid(self, latents: torch.Tensor) -> list[int]:
-        """How many tokens there are along frames, height and width."""
+        """Number of tokens along frames, height and width."""
         return [length // side for length, side in zip(latents.shape[2:], self.transformer.config.patch_size, strict=True)]
 
     def _modulation_of(self, timestep: float, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(temb [1, C], modulation [1, 6, C]) of a timestep: they depend on the schedule alone, never on a query."""
+        """Return (temb [1, C], modulation [1, 6, C]) of a timestep. They depend only on the schedule, never on a query."""
         if timestep not in self._modulations:
             _make_room(self._modulations)
             embedder = self.transformer.condition_embedder
@@ -194,7 +194,7 @@ class Expert(nn.Module):
         return self._modulations[timestep]
 
     def _rotary_of(self, latents: torch.Tensor, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-        """This rank's rotary tables; diffusers stores every value twice, once per element of a pair."""
+        """Return this rank's rotary tables. diffusers stores each value twice, once per element of a pair."""
         key = (split, *latents.shape[2:])
         if key not in self._rotary:
             _make_room(self._rotary)
@@ -226,7 +226,7 @@ def _rotate(hidden: torch.Tensor, inputs: SelfAttentionInputs) -> torch.Tensor:
 
 
 def _any_length(keys: Sequence[TextKeys]) -> None:
-    """Have the compiler leave the text's length open: or the first prompt of another length would compile within its query."""
+    """Make the text's length dynamic for the compiler: else the first prompt of another length would compile in its query."""
     for key, value, bias in keys:
         torch._dynamo.maybe_mark_dynamic(key, 2)
         torch._dynamo.maybe_mark_dynamic(value, 2)
@@ -235,7 +235,7 @@ def _any_length(keys: Sequence[TextKeys]) -> None:
 
 
 def _trim(embeds: Embeds) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replace the n equal padding tokens by one whose logits carry log n: the same attention (3e-6 in fp32)."""
+    """Replace the n equal padding tokens by one whose logits are increased by log n: the same attention (to 3e-6 in fp32)."""
     hidden = embeds.hidden
     batch, full, _ = hidden.shape
     longest = max(embeds.lengths)
@@ -243,6 +243,6 @@ def _trim(embeds: Embeds) -> tuple[torch.Tensor, torch.Tensor]:
     bias = torch.zeros(batch, 1, 1, kept, device=hidden.device, dtype=torch.float32)
     for index, length in enumerate(embeds.lengths):
         if length < full:
-            # Of this prompt's padding tokens, kept - length remain; the last one stands for all that were cut off too.
+            # kept - length of this prompt's padding tokens remain; the last one also represents those that were cut off.
             bias[index, ..., kept - 1] = float(torch.tensor(float(full - kept + 1)).log())
     return hidden[:, :kept], bias

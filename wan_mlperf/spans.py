@@ -1,4 +1,4 @@
-"""Time per stage of a query, without synchronising the device inside it."""
+"""Time per stage of a query, measured without synchronising the device during the query."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ STAGES = ("text_encode", "denoise_high", "denoise_low", "vae_decode", "to_host",
 
 
 class Spans:
-    """Collects seconds per stage: wall clock on the CPU, events on a GPU, which are read only when asked for."""
+    """Collects seconds per stage: wall clock on a CPU; events on a GPU, which are read only when the times are asked for."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-        self.current = "idle"  # read by whoever has to say where a rank was when it failed
-        self.on_stage: Callable[[str], None] = lambda _stage: None  # told of every stage as it is entered
+        self.current = "idle"  # for the message that says where a rank was when it failed
+        self.on_stage: Callable[[str], None] = lambda _stage: None  # called for each stage as it is entered
         self._entered = 0
 
     @contextmanager
@@ -41,7 +41,7 @@ class Spans:
             self._seconds[stage] += time.perf_counter() - start
 
     def progress(self) -> int:
-        """A number that changes as long as this rank moves: on a GPU also while the host waits for it. For any thread."""
+        """A number that changes while this rank makes progress, also while it waits for the GPU. Safe to call from any thread."""
         return self._entered + sum(end.query() for _, _, end in list(self._events))
 
     def add(self, stage: str, seconds: float) -> None:
@@ -49,7 +49,7 @@ class Spans:
         self._seconds[stage] += seconds
 
     def take(self) -> dict[str, float]:
-        """Return the seconds per stage since the last call, and begin anew."""
+        """Return the seconds per stage since the last call, and start again from zero."""
         for stage, begin, end in self._events:
             end.synchronize()
             self._seconds[stage] += begin.elapsed_time(end) / 1e3

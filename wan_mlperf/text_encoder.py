@@ -19,14 +19,14 @@ MAX_TOKENS = 512
 
 @dataclass(frozen=True)
 class Embeds:
-    """`hidden` [B, S, C]; the first `lengths[b]` tokens of prompt b are its own, the rest are zeros."""
+    """`hidden` [B, S, C]: the first `lengths[b]` tokens belong to prompt b, the rest are zeros."""
 
     hidden: torch.Tensor
     lengths: tuple[int, ...]
 
 
 class TextEncoder:
-    """Encodes prompts with the checkpoint's tokenizer and UMT5 encoder. Holds nothing of a query."""
+    """Encodes prompts with the checkpoint's tokenizer and UMT5 encoder. Keeps nothing of a query."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module, dtype: torch.dtype) -> None:
         self.tokenizer = tokenizer
@@ -52,12 +52,12 @@ class TextEncoder:
 
 
 def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, what: str = "prompt") -> None:
-    """Raise BadInput for an empty prompt or one that the tokenizer would cut, saying what would be cut."""
+    """Raise BadInput for an empty prompt, or for one that the tokenizer would cut. The error says what would be cut."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadInput(f"{what}: {prompt!r} is empty; allowed: some text")
     ids = tokenizer(prompt_clean(prompt), add_special_tokens=True).input_ids
     if len(ids) > MAX_TOKENS:
-        # One token less: the end-of-text token is kept.
+        # One token fewer, because the end-of-text token is kept.
         cut = tokenizer.decode(ids[MAX_TOKENS - 1 : -1])
         cut = cut if len(cut) <= 120 else cut[:117] + "..."
         raise BadInput(f"{what}: {len(ids)} tokens; allowed: at most {MAX_TOKENS}; this part would be cut: {cut!r}")

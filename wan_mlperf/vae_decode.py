@@ -1,7 +1,8 @@
 """Latents -> uint8 frames, chunk by chunk as they are decoded.
 
-The decoder keeps a cache of features, so it may be called on the first latent frame (1 video frame) and then on any number at
-a time (4 video frames each). Values are those of diffusers' `export_to_video` of `output_type="np"`: times 255, truncated.
+The decoder keeps a cache of features, so it can be called on the first latent frame (1 video frame) and then on any number of
+them at a time (4 video frames each). The values are those that diffusers' `export_to_video` makes of `output_type="np"`: times
+255, truncated.
 
 Shapes: B videos, Z latent channels, F latent frames, h w latent height and width; frames are [B, n, height, width, 3].
 """
@@ -24,20 +25,20 @@ from wan_mlperf.spans import Spans
 
 
 class Gather:
-    """How the chunks of all ranks come together: here, one rank has the whole. See also `parallel/split_vae.py`."""
+    """Gathers the chunks of all ranks. In this class one rank has it all; `parallel/split_vae.py` has the one for several."""
 
     def fit(self, latent_height: int, latent_width: int) -> None:
-        """Before a video of this size."""
+        """Prepare for a video of this size."""
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor | None:
-        """[B, 3, n, band height, width] uint8 -> the whole on the first rank, None elsewhere."""
+        """[B, 3, n, band height, width] uint8 -> the whole frames on the first rank, None elsewhere."""
         return pixels
 
 
 class VaeDecoder:
     """Decodes with an AutoencoderKLWan whose decoder may have been sharded (`parallel/split_vae.py`).
 
-    `bitwise` keeps PyTorch's own operations, and so diffusers' very bits (`kernels/vae.py`).
+    `bitwise` keeps PyTorch's own operations, so that results are bit for bit diffusers' (see `kernels/vae.py`).
     """
 
     def __init__(self, vae: AutoencoderKLWan, *, chunk: int, gather: Gather, bitwise: bool = False) -> None:
@@ -56,12 +57,12 @@ class VaeDecoder:
             nullcontext if bitwise else partial(kernels.fast, parameter.device)
         )
         self._layout = torch.contiguous_format if bitwise else kernels.prepare(vae)
-        self._slots: int = len(vae._feat_map)  # how many convolutions keep features
+        self._slots: int = len(vae._feat_map)  # number of convolutions that keep features
 
     def decode(self, latents: torch.Tensor) -> Iterator[torch.Tensor | None]:
         """Yield the frames of `latents` [B, Z, F, h, w] as uint8 [B, n, height, width, 3] on the device, n = 1 then 4 x chunk.
 
-        On a rank that is not its replica's first, yields None as often; every rank must exhaust the iterator.
+        A rank that is not its replica's first yields None for each chunk. Every rank must exhaust the iterator.
         """
         latents = latents.to(self._mean.dtype) / self._scale + self._mean
         hidden = self.vae.post_quant_conv(latents)
@@ -78,10 +79,10 @@ class VaeDecoder:
 
 
 def to_host(chunks: Iterator[torch.Tensor | None], device: torch.device, spans: Spans) -> Iterator[np.ndarray]:
-    """Yield the chunks that this rank has in host memory, C order.
+    """Yield the chunks that this rank has, in host memory and C order.
 
-    On a GPU a chunk is copied into pinned memory on a stream of its own, and only waited for when the next chunk's decode has
-    been launched. On a CPU it is there already and is yielded at once.
+    On a GPU each chunk is copied into pinned memory on a separate stream, and awaited only after the next chunk's decode has been
+    launched. On a CPU it is yielded at once.
     """
     if device.type != "cuda":
         for chunk in chunks:
@@ -111,7 +112,7 @@ def to_host(chunks: Iterator[torch.Tensor | None], device: torch.device, spans: 
 
 
 def _landed(host: torch.Tensor, done: torch.cuda.Event, spans: Spans) -> np.ndarray:
-    """Wait for a copy; what is counted is the time that the decode did not hide."""
+    """Wait for a copy. Only the time that the decode did not hide is counted."""
     start = time.perf_counter()
     done.synchronize()
     spans.add("to_host", time.perf_counter() - start)
@@ -125,9 +126,9 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def compile_decoder(decoder: VaeDecoder) -> None:
-    """Compile the decoder; the first call with each chunk length then takes seconds."""
+    """Compile the decoder. The first call with each chunk length then takes seconds."""
     assert isinstance(decoder.decoder, nn.Module)
     decoder._kernels = nullcontext  # the compiler chooses
-    # A sharded convolution is compiled once per layer, and past this limit torch would run it eagerly.
+    # A sharded convolution is compiled once per layer, and beyond this limit torch would run it eagerly.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
     decoder.decoder = torch.compile(decoder.decoder)

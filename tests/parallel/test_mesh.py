@@ -34,8 +34,8 @@ def test_shapes(mesh: MeshRecipe, world: int, expected: tuple[int, ...]) -> None
 @pytest.mark.parametrize(
     ("mesh", "world", "rows", "message"),
     [
-        (MeshRecipe(), 3, 8, "8 heads do not divide by the Ulysses degree 3"),
-        (MeshRecipe(), 6, 8, "8 heads do not divide by the Ulysses degree 3"),
+        (MeshRecipe(), 3, 8, "8 heads are not divisible by the Ulysses degree 3"),
+        (MeshRecipe(), 6, 8, "8 heads are not divisible by the Ulysses degree 3"),
         (MeshRecipe(cfg=2), 1, 8, "world size 1: the mesh .* needs 2 ranks|needs .* ranks"),
         (MeshRecipe(ulysses=4), 2, 8, "world size 2"),
         (MeshRecipe(replicas=3), 4, 8, "not divisible by mesh.replicas 3"),

@@ -67,7 +67,7 @@ def test_recipes(text: str, message: str, tmp_path: Path) -> None:
         (["--scenari", "offline", "--frobnicate"], r"--frobnicate.*see --help"),
         (["--prompts", "missing.txt"], r"prompts 'missing.txt': cannot be read"),
         (["--model", "nowhere"], r"model 'nowhere': no such folder.*allowed: embedded, Wan-AI"),
-        (["--set", "mesh.ranks=3"], r"world size 3: 8 heads do not divide by the Ulysses degree 3"),
+        (["--set", "mesh.ranks=3"], r"world size 3: 8 heads are not divisible by the Ulysses degree 3"),
         (["--set", "compile.decoder=true"], r"compile.decoder: true.* on 2 ranks is slower; allowed: false, or one rank"),
         (["--set", "references=forbid", "--set", "attention.early=sage_fp4"], r"sage_fp4.*AITER.*gfx950"),
         (

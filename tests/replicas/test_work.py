@@ -136,7 +136,7 @@ def test_a_replica_does_not_span_hosts_unasked(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, value)
     values = {"replicas": 1, "cfg": 2, "ulysses": 2}
     alone = parse({"name": "x", "mesh": values}, source="test").mesh
-    with pytest.raises(BadInput, match=r"2 ranks on this host do not divide by the 4 of a replica.*span_hosts"):
+    with pytest.raises(BadInput, match=r"2 ranks on this host are not divisible by the 4 of a replica.*span_hosts"):
         mesh.plan_shape(alone, world=4, heads=8, latent_rows=8)
     asked = parse({"name": "x", "mesh": {**values, "span_hosts": True}}, source="test").mesh
     assert mesh.plan_shape(asked, world=4, heads=8, latent_rows=8).per_replica == 4

@@ -1,8 +1,8 @@
-"""What ranks of a replica hand each other in the middle of their work: the decode's edges, keys and values; branches of guidance.
+"""What the ranks of a replica send each other while they work: the decode's edges, keys and values; the branches of guidance.
 
-Over the process group where a GPU or several hosts take part. On one host's CPU through memory: gloo gives a message to a thread
-of its own on either side, and where the cores are busy each of these waits for its turn. Two ranks on two cores: 1.2 ms for
-edges of some 20 KB by gloo, 0.1 ms here, fifty times a video.
+With a GPU or several hosts it goes over the process group. On the CPU of one host it goes through shared memory, because gloo
+handles each message in a separate thread on either side, and on busy cores each of these threads waits for its turn. Two ranks
+on two cores needed 1.2 ms for edges of about 20 KB over gloo and 0.1 ms this way, fifty times per video.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import torch.distributed as dist
 from wan_mlperf.ranks import node
 
 Received = Callable[[], dict[int, torch.Tensor]]
-SLOTS = 2  # a rank that has this rank's next tensor has used the one before: see `SharedMemoryExchange`
+SLOTS = 2  # a rank that has received the next tensor no longer needs the one before: see `SharedMemoryExchange`
 
 
 class Exchange(Protocol):
-    """Tensors to and from other ranks of the replica, by their number in it. Both ends call it in the same order."""
+    """Sends tensors to other ranks of the replica and receives theirs, by rank in the replica. All call it in the same order."""
 
     def start(self, tensors: Mapping[int, torch.Tensor]) -> Received:
-        """Send each rank its contiguous tensor; calling the result waits for one of the same shape from each."""
+        """Send each rank its contiguous tensor. Call the result to wait for a tensor of the same shape from each of them."""
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Release files and memory."""
 
 
 class ProcessGroupExchange:
-    """By sends and receives of the process group, which run beside the device's work."""
+    """Exchanges by sends and receives of the process group, which run in parallel with the device's work."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
@@ -58,16 +58,16 @@ class ProcessGroupExchange:
         return wait
 
     def close(self) -> None:
-        """The group is its owner's."""
+        """Nothing to do: the group belongs to the mesh."""
 
 
 Address = tuple[int, list[int], int]  # process, slots, pipe
 
 
 class _Inbox:
-    """What one rank sends here: memory for two tensors, and a pipe whose every byte says that one more is there.
+    """Where one other rank's tensors arrive: memory for two of them, and a pipe that carries one byte for each new tensor.
 
-    Neither has a name that a killed process could leave behind. Files are used by reads and writes, so they grow as needed.
+    Neither has a name, so a killed process leaves nothing behind. The memory is read and written as a file: it grows as needed.
     """
 
     def __init__(self, sender: int) -> None:
@@ -85,11 +85,11 @@ class _Inbox:
         return os.getpid(), [slot.fileno() for slot in self._slots], self._filled.fileno()
 
     def only_the_sender_writes(self) -> None:
-        """Close this end's copy, so that the sender's end is the pipe's: nobody then waits for a dead rank."""
+        """Close our copy of the writing end. The pipe then breaks when the sender dies, and nobody waits for a dead rank."""
         self._filled.close()
 
     def receive(self, like: torch.Tensor, timeout_s: float) -> torch.Tensor:
-        """Wait for the sender's next tensor, which has the shape and type of `like`."""
+        """Wait for the sender's next tensor, which has the shape and dtype of `like`."""
         if not self._until_ready.poll(timeout_s * 1e3):
             raise TimeoutError(f"the connection was silent: nothing from rank {self.sender} of the replica in {timeout_s:.0f} s")
         if not self._ready.read(1):
@@ -116,23 +116,23 @@ class _Outbox:
         self._count = 0
 
     def send(self, tensor: torch.Tensor) -> None:
-        """Put it into the slot that the receiver has used last but one."""
+        """Write into the slot whose previous tensor the receiver has already read."""
         size = os.pwritev(self._slots[self._count % SLOTS].fileno(), [_bytes(tensor)], 0)
         assert size == tensor.nbytes
         self._filled.write(b"\1")
         self._count += 1
 
     def close(self) -> None:
-        """Close the files: a receiver that waits then learns of it."""
+        """Close the files: a receiver that is waiting notices."""
         for file in (*self._slots, self._filled):
             file.close()
 
 
 class SharedMemoryExchange:
-    """Ranks of one host without a GPU. Every rank of the replica makes one at the same time.
+    """Exchanges through shared memory, for ranks of one host without a GPU. All ranks of the replica make one together.
 
-    Two slots are enough, because every exchange goes both ways: who sends tensor n + 2 has received the other's n + 1, which
-    was sent after the other had received n.
+    Two slots are enough, because every exchange goes both ways: a rank that sends tensor n + 2 has received the other's tensor
+    n + 1, which the other sent after it had received n.
     """
 
     def __init__(self, group: dist.ProcessGroup, timeout_s: float) -> None:
@@ -158,7 +158,7 @@ class SharedMemoryExchange:
         return {rank: self._inboxes[rank].receive(like, self._timeout_s) for rank, like in likes.items()}
 
     def close(self) -> None:
-        """Close both directions."""
+        """Close inboxes and outboxes."""
         for inbox in self._inboxes.values():
             inbox.close()
         for outbox in self._outboxes.values():
@@ -166,7 +166,7 @@ class SharedMemoryExchange:
 
 
 def connect(group: dist.ProcessGroup, *, is_gpu: bool, timeout_s: float) -> Exchange:
-    """Return the exchange of a replica's group; every rank of it calls this."""
+    """Return the exchange for a replica's group. Every rank of the group calls it."""
     if is_gpu:
         return ProcessGroupExchange(group)
     nodes = [""] * dist.get_world_size(group)
@@ -175,6 +175,6 @@ def connect(group: dist.ProcessGroup, *, is_gpu: bool, timeout_s: float) -> Exch
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor of any type on the CPU."""
+    """The bytes of a contiguous CPU tensor, without a copy."""
     assert tensor.is_contiguous()
     return tensor.view(-1).view(torch.uint8).numpy().data

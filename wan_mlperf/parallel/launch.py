@@ -1,4 +1,4 @@
-"""Start the ranks of this host through torchrun's own library, where the user has not started torchrun."""
+"""Starts the ranks of this host through torchrun's own library, for users who have not started torchrun themselves."""
 
 from __future__ import annotations
 

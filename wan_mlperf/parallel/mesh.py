@@ -1,7 +1,7 @@
 """torchrun's environment -> xDiT's groups: replica, CFG, Ulysses (x ring), VAE.
 
-Ranks are laid out as xDiT lays them out: sequence parallel innermost, then CFG, then replicas, so that a replica's ranks are
-neighbours and stay on one host.
+Ranks are ordered as in xDiT: sequence parallel innermost, then CFG, then replicas. So the ranks of a replica are consecutive and
+stay on one host.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wan_mlperf.parallel.exchange import Exchange, connect
 from wan_mlperf.recipe import MeshRecipe
 
 T = TypeVar("T")
-ERROR_BYTES = 512  # of an error that a rank tells its replica's first
+ERROR_BYTES = 512  # of the error text that a rank sends to its replica's first rank
 CPU_RANKS = 2  # what `mesh.ranks: auto` starts without a GPU
 
 
@@ -37,12 +37,12 @@ class Shape:
 
     @property
     def world(self) -> int:
-        """How many ranks there are in all."""
+        """Number of ranks in all."""
         return self.replicas * self.per_replica
 
     @property
     def per_replica(self) -> int:
-        """How many ranks make one video."""
+        """Number of ranks that make one video."""
         return self.cfg * self.ulysses * self.ring
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class Shape:
 
 
 def ranks_to_start(mesh: MeshRecipe) -> int:
-    """How many ranks to start for this recipe on this host when torchrun has not been used."""
+    """How many ranks to start on this host for this recipe, where the user has not started torchrun."""
     if mesh.ranks != "auto":
         return mesh.ranks
     fixed = [mesh.replicas, mesh.cfg, mesh.ulysses]
@@ -61,10 +61,10 @@ def ranks_to_start(mesh: MeshRecipe) -> int:
 
 
 def plan_shape(mesh: MeshRecipe, *, world: int, heads: int, latent_rows: int) -> Shape:
-    """Fit the recipe's mesh to `world` ranks, for experts of `heads` heads and a latent of at most `latent_rows` rows.
+    """Fit the recipe's mesh to `world` ranks, for experts with `heads` heads and a latent with at most `latent_rows` rows.
 
-    Raises BadInput if the product is not the world, the heads do not divide by the Ulysses degree, the VAE has fewer rows than
-    the replica has ranks, or a replica would span hosts without having been asked to.
+    Raises BadInput if the product is not the world size, if the heads are not divisible by the Ulysses degree, if the latent has
+    fewer rows than the replica has ranks, or if a replica would span hosts although the recipe does not allow it.
     """
     if isinstance(mesh.replicas, int):
         if world % mesh.replicas:
@@ -86,7 +86,7 @@ def plan_shape(mesh: MeshRecipe, *, world: int, heads: int, latent_rows: int) ->
         raise BadInput(f"world size {world}: the mesh {shape} needs {shape.world} ranks; {_allowed(heads)}")
     if heads % ulysses:
         raise BadInput(
-            f"world size {world}: {heads} heads do not divide by the Ulysses degree {ulysses} of the mesh {shape}; "
+            f"world size {world}: {heads} heads are not divisible by the Ulysses degree {ulysses} of the mesh {shape}; "
             f"{_allowed(heads)}"
         )
     if shape.per_replica > latent_rows:
@@ -97,8 +97,8 @@ def plan_shape(mesh: MeshRecipe, *, world: int, heads: int, latent_rows: int) ->
     local = ranks.local_world_size(world)
     if local % shape.per_replica and not mesh.span_hosts:
         raise BadInput(
-            f"world size {world}: {local} ranks on this host do not divide by the {shape.per_replica} of a replica of the mesh "
-            f"{shape}; allowed: whole replicas on each host, or mesh.span_hosts true"
+            f"world size {world}: {local} ranks on this host are not divisible by the {shape.per_replica} of a replica of the "
+            f"mesh {shape}; allowed: whole replicas on each host, or mesh.span_hosts true"
         )
     return shape
 
@@ -109,7 +109,7 @@ def _allowed(heads: int) -> str:
 
 
 class Mesh:
-    """The running groups of one rank. Made by `start`."""
+    """One rank's view of the running process groups. Made by `start`."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class Mesh:
 
     @property
     def vae_group(self) -> dist.ProcessGroup:
-        """The process group of all ranks of this replica, which share the decode."""
+        """The process group of this replica's ranks, which share the decode."""
         return self._distributed.get_vae_parallel_group().device_group
 
     @property
@@ -145,7 +145,7 @@ class Mesh:
         return self._distributed.get_classifier_free_guidance_rank() if self.shape.cfg == 2 else 0
 
     def own_branches(self, pair: tuple[T, T]) -> list[T]:
-        """Of (positive, negative), what this rank computes: both, or with CFG parallelism the one of its group."""
+        """What this rank computes of (positive, negative): both, or with CFG parallelism its own branch."""
         return [pair[self.branch]] if self.shape.cfg == 2 else list(pair)
 
     def all_branches(self, own: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,7 +181,7 @@ class Mesh:
         return bool(answer.item())
 
     def gather_to_first(self, part: torch.Tensor) -> list[torch.Tensor] | None:
-        """Gather tensors of one dtype and shape from the replica's ranks onto its first; None elsewhere."""
+        """Gather tensors of one dtype and shape from the replica's ranks on its first rank. Returns None elsewhere."""
         if self.shape.per_replica == 1:
             return [part]
         group = self._distributed.get_model_replica_group()
@@ -190,11 +190,11 @@ class Mesh:
         return parts
 
     def errors_on_first(self, error: str | None) -> list[str]:
-        """On the replica's first rank, return the errors of its ranks; elsewhere nothing. Every rank of the replica calls it."""
+        """Return the errors of the replica's ranks, on its first rank only. Every rank of the replica calls it."""
         if self.shape.per_replica == 1:
             return [error] if error else []
         group = self._distributed.get_model_replica_group()
-        # A fixed length, because a sample waits for it: one small exchange, where objects would take two.
+        # Of fixed length, because a sample waits for it: one small exchange instead of the two that objects need.
         own = torch.frombuffer(bytearray((error or "").encode()[:ERROR_BYTES].ljust(ERROR_BYTES, b"\0")), dtype=torch.uint8)
         all_ranks = [torch.empty_like(own) for _ in range(self.shape.per_replica)] if self.is_replica_first else None
         dist.gather(own, all_ranks, dst=group.ranks[0], group=group.cpu_group)
@@ -202,7 +202,7 @@ class Mesh:
         return [text for text in texts if text]
 
     def message_group(self) -> dist.ProcessGroup:
-        """Return a new gloo group of all ranks, for messages between hosts. Every rank calls it."""
+        """Make a gloo group of all ranks, for messages between hosts. Every rank calls it."""
         return dist.new_group(backend="gloo")
 
     def barrier(self) -> None:

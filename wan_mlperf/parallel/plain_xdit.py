@@ -1,5 +1,5 @@
-"""xDiT as it comes, for `bench speed` to compare with: its Wan wrapper, Ulysses over all ranks, guidance one branch after the
-other, and DistVAE's decode after the last step. Nothing of our own forward pass, reuse, mesh or streaming.
+"""Plain xDiT, which `bench speed` compares with: its Wan wrapper, Ulysses over all ranks, one branch of guidance after the other,
+and DistVAE's decode after the last step. None of our own forward pass, reuse, mesh or streaming.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def load(folder: Path, device: Device, dtype: torch.dtype) -> WanPipeline:
 
 
 def xdit_backend(device: Device) -> str:
-    """The backend that plain xDiT gets: PyTorch's on a CPU, where its automatic choice finds none; AITER or FLASH on a GPU."""
+    """The attention backend of plain xDiT: PyTorch's on a CPU, where xDiT's automatic choice fails; AITER or FLASH on a GPU."""
     if not device.is_gpu:
         return "SDPA"
     return "AITER" if device.arch.startswith("gfx") else "FLASH"

@@ -1,4 +1,4 @@
-"""Sequence parallelism attached to the experts from outside: tokens over the ranks, heads inside attention (xDiT's USP)."""
+"""Sequence parallelism, attached to the experts from outside: ranks share the tokens, and in attention the heads (xDiT's USP)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wan_mlperf.parallel.mesh import Mesh, Shape
 
 
 class TokenSplit(Split):
-    """Each rank of a sequence-parallel group holds one run of the tokens; the last runs are padded with zeros."""
+    """Each rank of a sequence-parallel group holds a contiguous share of the tokens; the last shares are padded with zeros."""
 
     def __init__(self, groups: xdit.SequenceGroups) -> None:
         self._groups = groups
@@ -42,9 +42,9 @@ class TokenSplit(Split):
 
 
 def check(shape: Shape, *, tokens: int, heads: int, unguided: bool) -> None:
-    """Raise BadInput for tokens or heads that the ranks cannot share; `unguided`: are there steps without guidance?
+    """Raise BadInput for tokens or heads that the ranks cannot share. `unguided`: some steps run without guidance.
 
-    Ring attention must not see padding: xDiT's ring rotates whole shards and cannot leave it out.
+    Ring attention must not see padding: xDiT's ring rotates whole shards and cannot drop it.
     """
     widened = unguided and shape.cfg == 2
     ulysses = shape.ulysses * (2 if widened else 1)
@@ -55,7 +55,7 @@ def check(shape: Shape, *, tokens: int, heads: int, unguided: bool) -> None:
         )
     if shape.ring > 1 and tokens % (ulysses * shape.ring):
         raise BadInput(
-            f"mesh.ring {shape.ring}: {tokens} tokens do not divide by Ulysses {ulysses} x ring {shape.ring}; "
+            f"mesh.ring {shape.ring}: {tokens} tokens are not divisible by Ulysses {ulysses} x ring {shape.ring}; "
             "allowed: a size that divides, or ring 1"
         )
 
@@ -68,7 +68,7 @@ def split(mesh: Mesh) -> Split:
 
 
 def unguided_split(mesh: Mesh) -> Split | None:
-    """How it splits them in a step without guidance, if not the same way: over both branches' ranks, so that none is idle."""
+    """Return how it splits them in steps without guidance, if differently: over both branches' ranks, so that none is idle."""
     return None if mesh.unguided_groups is None else TokenSplit(mesh.unguided_groups)
 
 
@@ -82,7 +82,7 @@ def attends(kernels: Mapping[str, Kernel]) -> tuple[SelfAttend, CrossAttend]:
     distributed = importlib.import_module("xfuser.core.distributed")
 
     def self_attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kernel: str, tokens: int) -> torch.Tensor:
-        # Zero tokens that pad the last shard have keys, too: USP drops them after its exchange.
+        # The zero tokens that pad the last shard have keys, too. USP drops them after its exchange.
         kwargs = {"valid_kv_len": tokens} if tokens % distributed.get_sequence_parallel_world_size() else None
         return usp.USP(query, key, value, backend=keys[kernel], attention_kwargs=kwargs)
 

@@ -1,8 +1,8 @@
-"""DistVAE attached to the decoder from outside: each rank of the replica decodes a band of rows or columns.
+"""DistVAE, attached to the decoder from outside: each rank of the replica decodes a band of rows or columns.
 
-The bands are turned to uint8 where they were decoded and gathered on the replica's first rank only: a quarter of the bytes of
-DistVAE's own all-gather of floats, and no rank receives pixels that it does not need. A band's convolutions start before the
-neighbours' edges are there, and each rank attends for its own band only.
+Each rank converts its band to uint8, and only the replica's first rank gathers them: a quarter of the bytes of DistVAE's own
+all-gather of floats, and no rank receives pixels it does not need. A band's convolutions start before the neighbours' edges have
+arrived, and each rank computes attention for its own band only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEIGHT, WIDTH = -2, -1
 
 
 class Bands(Gather):
-    """How the ranks of a replica share the decode: which side of the picture is cut, and how long each rank's band is."""
+    """How the ranks of a replica share the decode: which side of the picture is split, and the length of each rank's band."""
 
     def __init__(self, mesh: Mesh, *, latent_height: int, latent_width: int) -> None:
         self._mesh, self._ranks = mesh, mesh.shape.per_replica
@@ -31,7 +31,7 @@ class Bands(Gather):
         self.fit(latent_height, latent_width)
 
     def fit(self, latent_height: int, latent_width: int) -> None:
-        """Before a video of this size. The split is DistVAE's: the first ranks take one row more where the rows do not divide."""
+        """Set the bands for a video of this size. As in DistVAE, the first ranks take one row more if need be."""
         band, longer = divmod(latent_height if self.patch_dim == HEIGHT else latent_width, self._ranks)
         self.shares = [band + (rank < longer) for rank in range(self._ranks)]
 
@@ -41,7 +41,7 @@ class Bands(Gather):
         return self.shares[self._mesh.rank_in_replica]
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor | None:
-        """Bring the chunks of all ranks together: see `Gather`."""
+        """Gather the chunks of all ranks: see `Gather`."""
         patch_dim, scale = self.patch_dim, pixels.shape[self.patch_dim] // self.own
         missing = (max(self.shares) - self.own) * scale
         padding = (0, 0, 0, missing) if patch_dim == HEIGHT else (0, missing)
@@ -53,7 +53,7 @@ class Bands(Gather):
 
 
 def shard_decoder(vae: AutoencoderKLWan, mesh: Mesh, *, latent_height: int, latent_width: int) -> Gather:
-    """Shard `vae.decoder` over the ranks of the replica; return how the bands come together."""
+    """Shard `vae.decoder` over the ranks of the replica. Returns what gathers the bands."""
     if mesh.shape.per_replica == 1:
         return Gather()
     from distvae.modules.adapters.vae.decoder_adapters import WanDecoderAdapter
@@ -67,10 +67,10 @@ def shard_decoder(vae: AutoencoderKLWan, mesh: Mesh, *, latent_height: int, late
 
 
 def most_even_side(height: int, width: int, ranks: int) -> tuple[int, int]:
-    """Return (axis, length) of the side whose bands differ least; of two alike the rows, which lie together in memory.
+    """Return (axis, length) of the side that divides most evenly. If both do, the rows, which are contiguous in memory.
 
-    At 720p eight ranks share 160 columns evenly and 90 rows as 12 and 11. On two cores at 192 x 320, where both sides divide,
-    halves of the rows took 0.53 of one rank's time, halves of the columns 0.56.
+    At 720p, eight ranks share 160 columns evenly, but get 12 or 11 of 90 rows. At 192 x 320 on two cores, where both sides
+    divide, half of the rows took 0.53 of one rank's time, half of the columns 0.56.
     """
     sides = [(HEIGHT, height), (WIDTH, width)]
     return min(sides, key=lambda side: -(-side[1] // ranks) / side[1] if side[1] >= ranks else math.inf)
@@ -79,9 +79,9 @@ def most_even_side(height: int, width: int, ranks: int) -> tuple[int, int]:
 def _compute_while_edges_travel(decoder: nn.Module, mesh: Mesh, patch_dim: int) -> None:
     """Replace the forward of the convolutions that read one row (or column) of each neighbour's band.
 
-    DistVAE waits for the rows, copies the band with them, computes one row too many, and copies the rest. Here the band is
-    convolved as if zeros lay around it, while the rows travel; what they add to the band's own edge comes after, by the one
-    row of the kernel that meets them. The sums are the same but for their order.
+    DistVAE waits for those rows, copies the band together with them, computes one row too many, and copies the result. Here the
+    band is convolved as if zeros surrounded it while the rows are on their way. What the rows contribute to the band's edge is
+    added afterwards, with the one row of the kernel that covers them. The sums are the same, in another order.
     """
     from distvae.models.layers.conv2d import PatchConv2d
     from distvae.models.layers.conv3d import PatchConv3d
@@ -112,10 +112,10 @@ def _compute_while_edges_travel(decoder: nn.Module, mesh: Mesh, patch_dim: int) 
 
 
 def _attend_for_own_band(decoder: nn.Module, mesh: Mesh, bands: Bands) -> None:
-    """Replace the forward of the attention over a frame: all ranks get all keys and values, and ask for their own band alone.
+    """Replace the forward of the attention over a frame: each rank gets all keys and values, but only its own band's queries.
 
-    DistVAE gathers the features and lets every rank attend for the whole frame: at 720p 4 x 14,400^2 x 384 = 0.3 TFLOP for each
-    of 21 latent frames, which eight ranks so share. The sums are the same but for their order.
+    In DistVAE every rank computes the attention of the whole frame: at 720p, 4 x 14,400^2 x 384 = 0.3 TFLOP for each of 21 latent
+    frames. This way eight ranks share that work. The sums are the same, in another order.
     """
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock
     from distvae.modules.adapters.layers.attn_adapters import GatheredAttentionAdapter

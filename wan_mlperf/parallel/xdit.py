@@ -1,4 +1,4 @@
-"""Bringing xDiT up on any device, a CPU with gloo included. Every line that touches xDiT's insides is here and says why.
+"""Starts xDiT on any device, including a CPU with gloo. Every line that touches xDiT's internals is here and says why.
 
 Checked on xfuser 0.7.0 and torch 2.13. With a GPU none of the CPU lines runs.
 """
@@ -28,7 +28,7 @@ from wan_mlperf.kernels.device import Device, gpu_count
 
 @functools.cache
 def load() -> ModuleType:
-    """Import xfuser and return it; on a machine without a GPU, with what its import needs answered first."""
+    """Import xfuser and return it. Without a GPU, the questions that its import asks are answered first."""
     for needed in ("xfuser", "triton"):
         if importlib.util.find_spec(needed) is None:
             extra = "; without a GPU: pip install -e '.[cpu]'" if needed == "triton" else ""
@@ -39,7 +39,7 @@ def load() -> ModuleType:
 
 @contextmanager
 def _quiet_imports() -> Iterator[None]:
-    # xDiT logs at debug level unless LOG_LEVEL says otherwise when it is imported. Errors still come through.
+    # On import, xDiT sets its log level to debug unless LOG_LEVEL says otherwise. Errors are still shown.
     # It also calls a collective by the name that torch 2.13 has replaced, and is told so on every rank.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
     before = os.environ.get("LOG_LEVEL")
@@ -106,8 +106,8 @@ def start_groups(
 
 @contextmanager
 def _one_gloo_device() -> Iterator[None]:
-    # Every gloo group otherwise opens a device of its own, whose thread wakes a hundred times a second; xDiT makes some twenty
-    # groups, so two ranks woke two busy cores 4,800 times a second. Groups may share a device; torch has no option that says so.
+    # By default every gloo group opens its own device, whose thread wakes up a hundred times a second. xDiT makes about twenty
+    # groups, so two ranks woke two busy cores 4,800 times a second. Groups can share a device, but torch has no option for it.
     c10d: Any = importlib.import_module("torch.distributed.distributed_c10d")
     gloo: Any = c10d.ProcessGroupGloo
     device = gloo.create_default_device()
@@ -134,14 +134,14 @@ class SequenceGroups(NamedTuple):
 
 
 def sequence_groups() -> SequenceGroups:
-    """The groups that USP uses now."""
+    """Return the groups that USP uses now."""
     state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
     process_groups = importlib.import_module("yunchang.globals").PROCESS_GROUP
     return SequenceGroups(state.get_sp_group(), process_groups.ULYSSES_PG, process_groups.RING_PG)
 
 
 def make_sequence_groups(device: Device, *, ulysses: int, ring: int, rank: int, world: int) -> SequenceGroups:
-    """Make another set of groups, of neighbouring ranks; those in use stay. Every rank of the world calls it."""
+    """Make another set of groups, of consecutive ranks, and leave those in use alone. Every rank of the world calls it."""
     state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
     globals_: Any = importlib.import_module("yunchang.globals")
     before = globals_.PROCESS_GROUP.ULYSSES_PG, globals_.PROCESS_GROUP.RING_PG
@@ -163,7 +163,7 @@ def make_sequence_groups(device: Device, *, ulysses: int, ring: int, rank: int, 
 
 @contextmanager
 def sequence_over(groups: SequenceGroups) -> Iterator[None]:
-    """Have USP use these groups: it finds them in a global of xDiT's and one of yunchang's, and takes no argument for them."""
+    """Make USP use these groups. It takes no argument for them: it reads globals of xDiT and yunchang."""
     state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
     process_groups: Any = importlib.import_module("yunchang.globals").PROCESS_GROUP
     before = state._SP, process_groups.ULYSSES_PG, process_groups.RING_PG
@@ -175,9 +175,9 @@ def sequence_over(groups: SequenceGroups) -> Iterator[None]:
 
 
 def _start_runtime_state(*, replicas: int, cfg: int, ulysses: int, ring: int) -> None:
-    # USP reads switches from xDiT's runtime state. Without a pipeline of xDiT's own, initialize_runtime_state makes one for a
-    # single rank whose automatic choice of a backend looks for CUDA libraries, so it is made here, with one named that it
-    # takes on every device and mesh (every call of ours names its own).
+    # USP reads switches from xDiT's runtime state. Without one of xDiT's own pipelines, initialize_runtime_state makes a state
+    # for a single rank, and its automatic choice of a backend looks for CUDA libraries. So the state is made here, with a backend
+    # that is accepted on every device and mesh; each of our calls names its own.
     runtime: Any = importlib.import_module("xfuser.core.distributed.runtime_state")
     arguments = importlib.import_module("xfuser.config.args").xFuserArgs(
         data_parallel_degree=replicas,
@@ -208,7 +208,7 @@ def backend_key(name: str) -> Any:
 
 
 def check_backend(name: str) -> str | None:
-    """Return None if xDiT can run this backend on this machine, else what it says is missing."""
+    """Return None if xDiT can run this backend on this machine, else what it reports as missing."""
     runtime = importlib.import_module("xfuser.core.distributed.runtime_state").get_runtime_state()
     try:
         runtime._check_if_backend_compatible_with_current_configuration(backend_key(name))
@@ -218,7 +218,7 @@ def check_backend(name: str) -> str | None:
 
 
 def register(name: str, function: Function) -> str:
-    """Enter a function of ours into xDiT's attention registry under its own name; return that key."""
+    """Add one of our functions to xDiT's attention registry under `name`, and return that key."""
     load()
     backends = importlib.import_module("xfuser.core.distributed.attention_backend")
 
