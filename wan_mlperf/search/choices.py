@@ -1,7 +1,7 @@
 """What a schedule may choose, the trials that measure each choice alone, and what they say of a whole schedule.
 
-Errors of independent choices add in quadrature: the squared relative error of the final latents is measured once per (step,
-choice) and per reuse edge (a computed step and the steps after it that apply its change again); a schedule's is their sum.
+What a choice does to the final latents is measured once per (step, choice) and per reuse edge (a computed step and the steps
+after it that apply its change again). The latents follow small changes linearly, so a schedule's error is that of the sum.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from wan_mlperf.recipe import AttentionName, GemmName, Recipe, parse
 from wan_mlperf.step_plan import ExpertName, Step
 
 EXACT_ATTENTION: AttentionName = "sdpa"
 EXACT_GEMM: GemmName = "bf16"
 LONGEST = 2  # steps in a row that apply one change again: with more, errors no longer add (LeMiCa, arXiv 2511.00090)
-FACTORS = (0.9, 1.0, 1.1)  # an edge is tried with these; its squared error is quadratic in the factor
+FACTORS = (0.9, 1.1)  # an edge is tried with these
+LEAST_FACTOR, MOST_FACTOR = 0.7, 1.3
 EXPERTS: tuple[ExpertName, ExpertName] = ("high_noise", "low_noise")
 
 
@@ -112,69 +115,93 @@ def trials(plan: Sequence[Step], options: Options) -> dict[str, Schedule]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Errors:
-    """Squared relative errors of the final latents, each of one choice alone. An edge also has its best factor."""
+# A choice that has an error: ("attention", step, kernel), ("gemm", expert, format), ("unguided", step), ("edge", step, length).
+Choice = tuple[Any, ...]
 
-    attention: Mapping[tuple[int, str], float]
-    gemm: Mapping[tuple[str, str], float]
-    unguided: Mapping[int, float]
-    edges: Mapping[tuple[int, int], tuple[float, float]]
+
+class Errors:
+    """What each choice alone does to the final latents, as one vector per choice, relative to the exact ones.
+
+    Vectors of several prompts lie one after the other, so that a squared length is the mean squared relative error. Steps without
+    guidance pull the latents the same way and their vectors add up; of unrelated choices the squares add.
+    """
+
+    def __init__(self, vectors: Mapping[Choice, np.ndarray], factors: Mapping[tuple[int, int], float]) -> None:
+        self._place = {choice: number for number, choice in enumerate(vectors)}
+        stacked = np.stack(list(vectors.values())) if vectors else np.zeros((0, 1))
+        self._products: np.ndarray = (stacked @ stacked.T).astype(float)
+        self.factors = dict(factors)
 
     @classmethod
-    def from_trials(cls, plan: Sequence[Step], options: Options, squares: Mapping[str, float]) -> Errors:
-        """From each trial's squared error."""
-        return cls(
-            attention={
-                (step.index, kernel): 0.0 if kernel == EXACT_ATTENTION else squares[f"{step.index} {kernel}"]
-                for step in plan
-                for kernel in options.attention[step.index]
-            },
-            gemm={
-                (expert, name): 0.0 if name == EXACT_GEMM else squares[f"{expert} {name}"]
-                for expert in EXPERTS
-                for name in options.gemm(expert)
-            },
-            unguided={step.index: squares[f"{step.index} unguided"] for step in plan} if options.skip else {},
-            edges={
-                (first, length): _best_factor([squares[f"{first}+{length} x{factor:g}"] for factor in FACTORS])
-                for first, length in edges(plan)
-            }
-            if options.skip
-            else {},
-        )
+    def from_trials(cls, plan: Sequence[Step], options: Options, made: Mapping[str, np.ndarray]) -> Errors:
+        """From each trial's difference to the exact latents, all of one length."""
+        vectors: dict[Choice, np.ndarray] = {}
+        for expert in EXPERTS:
+            for name in options.gemm(expert):
+                if name != EXACT_GEMM:
+                    vectors["gemm", expert, name] = made[f"{expert} {name}"]
+        for step in plan:
+            for kernel in options.attention[step.index]:
+                if kernel != EXACT_ATTENTION:
+                    vectors["attention", step.index, kernel] = made[f"{step.index} {kernel}"]
+        factors = {}
+        if options.skip:
+            for step in plan:
+                vectors["unguided", step.index] = made[f"{step.index} unguided"]
+            for first, length in edges(plan):
+                low, high = (made[f"{first}+{length} x{factor:g}"] for factor in FACTORS)
+                factors[first, length], vectors["edge", first, length] = _best_factor(low, high)
+        return cls(vectors, factors)
 
-    def square(self, schedule: Schedule, plan: Sequence[Step]) -> float:
-        """The squared error that a schedule should have: what its choices have alone, added."""
-        total = sum(self.gemm[pair] for pair in zip(EXPERTS, schedule.formats(), strict=True))
+    def of(self, schedule: Schedule, plan: Sequence[Step]) -> list[Choice]:
+        """The choices of a schedule that have an error."""
+        found: list[Choice] = [("gemm", *pair) for pair in zip(EXPERTS, schedule.formats(), strict=True) if pair[1] != EXACT_GEMM]
         reused = set(schedule.reuse)
         for step in plan:
             if step.index in schedule.off:
-                total += self.unguided[step.index]
+                found.append(("unguided", step.index))
             if step.index in reused:
                 continue
-            total += self.attention[step.index, schedule.attention[step.index]]
+            if schedule.attention[step.index] != EXACT_ATTENTION:
+                found.append(("attention", step.index, schedule.attention[step.index]))
             length = 0
             while step.index + length + 1 in reused:
                 length += 1
             if length:
-                total += self._edge(step.index, length)
-        return total
+                found.append(("edge", step.index, length))
+        return found
 
-    def _edge(self, first: int, length: int) -> float:
-        """Of an edge that is longer than any measured: as if its last part began anew, which is too little."""
-        known = self.edges.get((first, length))
-        return known[0] if known else self.edges[first, LONGEST][0] * (length / LONGEST) ** 2
+    def square(self, choices: Sequence[Choice]) -> float:
+        """The squared error that these choices have together. Raises KeyError for one that was not measured."""
+        places = [self._place[choice] for choice in choices]
+        return max(float(self._products[np.ix_(places, places)].sum()), 0.0)
+
+    def weights(self, around: Sequence[Choice] = ()) -> dict[Choice, float]:
+        """What each choice adds to the squared error: alone, or beside the choices `around` it, of other steps."""
+        found = {choice: float(self._products[place, place]) for choice, place in self._place.items()}
+        for choice, place in self._place.items():
+            for other in around:
+                if not _touches(choice, other):
+                    found[choice] += 2 * float(self._products[place, self._place[other]])
+        return found
 
 
-def _best_factor(squares: Sequence[float]) -> tuple[float, float]:
-    """(squared error, factor) at the lowest point of the parabola through the three factors tried, or the best of them."""
-    low, middle, high = squares
-    curve, width = low - 2 * middle + high, FACTORS[2] - FACTORS[1]
-    best = min(zip(squares, FACTORS, strict=True))
-    if curve <= 0:
-        return best
-    shift = (low - high) / (2 * curve)
-    if abs(shift) > 1:
-        return best
-    return max(middle - (low - high) ** 2 / (8 * curve), 0.0), round(FACTORS[1] + shift * width, 4)
+def _touches(one: Choice, other: Choice) -> bool:
+    """True for two choices of which a schedule has one or the other, or which are of the same step."""
+    if "gemm" in (one[0], other[0]):
+        return one[:2] == other[:2]
+    return bool(_steps(one) & _steps(other))
+
+
+def _steps(choice: Choice) -> set[int]:
+    return set(range(choice[1], choice[1] + (choice[2] if choice[0] == "edge" else 0) + 1))
+
+
+def _best_factor(low: np.ndarray, high: np.ndarray) -> tuple[float, np.ndarray]:
+    """(factor, vector) of least error: the latents follow a factor linearly, and two were tried."""
+    change = high - low
+    share = float(-(low @ change) / max(float(change @ change), 1e-30))
+    width = FACTORS[1] - FACTORS[0]
+    factor = min(max(FACTORS[0] + share * width, LEAST_FACTOR), MOST_FACTOR)
+    factor = round(factor, 4)
+    return factor, low + change * ((factor - FACTORS[0]) / width)

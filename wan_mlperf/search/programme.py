@@ -1,24 +1,28 @@
 """The best schedules for every budget: an exact dynamic programme over the steps, from the last to the first.
 
 A segment is one computed step with the steps after it that apply its change again. From each step on, the schedules that no other
-beats in both cost and squared error are kept; two expert formats are tried in turn.
+beats in both cost and error are kept; every pair of GEMM formats is tried. The programme needs errors that add: at first each
+choice's own squared error, then what the choice adds beside the others of a schedule found so far, a few times over.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
+
 from wan_mlperf.errors import BadInput
 from wan_mlperf.recipe import AttentionName, GemmName
-from wan_mlperf.search.choices import EXPERTS, Errors, Options, Schedule
+from wan_mlperf.search.choices import EXACT_ATTENTION, EXPERTS, Choice, Errors, Options, Schedule
 from wan_mlperf.step_plan import Step
 
 Price = Callable[[Step], float]
 T = TypeVar("T")
-GRID = 20_000  # costs are told apart to this part of the dearest schedule's
+GRID = 5_000  # costs are told apart to this part of the dearest schedule's
+ROUNDS, STARTS = 3, 8  # how often, and from how many schedules, the weights are taken anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +58,23 @@ class _Tail:
 
 
 def front(plan: Sequence[Step], options: Options, errors: Errors, price: Price, *, worst_edge: float) -> list[Point]:
-    """Return the schedules that none beats in both cost and error, cheapest first.
+    """Return the schedules found that none of the others beats in both cost and error, cheapest first.
 
     `plan` is any plan of the workload (its experts count), `price` the cost of one step of a plan; a reuse edge whose own error
     is above `worst_edge` is never taken.
     """
-    points: list[Point] = []
-    for formats in options.formats:
-        offset = sum(errors.gemm[pair] for pair in zip(EXPERTS, formats, strict=True))
-        for tail in _tails(plan, options, errors, price, formats, worst_edge):
-            points.append(Point(cost=tail.cost, square=tail.square + offset, schedule=_schedule(tail, plan, formats, errors)))
-    return [point for point in _unbeaten(points, lambda point: (point.cost, point.square))]
+    problem = _Problem(plan, options, errors, price, worst_edge)
+    points = problem.solve(options.formats, errors.weights())
+    for _ in range(ROUNDS):
+        best = _unbeaten(points, _by_cost)
+        places = sorted({round(place) for place in np.linspace(0, len(best) - 1, STARTS)})
+        for start in [best[place] for place in places]:
+            points += problem.solve([start.schedule.formats()], errors.weights(errors.of(start.schedule, plan)))
+    return _unbeaten(points, _by_cost)
+
+
+def _by_cost(point: Point) -> tuple[float, float]:
+    return point.cost, point.square
 
 
 def choose(points: Sequence[Point], *, cost: float | None = None, error: float | None = None) -> Point:
@@ -81,44 +91,66 @@ def choose(points: Sequence[Point], *, cost: float | None = None, error: float |
     return min(precise, key=lambda point: (point.cost, point.square))
 
 
-def _tails(
-    plan: Sequence[Step], options: Options, errors: Errors, price: Price, formats: tuple[GemmName, GemmName], worst_edge: float
-) -> list[_Tail]:
-    gemm = dict(zip(EXPERTS, formats, strict=True))
-    steps = [replace(step, gemm=gemm[step.expert], source=None, kept=False, guided=True) for step in plan]
-    dearest = sum(max(price(replace(step, attention=kernel)) for kernel in options.attention[step.index]) for step in steps)
-    tails: list[list[_Tail]] = [[] for _ in steps] + [[_Tail(0.0, 0.0)]]
-    for first in reversed(range(len(steps))):
-        found = []
-        for segment in _segments(steps, first, options, errors, worst_edge):
-            cost, square = _worth(segment, steps, errors, price)
-            for rest in tails[first + 1 + segment.length]:
-                found.append(_Tail(rest.cost + cost, rest.square + square, segment, rest))
-        tails[first] = _unbeaten(found, lambda tail: (round(tail.cost / dearest * GRID), tail.square))
-    return tails[0]
+@dataclass(frozen=True)
+class _Problem:
+    """What the programme is given."""
 
+    plan: Sequence[Step]
+    options: Options
+    errors: Errors
+    price: Price
+    worst_edge: float
 
-def _segments(steps: Sequence[Step], first: int, options: Options, errors: Errors, worst_edge: float) -> Iterator[_Segment]:
-    lengths = [
-        0,
-        *(length for begin, length in errors.edges if begin == first and errors.edges[begin, length][0] <= worst_edge**2),
-    ]
-    guidance = (True, False) if options.skip else (True,)
-    for attention, guided, length in itertools.product(options.attention[first], guidance, lengths):
-        yield _Segment(first, attention, guided, length)
+    def solve(self, pairs: Iterable[tuple[GemmName, GemmName]], weights: Mapping[Choice, float]) -> list[Point]:
+        """The best schedules by these weights, with what they really cost and how far off they are together."""
+        points = []
+        alone = self.errors.weights()
 
+        def allowed(first: int, length: int) -> bool:
+            return alone["edge", first, length] <= self.worst_edge**2
 
-def _worth(segment: _Segment, steps: Sequence[Step], errors: Errors, price: Price) -> tuple[float, float]:
-    """Cost and squared error of a segment. The steps that take over from an unguided one have no guidance either."""
-    step = replace(steps[segment.first], attention=segment.attention, guided=segment.guided)
-    cost, square = price(step), errors.attention[segment.first, segment.attention]
-    covered = range(segment.first, segment.first + segment.length + 1)
-    if segment.length:
-        square += errors.edges[segment.first, segment.length][0]
-        cost += sum(price(replace(step, index=index, source=segment.first)) for index in covered[1:])
-    if not segment.guided:
-        square += sum(errors.unguided[index] for index in covered)
-    return cost, square
+        lengths = [
+            [0, *(length for begin, length in self.errors.factors if begin == step.index and allowed(begin, length))]
+            for step in self.plan
+        ]
+        for formats in pairs:
+            for tail in self._tails(formats, weights, lengths):
+                schedule = _schedule(tail, formats, self.errors)
+                square = self.errors.square(self.errors.of(schedule, self.plan))
+                points.append(Point(cost=tail.cost, square=square, schedule=schedule))
+        return points
+
+    def _tails(
+        self, formats: tuple[GemmName, GemmName], weights: Mapping[Choice, float], lengths: Sequence[Sequence[int]]
+    ) -> list[_Tail]:
+        gemm = dict(zip(EXPERTS, formats, strict=True))
+        steps = [replace(step, gemm=gemm[step.expert], source=None, kept=False, guided=True) for step in self.plan]
+        kernels = self.options.attention
+        dearest = sum(max(self.price(replace(step, attention=kernel)) for kernel in kernels[step.index]) for step in steps)
+        guidance = (True, False) if self.options.skip else (True,)
+        tails: list[list[_Tail]] = [[] for _ in steps] + [[_Tail(0.0, 0.0)]]
+        for first in reversed(range(len(steps))):
+            found = []
+            for attention, guided, length in itertools.product(kernels[first], guidance, lengths[first]):
+                segment = _Segment(first, attention, guided, length)
+                cost, square = self._worth(segment, steps, weights)
+                for rest in tails[first + 1 + length]:
+                    found.append(_Tail(rest.cost + cost, rest.square + square, segment, rest))
+            tails[first] = _unbeaten(found, lambda tail: (round(tail.cost / dearest * GRID), tail.square))
+        return tails[0]
+
+    def _worth(self, segment: _Segment, steps: Sequence[Step], weights: Mapping[Choice, float]) -> tuple[float, float]:
+        """Cost and weight of a segment. The steps that take over from an unguided one have no guidance either."""
+        first, attention = segment.first, segment.attention
+        step = replace(steps[first], attention=attention, guided=segment.guided)
+        covered = range(first, first + segment.length + 1)
+        cost = self.price(step) + sum(self.price(replace(step, index=index, source=first)) for index in covered[1:])
+        square = 0.0 if attention == EXACT_ATTENTION else weights["attention", first, attention]
+        if segment.length:
+            square += weights["edge", first, segment.length]
+        if not segment.guided:
+            square += sum(weights["unguided", index] for index in covered)
+        return cost, square
 
 
 def _unbeaten(found: list[T], key: Callable[[T], tuple[float, float]]) -> list[T]:
@@ -131,7 +163,7 @@ def _unbeaten(found: list[T], key: Callable[[T], tuple[float, float]]) -> list[T
     return kept
 
 
-def _schedule(tail: _Tail, plan: Sequence[Step], formats: tuple[GemmName, GemmName], errors: Errors) -> Schedule:
+def _schedule(tail: _Tail, formats: tuple[GemmName, GemmName], errors: Errors) -> Schedule:
     attention: list[AttentionName] = []
     off: list[int] = []
     reuse: list[int] = []
@@ -142,7 +174,7 @@ def _schedule(tail: _Tail, plan: Sequence[Step], formats: tuple[GemmName, GemmNa
         attention += [segment.attention] * len(covered)
         reuse += covered[1:]
         if segment.length:
-            factors += [errors.edges[segment.first, segment.length][1]] * segment.length
+            factors += [errors.factors[segment.first, segment.length]] * segment.length
         if not segment.guided:
             off += covered
         assert tail.rest is not None

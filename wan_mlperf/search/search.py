@@ -17,12 +17,11 @@ from rich.table import Table
 from wan_mlperf.bench.fidelity import console, prompts_of
 from wan_mlperf.files import atomic_write
 from wan_mlperf.identity import commit, versions
-from wan_mlperf.parallel.mesh import send_to_all
 from wan_mlperf.preflight import Setup
 from wan_mlperf.recipe import Recipe, to_yaml
 from wan_mlperf.replicas.watch import Watch
 from wan_mlperf.search import choices, programme, verify
-from wan_mlperf.search.choices import Errors, Options, Schedule
+from wan_mlperf.search.choices import Errors, Schedule
 from wan_mlperf.search.measure import Bench, Ledger, measure
 from wan_mlperf.search.page import write_page
 from wan_mlperf.search.prices import Pricing
@@ -74,15 +73,13 @@ def run(job: Job, setup: Setup, watch: Watch) -> None:
     kernels = tuple(dict.fromkeys((choices.EXACT_ATTENTION, *(name for step in options.attention for name in step))))
     bench = Bench(measured, prompts, watch, kernels=kernels, batch=len(prompts) if scenes else 1)
     mesh = bench.pipeline(choices.exact(len(job.plan)).formats()).mesh
-    ledger = Ledger(_identity(measured, setup, prompts), replica=mesh.replica)
+    ledger = Ledger(_identity(measured, setup, prompts))
     measure(bench, trials, ledger, steps=len(job.plan))
-    squares = {name: float(np.mean(values)) for name, values in ledger.read().items() if name in trials}
-    squares = json.loads(send_to_all(json.dumps(squares)))  # the same numbers on every rank, so the same finalists
-    errors = Errors.from_trials(job.plan, options, squares)
+    errors = Errors.from_trials(job.plan, options, {name: ledger.read(name) for name in trials})
     points = programme.front(job.plan, options, errors, job.pricing.step, worst_edge=job.worst_edge)
     chosen = programme.choose(points, cost=None if job.cost is None else job.cost - job.pricing.fixed, error=job.error)
     plan = _plan(job, own, setup)
-    own_point = Point(cost=sum(map(job.pricing.step, plan)), square=_own_square(own, job, options, errors), schedule=own)
+    own_point = Point(cost=sum(map(job.pricing.step, plan)), square=_own_square(own, job, errors), schedule=own)
     finalists = {"found": chosen} | {f"front {number}": point for number, point in enumerate(_spread(points, job.finalists - 1))}
     if own_point.square == own_point.square:  # a recipe whose own choices were measured
         finalists["the recipe as it is"] = own_point
@@ -101,7 +98,7 @@ def run(job: Job, setup: Setup, watch: Watch) -> None:
             correlation=verify.rank_correlation(outcomes),
             band=job.pricing.band(_plan(job, chosen.schedule, setup)),
         )
-        _write(job, found, squares)
+        _write(job, found, {name: float(ledger.read(name) @ ledger.read(name)) for name in trials})
     bench.close()
 
 
@@ -130,9 +127,9 @@ def _plan(job: Job, schedule: Schedule, setup: Setup) -> tuple[Step, ...]:
     return make_plan(schedule.in_recipe(job.recipe), setup.workload, setup.checkpoint.config("scheduler"))
 
 
-def _own_square(own: Schedule, job: Job, options: Options, errors: Errors) -> float:
+def _own_square(own: Schedule, job: Job, errors: Errors) -> float:
     try:
-        return errors.square(own, job.plan)
+        return errors.square(errors.of(own, job.plan))
     except KeyError:
         return float("nan")  # it has a kernel or format without a price, so without a trial
 
