@@ -67,6 +67,7 @@ class Result:
     generate_mean_s: float
     start_s: float
     experts: tuple[str, ...]
+    vae: str = ""  # what the decode computes in
     host: str
     versions: dict[str, str]
     commit: str

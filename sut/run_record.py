@@ -20,6 +20,7 @@ from sut.result import Compliance, Mode, Result, Scenario
 from wan_mlperf.doctor.checks import verdict
 from wan_mlperf.files import atomic_write
 from wan_mlperf.identity import commit, versions
+from wan_mlperf.kernels import vae
 from wan_mlperf.pipeline import Pipeline
 from wan_mlperf.recipe import to_yaml
 from wan_mlperf.spans import STAGES
@@ -108,6 +109,7 @@ def write_result(
         generate_mean_s=sum(generate_s) / max(1, len(generate_s)),
         start_s=start_s,
         experts=tuple(pipeline.load_summary),
+        vae=vae.precision(pipeline.decoder.vae, pipeline.mesh.device.arch),
         host=verdict(outputs=folder.parent),
         versions=versions(),
         commit=commit(),

@@ -13,6 +13,7 @@ from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.denoise import Prompt, denoise
 from wan_mlperf.experts import Expert
 from wan_mlperf.kernels import attention, device, gemm
+from wan_mlperf.kernels import vae as kernels_vae
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel import split_experts, split_vae, xdit
 from wan_mlperf.parallel.mesh import Mesh
@@ -184,6 +185,8 @@ def load(setup: Setup, timeout_s: float) -> Pipeline:
         )
         if recipe.compile.experts:
             experts[name].compile()
+    if not bitwise:
+        kernels_vae.set_up(here.torch, tf32=recipe.vae.tf32)
     vae = found.load_vae(found.dtype("vae", recipe.model.vae_dtype)).to(here.torch)
     _, _, rows, columns = workload.latent_shape(0)
     gather = split_vae.shard_decoder(vae, mesh, latent_height=rows, latent_width=columns)

@@ -1,4 +1,7 @@
-"""The VAE's slow operations on a CPU, in fp32, done faster: convolutions and the norm over channels; and the layout they like.
+"""The VAE's convolutions and norms as each device does them fastest, and the layout they like.
+
+On a GPU PyTorch's own operations stay, with the channels last (2.7 to 3.7 times as fast on Hopper, sgl-project/sglang 27431) and
+the fastest kernel looked for once per shape, of which there are few. On a CPU, in fp32, these are done otherwise:
 
 - PyTorch gives a convolution to oneDNN only if videos x channels x frames x height exceed 20,480, and else unfolds it into one
   matrix product per frame. A decoder of few channels, or one rank's band of it, lies below that, and takes up to twice as long.
@@ -24,16 +27,33 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
+def set_up(device: torch.device, *, tf32: bool) -> None:
+    """What convolutions on a GPU may do, for the whole process: products in TF32 (NVIDIA, fp32 only), and a search per shape."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = True  # on ROCm: MIOpen's find, kept in its database (wan_mlperf/__init__.py)
+
+
+def precision(vae: nn.Module, arch: str) -> str:
+    """What the decode computes in, for people."""
+    dtype = next(vae.parameters()).dtype
+    tf32 = dtype == torch.float32 and arch.startswith("sm") and torch.backends.cudnn.allow_tf32
+    return f"{str(dtype).removeprefix('torch.')}{', products in TF32' if tf32 else ''}"
+
+
 def prepare(vae: nn.Module) -> torch.memory_format:
     """Make an AutoencoderKLWan, sharded or not, ready for a decode with `fast`; return how its latents should lie."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm
 
-    if not _is_ours(next(vae.parameters()).device):
+    device = next(vae.parameters()).device
+    if not _is_ours(device) and device.type == "cpu":
         return torch.contiguous_format
     for layer in vae.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
             last = torch.channels_last if isinstance(layer, nn.Conv2d) else torch.channels_last_3d
             layer.weight.data = layer.weight.data.contiguous(memory_format=last)
+        if not _is_ours(device):
+            continue
         if isinstance(layer, WanCausalConv3d):
             width, _, height, _, _, _ = layer._padding
             layer.padding = (0, height, width)

@@ -113,9 +113,13 @@ class Gemm:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Vae:
-    """`chunk`: latent frames per decoder call after the first; more is faster and takes more memory."""
+    """`chunk`: latent frames per decoder call after the first; more is faster and takes more memory.
+
+    `tf32`: may an NVIDIA GPU round the factors of fp32's products to TF32, as PyTorch does unless told otherwise?
+    """
 
     chunk: Count = 1
+    tf32: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

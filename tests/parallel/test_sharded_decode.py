@@ -1,0 +1,59 @@
+"""The decode's path on a GPU, on a CPU: two ranks over the process group give one rank's frames."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import ROOT, run_module
+from wan_mlperf.kernels import vae as kernels
+
+
+def test_over_the_process_group_with_pytorchs_own_operations(model: Path, tmp_path: Path) -> None:
+    videos: list[torch.Tensor] = []
+    for ranks in (1, 2):
+        file = tmp_path / f"{ranks}.pt"
+        done = run_module(["tests.parallel.decode_as_on_a_gpu", str(model), str(file), str(ranks)], ranks=ranks)
+        assert done.returncode == 0, done.stderr[-3000:]
+        videos.append(torch.load(file, weights_only=True).int())
+    difference = (videos[0] - videos[1]).abs()
+    assert difference.max() <= 1 and (difference > 0).double().mean() < 1e-3
+    assert videos[0].float().std() > 1, "a picture, not one colour"
+
+
+def test_on_a_gpu_weights_lie_with_the_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is no CPU stands in for a GPU: nothing is computed on it."""
+    vae = nn.Sequential(nn.Conv3d(8, 8, 3, device="meta"), nn.Conv2d(8, 8, 3, device="meta"))
+    assert kernels.prepare(vae) is torch.channels_last_3d
+    assert vae[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert vae[1].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_a_gpu_may_do_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("allow_tf32", "benchmark"):
+        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
+    kernels.set_up(torch.device("cuda", 0), tf32=False)
+    assert torch.backends.cudnn.benchmark and not torch.backends.cudnn.allow_tf32
+    assert kernels.precision(nn.Conv3d(1, 1, 1), "sm90") == "float32"
+    kernels.set_up(torch.device("cuda", 0), tf32=True)
+    assert kernels.precision(nn.Conv3d(1, 1, 1), "sm90") == "float32, products in TF32"
+    assert kernels.precision(nn.Conv3d(1, 1, 1), "gfx950") == "float32", "it has no TF32"
+    assert kernels.precision(nn.Conv3d(1, 1, 1).bfloat16(), "sm90") == "bfloat16"
+
+
+@pytest.mark.parametrize(("rocm", "own", "expected"), [(True, None, "3"), (True, "1", "1"), (False, None, "")])
+def test_miopen_is_told_before_torch_is_imported(rocm: bool, own: str | None, expected: str, tmp_path: Path) -> None:
+    folder = tmp_path / "rocm"
+    if rocm:
+        folder.mkdir()
+    code = "import sys, os, wan_mlperf; assert 'torch' not in sys.modules; print(os.environ.get('MIOPEN_FIND_MODE', ''))"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MIOPEN_")}
+    settings = {"ROCM_PATH": str(folder), **({"MIOPEN_FIND_MODE": own} if own else {})}
+    done = subprocess.run([sys.executable, "-c", code], env={**clean, **settings}, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == expected, done.stderr
