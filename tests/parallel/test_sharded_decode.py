@@ -27,12 +27,12 @@ def test_over_the_process_group_with_pytorchs_own_operations(model: Path, tmp_pa
     assert videos[0].float().std() > 1, "a picture, not one colour"
 
 
-def test_on_a_gpu_weights_lie_with_the_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_weights_lie_with_the_channels_last() -> None:
     """A device that is no CPU stands in for a GPU: nothing is computed on it."""
-    vae = nn.Sequential(nn.Conv3d(8, 8, 3, device="meta"), nn.Conv2d(8, 8, 3, device="meta"))
-    assert kernels.prepare(vae) is torch.channels_last_3d
-    assert vae[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
-    assert vae[1].weight.is_contiguous(memory_format=torch.channels_last)
+    videos, images = nn.Conv3d(8, 8, 3, device="meta"), nn.Conv2d(8, 8, 3, device="meta")
+    assert kernels.prepare(nn.Sequential(videos, images)) is torch.channels_last_3d
+    assert videos.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert images.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_what_a_gpu_may_do_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
