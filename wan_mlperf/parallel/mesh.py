@@ -160,7 +160,7 @@ class Mesh:
         other = self.exchange.start({partner: mine})()[partner]
         return (mine, other) if self.branch == 0 else (other, mine)
 
-    def send_to_replica(self, message: bytes | None) -> bytes:
+    def send_to_replica(self, message: str | None) -> str:
         """Broadcast a small message from the replica's first rank; returns it on every rank of the replica."""
         if self.shape.per_replica == 1:
             assert message is not None

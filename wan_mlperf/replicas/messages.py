@@ -85,11 +85,11 @@ Message = Job | Progress | Done | Lost | StayReady | Stop
 _TYPES = {kind.__name__: kind for kind in (Job, Progress, Done, Lost, StayReady, Stop)}
 
 
-def encode(messages: list[Message]) -> bytes:
-    """Return the messages as bytes."""
-    return json.dumps([[type(one).__name__, dataclasses.asdict(one)] for one in messages]).encode()
+def encode(messages: list[Message]) -> str:
+    """Return the messages as one line of text."""
+    return json.dumps([[type(one).__name__, dataclasses.asdict(one)] for one in messages])
 
 
-def decode(content: bytes) -> list[Message]:
+def decode(content: str | bytes) -> list[Message]:
     """Return the messages that `encode` was given."""
     return [_TYPES[name](**values) for name, values in json.loads(content)]

@@ -25,7 +25,7 @@ STAY_READY_S = 3600.0  # how long an idle replica's other ranks wait before they
 class Pull:
     """On rank 0 the main thread is replica 0 (it holds the device's state), `test` runs in a second thread, and a third takes
     over the results of the other replicas. On the first rank of each replica one more thread packs and hands over finished
-    samples while the next one is attempt.
+    samples while the next one is made.
     """
 
     def __init__(self, replica: Replica, watch: Watch, pack: Pack, *, batch: int) -> None:
@@ -33,7 +33,7 @@ class Pull:
         self.on_result: OnResult = ignore
         self.on_lost: OnLost = ignore
         self.on_progress: OnProgress = ignore
-        self.capacity = 2 * batch * mesh.shape.replicas  # as many again as are being attempt: they are taken without a round trip
+        self.capacity = 2 * batch * mesh.shape.replicas  # as many again as are being made: they are taken without a round trip
         self._replica, self._watch, self._pack, self._batch, self._mesh = replica, watch, pack, batch, mesh
         self._group = mesh.message_group()
         self._work = WorkQueue(connect("work"), replica=mesh.replica, replicas=mesh.shape.replicas)

@@ -1,24 +1,29 @@
-"""The work of all replicas in the job's store: whoever is free takes the next sample, and nobody has to be asked.
+"""The work of all replicas, kept in the job's store: a free replica takes the next sample without asking anyone.
 
 A counter hands out the tickets, so a slower replica takes fewer. Rank 0 posts samples and reads the reports.
+
+The store's own queues (`Store.queue_push`) would save about twenty lines. They need torch 2.8, while this project takes 2.6 as
+well; TCPStore's legacy backend does not have them; and their blocking pop holds the connection that rank 0's threads share, so a
+replica would have to poll just the same.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+
+from torch.distributed import Store
 
 from wan_mlperf.replicas.messages import Done, Job, Lost, Progress, decode, encode
 from wan_mlperf.replicas.store import count
 
-POLL_S = 0.02  # an idle replica and rank 0 look this often; a look is a few round trips of a tenth of a millisecond
+POLL_S = 0.02  # how often an idle replica and rank 0 look; one look takes a few round trips of 0.1 ms
 
 
 class WorkQueue:
-    """One replica's view of the queue, and rank 0's. Only first ranks of replicas use it."""
+    """One replica's view of the queue, and rank 0's. Only the first rank of each replica uses it."""
 
-    def __init__(self, store: Any, *, replica: int, replicas: int) -> None:
+    def __init__(self, store: Store, *, replica: int, replicas: int) -> None:
         self._store = store
         self._replica = replica
         self._replicas = replicas
@@ -42,28 +47,28 @@ class WorkQueue:
 
     def stop(self) -> None:
         """Rank 0: no sample will follow."""
-        self._store.set("stop", b"1")
+        self._store.set("stop", "1")
 
     def cancel(self, ticket: int) -> None:
-        """Rank 0: a watched job is not wanted any more."""
+        """Rank 0: cancel a watched job."""
         self._cancelled.add(ticket)
-        self._store.set(f"cancelled/{ticket}", b"1")
+        self._store.set(f"cancelled/{ticket}", "1")
 
     def is_cancelled(self, ticket: int) -> bool:
-        """True if rank 0 does not want this job any more."""
+        """True if rank 0 has cancelled this job."""
         return ticket in self._cancelled if self._replica == 0 else bool(self._store.check([f"cancelled/{ticket}"]))
 
     def forget(self, ticket: int) -> None:
-        """Rank 0: what became of a job is known."""
+        """Rank 0: a job has ended, so whether it was cancelled no longer matters."""
         if ticket in self._cancelled:
             self._cancelled.discard(ticket)
             self._store.delete_key(f"cancelled/{ticket}")
 
     def take(self, batch: int = 1, *, wait_s: float = float("inf")) -> list[Job] | None:
-        """Wait for work and return `batch` samples, or one; None when there is no more, nothing when none came in `wait_s`.
+        """Wait for work. Returns `batch` samples or one; an empty list if none came within `wait_s`; None when all work is done.
 
-        Towards the end the samples are taken singly: a batch in one replica would leave the others idle. No other number is
-        taken, as each is one more shape to compile.
+        Towards the end, samples are taken one by one: a batch in one replica would leave the others idle. No other number is
+        taken, because each would be one more shape to compile.
         """
         until = time.monotonic() + wait_s
         while True:
@@ -88,7 +93,7 @@ class WorkQueue:
             time.sleep(POLL_S)
 
     def report(self, message: Done | Lost | Progress) -> str:
-        """Tell rank 0; returns the report's key, which is there until rank 0 has what it points to."""
+        """Tell rank 0. Returns the report's key, which exists until rank 0 has taken over what the report points to."""
         key = f"report/{int(self._store.add('reports', 1)) - 1}"
         self._store.set(key, encode([message]))
         return key
@@ -99,11 +104,11 @@ class WorkQueue:
             time.sleep(POLL_S)
 
     def close(self, key: str) -> None:
-        """Rank 0: the report's content has been taken over."""
+        """Rank 0: say that the report's content has been taken over."""
         self._store.delete_key(key)
 
     def reports(self) -> Iterator[tuple[str, Done | Lost | Progress]]:
-        """Rank 0: yield (key, report) as they come, for ever; nothing is yielded twice."""
+        """Rank 0: yield each (key, report) once, as they come, until `stop`."""
         number = 0
         while True:
             key = f"report/{number}"
