@@ -1,1 +1,1 @@
-"""Many replicas in one job: who makes which sample, and that no rank waits forever."""
+"""Many replicas in one job: which replica makes which sample, and how no rank waits forever."""

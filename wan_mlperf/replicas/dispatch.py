@@ -1,7 +1,7 @@
-"""Who makes which sample: lockstep, where all ranks are one replica, and pull, where each free replica takes the next one.
+"""Which replica makes which sample: lockstep, where all ranks are one replica, or pull, where a free replica takes the next one.
 
-Both have one interface (dispatcher.py): rank 0 submits jobs from within `run(test)` and gets every result as it is ready, one by
-one; every other rank serves. A sample that fails is tried once more, on another replica if there is one.
+Both have the same interface (dispatcher.py). Rank 0 submits jobs from within `run(test)` and gets each result as soon as it is
+ready; all other ranks serve. A sample that fails is tried once more, on another replica if there is one.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["Dispatcher", "FinishedSample", "OnLost", "OnResult", "ServingDispatc
 
 
 def start(pipeline: Pipeline, watch: Watch, *, pack: Pack, encode: Encode | None = None) -> ServingDispatcher:
-    """Return the dispatcher of this rank, warmed up for every shape that it will meet. Every rank calls it.
+    """Return this rank's dispatcher. Every rank calls it, with a pipeline that is warmed up for every shape it will get.
 
-    `pack` turns frames into what rank 0 gets; `encode` does so while they are decoded, for the jobs that it has an encoder for.
+    `pack` turns frames into what rank 0 gets. `encode` does so while they are decoded, for jobs that it has an encoder for.
     Both run on the rank that made the frames.
     """
     kind = Lockstep if pipeline.mesh.shape.replicas == 1 else Pull

@@ -1,4 +1,4 @@
-"""One replica: rank 0 is asked, all ranks work."""
+"""One replica: rank 0 gets the samples, all ranks work on each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wan_mlperf.replicas.watch import Watch
 
 
 class Lockstep:
-    """Makes samples in the thread that submits them, which is rank 0's main one."""
+    """Makes samples in the thread that submits them, which is rank 0's main thread."""
 
     def __init__(self, replica: Replica, watch: Watch, pack: Pack, *, batch: int) -> None:
         self.on_result: OnResult = ignore
@@ -25,7 +25,7 @@ class Lockstep:
         replica.is_cancelled = self._cancelled.__contains__
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Make them now, in batches while there are enough."""
+        """Make them now, in batches as long as there are enough."""
         waiting = list(jobs)
         while waiting:
             number = self._batch if len(waiting) >= self._batch else 1
@@ -41,11 +41,11 @@ class Lockstep:
         self._cancelled -= {job.ticket for job in jobs}
 
     def cancel(self, ticket: int) -> None:
-        """See `Dispatcher.cancel`."""
+        """See `ServingDispatcher.cancel`."""
         self._cancelled.add(ticket)
 
     def stay_ready(self) -> None:
-        """See `Dispatcher.stay_ready`."""
+        """See `ServingDispatcher.stay_ready`."""
         self._replica.stay_ready()
 
     def run(self, test: Callable[[], None]) -> None:

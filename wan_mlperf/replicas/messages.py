@@ -1,4 +1,4 @@
-"""What ranks say to each other about samples: six messages, one encoder, one decoder. Pixels travel by transport.py."""
+"""What ranks tell each other about samples: six messages, one encoder, one decoder. Pixels go through transport.py."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 class Job:
     """Rank 0 to a replica, and a replica's first rank to its others: make the video of `prompt`.
 
-    `ticket` is unique in a run; `sample` is the prompt's index, which people are told. `avoid` is the replica where it failed.
-    `seed`, `negative_prompt` and `latent` (a file with the initial noise) are the workload's unless given; `workload` holds what
-    else of the workload this video changes. A `watched` job reports its progress and can be cancelled; with `preview` its frames
-    are to be seen while they are decoded.
+    `ticket` is unique in a run; `sample` is the prompt's index, which messages to people name. `avoid` is the replica where it
+    failed. `seed`, `negative_prompt` and `latent` (a file with the initial noise) default to the workload's; `workload` holds
+    other changes of the workload for this video. A `watched` job reports its progress and can be cancelled; with `preview` its
+    frames can be seen while they are decoded.
     """
 
     ticket: int
@@ -33,9 +33,9 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """A replica to rank 0, of a watched job: how many steps and video frames are done. The first one says that it has begun.
+    """A replica to rank 0, about a watched job: how many steps and video frames are done. The first one says that it has begun.
 
-    `fragment` is the next part of its preview, in base64.
+    `fragment` is the next part of the preview, in base64.
     """
 
     ticket: int
@@ -48,8 +48,8 @@ class Progress:
 class Done:
     """A replica to rank 0: the content of a sample is ready, `size` bytes.
 
-    With `descriptor` it lies in memory of process `process` on rank 0's host; without, it comes from `rank` over the group.
-    `seconds` and `spans` are the sample's own time, in all and per stage.
+    With a `descriptor` it is in memory of process `process` on rank 0's host. Without one, `rank` sends it over the group.
+    `seconds` and `spans` are the sample's time, in total and per stage.
     """
 
     ticket: int
@@ -63,7 +63,7 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """A replica to rank 0: this attempt failed, by rank 0's wish if `cancelled`. `reason` names rank, host, stage, error."""
+    """A replica to rank 0: this attempt failed, or was `cancelled` by rank 0. `reason` names rank, host, stage and error."""
 
     ticket: int
     replica: int
@@ -73,7 +73,7 @@ class Lost:
 
 @dataclass(frozen=True, kw_only=True)
 class StayReady:
-    """To a replica's ranks: nothing to do yet. Without it a wait of a day would end in the process group's own time-out."""
+    """To a replica's ranks: nothing to do yet. Without it, the process group would time out after a day of waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)

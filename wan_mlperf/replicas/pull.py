@@ -1,4 +1,4 @@
-"""Many replicas: a free one takes the next sample."""
+"""Many replicas: whichever is free takes the next sample."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from wan_mlperf.replicas.transport import Content
 from wan_mlperf.replicas.watch import Watch
 from wan_mlperf.replicas.work_queue import WorkQueue
 
-IN_HAND = 2  # finished samples that a replica holds while rank 0 takes them over: this bounds its memory
-STAY_READY_S = 3600.0  # how long an idle replica's other ranks wait before they hear from its first
+IN_HAND = 2  # finished samples that a replica keeps until rank 0 has taken them over: this bounds its memory
+STAY_READY_S = 3600.0  # how long the other ranks of an idle replica wait until they hear from its first rank
 
 
 class Pull:
-    """On rank 0 the main thread is replica 0 (it holds the device's state), `test` runs in a second thread, and a third takes
-    over the results of the other replicas. On the first rank of each replica one more thread packs and hands over finished
-    samples while the next one is made.
+    """Hands samples to replicas as they ask for them.
+
+    On rank 0 the main thread is replica 0 (it holds the device's state), `test` runs in a second thread, and a third takes over
+    the results of the other replicas. On the first rank of each replica, one more thread packs and hands over finished samples
+    while the next one is made.
     """
 
     def __init__(self, replica: Replica, watch: Watch, pack: Pack, *, batch: int) -> None:
@@ -50,11 +52,11 @@ class Pull:
         self._work.post(list(jobs))
 
     def cancel(self, ticket: int) -> None:
-        """See `Dispatcher.cancel`."""
+        """See `ServingDispatcher.cancel`."""
         self._work.cancel(ticket)
 
     def stay_ready(self) -> None:
-        """Each replica's first rank looks after its own."""
+        """Nothing to do: each replica's first rank takes care of its own ranks."""
 
     def run(self, test: Callable[[], None]) -> None:
         """Run `test` in a thread while this rank works as replica 0."""

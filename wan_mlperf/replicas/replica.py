@@ -1,4 +1,4 @@
-"""One replica as a worker: its first rank is given samples, all its ranks make them, and what came out is checked."""
+"""One replica as a worker: its first rank gets samples, all its ranks make them, and the results are checked."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from wan_mlperf.replicas.transport import Content
 from wan_mlperf.replicas.watch import Watch
 from wan_mlperf.step_plan import Step
 
-SPARSE = 8  # every eighth row and column tells a picture from a flat one, at a 64th of the reading
-CANCELLED = "cancelled"  # the reason of a job that rank 0 gave up
+SPARSE = 8  # looking at every eighth row and column first rules out most flat frames at a 64th of the reading
+CANCELLED = "cancelled"  # the reason given for a job that rank 0 cancelled
 
 
 class Encoder(Protocol):
@@ -31,23 +31,23 @@ class Encoder(Protocol):
         """Take the next frames, uint8 [n, height, width, 3], without waiting for them to be encoded."""
 
     def finish(self) -> bytes:
-        """All frames were added: return the content."""
+        """Return the content, after all frames were added."""
 
     def abandon(self) -> None:
-        """The sample failed or was cancelled: let go of everything."""
+        """Release everything: the sample failed or was cancelled."""
 
 
 Report = Callable[[Progress], None]
-Encode = Callable[[Job, Report], Encoder | None]  # None for a job whose frames are packed when they are all there
+Encode = Callable[[Job, Report], Encoder | None]  # None for a job whose frames are packed once they are complete
 
 
 class Cancelled(Exception):
-    """Every job that this replica makes was given up: raised on all its ranks at the same step."""
+    """Every job that this replica is making was cancelled: raised on all its ranks at the same step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """What became of a job: `frames`, uint8 [frames, height, width, 3], or the reason why there are none."""
+    """One attempt at a job: its `frames`, uint8 [frames, height, width, 3], or the `reason` why there are none."""
 
     job: Job
     frames: np.ndarray | None
@@ -57,7 +57,7 @@ class Attempt:
     encoder: Encoder | None = None
 
     def content(self, pack: Pack) -> tuple[Content, dict[str, float]]:
-        """Return what rank 0 gets, and the seconds per stage, with the wait for an encoder among them."""
+        """Return what rank 0 gets, and the seconds per stage, including the wait for an encoder."""
         assert self.frames is not None
         if self.encoder is None:
             return pack(self.frames), self.spans
@@ -67,19 +67,19 @@ class Attempt:
 
 
 class LatentCheck:
-    """Which step first gave a value that is no number. It looks without waiting for the device."""
+    """Finds the first step that gave NaN or infinity, without waiting for the device."""
 
     def __init__(self) -> None:
         self._finite: list[torch.Tensor] = []
         self._steps: list[Step] = []
 
     def see(self, step: Step, latents: torch.Tensor) -> None:
-        """Called after each step with latents [B, ...]."""
+        """Note a step and the latents [B, ...] after it."""
         self._steps.append(step)
         self._finite.append(torch.isfinite(latents).flatten(1).all(dim=1))
 
     def problems(self, count: int) -> list[str | None]:
-        """Return what is wrong with each of the `count` samples, None for nothing. The device has finished by now."""
+        """Return what is wrong with each of the `count` samples, or None. Call it when the device has finished."""
         if not self._finite:
             return [None] * count
         finite = torch.stack(self._finite).cpu().numpy()  # [steps, B]
@@ -92,7 +92,7 @@ class LatentCheck:
 
 
 def flat(frames: np.ndarray) -> bool:
-    """True if every frame [frames, height, width, 3] is of one colour: no video that a model makes."""
+    """True if each of the frames [frames, height, width, 3] has a single colour, which no working model makes."""
     return all(_one_colour(frame[::SPARSE, ::SPARSE]) and _one_colour(frame) for frame in frames)
 
 
@@ -101,7 +101,7 @@ def _one_colour(frame: np.ndarray) -> bool:
 
 
 class Replica:
-    """This rank's share of a replica. On the first rank `report` is told of the progress of watched jobs."""
+    """This rank's share of a replica. On the first rank, `report` gets the progress of watched jobs."""
 
     def __init__(self, pipeline: Pipeline, watch: Watch, encode: Encode | None = None) -> None:
         self.pipeline = pipeline
@@ -111,9 +111,9 @@ class Replica:
         self._encode = encode
 
     def make(self, jobs: Sequence[Job]) -> list[Attempt]:
-        """On the replica's first rank: make the videos of `jobs`, as one batch if they have one workload.
+        """On the replica's first rank: make the videos of `jobs`, as one batch if they share one workload.
 
-        A failure is a reason, not an exception.
+        A failure gives an attempt with a reason, not an exception.
         """
         attempts: list[Attempt] = []
         for _, alike in itertools.groupby(jobs, key=lambda job: job.workload):
@@ -121,7 +121,7 @@ class Replica:
         return attempts
 
     def serve(self) -> None:
-        """On every other rank of the replica: do what the first asks until it says stop."""
+        """On every other rank of the replica: do what the first rank asks, until it says stop."""
         while True:
             messages = decode(self.pipeline.mesh.send_to_replica(None))
             if any(isinstance(one, Stop) for one in messages):
@@ -131,11 +131,11 @@ class Replica:
                 self.pipeline.spans.take()
 
     def stay_ready(self) -> None:
-        """On the replica's first rank, while there is no work: keep the others' wait from timing out."""
+        """On the replica's first rank, while there is no work: keep the other ranks from timing out."""
         self.pipeline.mesh.send_to_replica(encode([StayReady()]))
 
     def stop(self) -> None:
-        """On the replica's first rank: let the others go."""
+        """On the replica's first rank: let the other ranks go."""
         self.pipeline.mesh.send_to_replica(encode([Stop()]))
 
     def _make_alike(self, jobs: list[Job]) -> list[Attempt]:
@@ -163,7 +163,7 @@ class Replica:
         return made
 
     def _attempt(self, jobs: Sequence[Job]) -> _Batch:
-        """Make the frames of `jobs`, or say what is wrong; of use on the first rank only."""
+        """Make the frames of `jobs`, or say what is wrong. The result is of use on the first rank only."""
         pipeline = self._pipeline_for(jobs[0].workload)
         longer = pipeline.workload.values / self.pipeline.workload.values
         self._watch.begin(", ".join(str(job.sample) for job in jobs), patience=max(1.0, longer) ** 2)
@@ -178,7 +178,7 @@ class Replica:
             error = f"{self._watch.where}: {type(problem).__name__}: {process.one_line(problem)[:300]}"
             self._watch.trouble(error)
             if self.pipeline.mesh.device.is_gpu:
-                torch.cuda.empty_cache()  # an out-of-memory leaves its fragments in the allocator
+                torch.cuda.empty_cache()  # after out of memory, the allocator is fragmented
         errors = self.pipeline.mesh.errors_on_first(error)
         if errors:
             attempt.problems = [errors[0] for _ in jobs]
@@ -191,7 +191,7 @@ class Replica:
         return self.pipeline.with_workload(replace_workload(self.pipeline.workload, **changes))
 
     def _fill(self, attempt: _Batch, pipeline: Pipeline) -> None:
-        """Have the pipeline make the frames; on the first rank keep them, hand them to the encoders, and look at them."""
+        """Make the frames. The first rank keeps them, hands them to the encoders, and checks them."""
         jobs, first = attempt.jobs, pipeline.mesh.is_replica_first
         check, workload = LatentCheck(), pipeline.workload
         watched = any(job.watched for job in jobs)
@@ -207,7 +207,7 @@ class Replica:
         queries = [Query(job.prompt, seed=job.seed, negative_prompt=job.negative_prompt, latent=job.latent) for job in jobs]
         chunks = pipeline.stream_batch(queries, on_step=on_step if first or watched else None)
         if not first:
-            # Chunks are yielded to the first rank only; the others follow step by step, and so does a cancellation.
+            # Only the first rank gets chunks. The others follow step by step, and so does a cancellation.
             for _ in chunks:
                 pass
             return
@@ -222,7 +222,7 @@ class Replica:
             attempt.problems[number] = problem and f"{self._watch.where}: {problem}"
 
     def _progress(self, jobs: Sequence[Job], *, steps: int, frames: int) -> None:
-        """After a step, on every rank of the replica: report it, and stop here if every job was given up meanwhile."""
+        """On every rank of the replica, after a step: report it, and raise Cancelled if every job has been cancelled."""
         mesh = self.pipeline.mesh
         if mesh.is_replica_first:
             self._report(jobs, steps=steps, frames=frames)
@@ -239,7 +239,7 @@ class Replica:
 
 
 class _Batch:
-    """What comes out of making `jobs` as one batch: per job its frames [frames, height, width, 3], problem and encoder."""
+    """The results of `jobs` made as one batch: for each its frames [frames, height, width, 3], problem and encoder."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = jobs
@@ -249,14 +249,14 @@ class _Batch:
         self._done = 0
 
     def begin(self, shape: tuple[int, ...], encode: Encode | None, report: Report) -> None:
-        """Before the first frames."""
+        """Prepare for the first frames."""
         self._all = np.empty((len(self.jobs), *shape), np.uint8)
         self.frames = list(self._all)
         if encode is not None:
             self.encoders = [encode(job, report) for job in self.jobs]
 
     def add(self, chunk: np.ndarray) -> int:
-        """Keep the next frames [B, n, height, width, 3] and have them encoded; return how many there are now."""
+        """Keep the next frames [B, n, height, width, 3] and have them encoded. Returns how many there are now."""
         begin, self._done = self._done, self._done + chunk.shape[1]
         self._all[:, begin : self._done] = chunk
         for video, encoder in zip(self._all, self.encoders, strict=True):

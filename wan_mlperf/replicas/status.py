@@ -1,4 +1,4 @@
-"""Where a rank is, so that others can say it after its death: a note in memory that ranks of its host share."""
+"""Where a rank is, in memory that it shares with the ranks of its host, so that they can name the place after its death."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class Note:
-    """Stage and sample of a rank in memory that other ranks of its host map: they can read it after the rank was killed.
+    """Stage and sample of a rank, in memory that other ranks of its host map: they can read it after the rank was killed.
 
-    A few bytes written in place, so that it may be done for every step.
+    Writing it costs a few bytes in place, so it can be done for every step.
     """
 
     SIZE = 256
@@ -31,7 +31,7 @@ class Note:
         self._area[:] = f"{stage}\n{sample}".encode()[: self.SIZE].ljust(self.SIZE, b"\0")
 
     def set_stage(self, stage: str) -> None:
-        """Write the stage, for the same sample."""
+        """Write the stage; the sample stays."""
         self.set(stage, self._sample)
 
     @property
@@ -41,7 +41,7 @@ class Note:
 
     @property
     def sample(self) -> str:
-        """The sample's number, several for a batch, empty while the rank waits for work."""
+        """The sample's number, or several for a batch. Empty while the rank waits for work."""
         return self._read()[1]
 
     def _read(self) -> tuple[str, str]:
@@ -56,7 +56,7 @@ def whereabouts(heartbeat: dict[str, Any]) -> str:
 
 
 def is_alive(process: int, parent: int) -> bool:
-    """True if there is such a process, not dead yet, that `parent` started: a number may come back in another job."""
+    """True if this process is alive and was started by `parent`: its number may be in use again by another job."""
     try:
         with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
             state, its_parent = file.read().rpartition(")")[2].split()[:2]

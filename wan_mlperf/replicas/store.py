@@ -1,7 +1,7 @@
-"""A connection of our own to the key-value store through which torchrun's ranks found each other.
+"""Separate connections to the key-value store through which torchrun's ranks found each other.
 
-torch.distributed's own connection is locked while a group waits in it for slower ranks, so neither the watch nor the work queue
-may share it.
+torch.distributed's own connection is locked while a group waits for slower ranks, so the watch and the work queue must not share
+it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from wan_mlperf import ranks
 
 
 def connect(name: str, *, timeout_s: float = 300.0) -> dist.Store:
-    """Return the job's store with keys of its own under `name`; without torchrun, one for this process alone."""
+    """Return a connection to the job's store, with separate keys under `name`. Without torchrun, a store of this process."""
     master = ranks.master()
     if master is None:
         return dist.PrefixStore(name, dist.HashStore())
@@ -30,5 +30,5 @@ def connect(name: str, *, timeout_s: float = 300.0) -> dist.Store:
 
 
 def count(store: dist.Store, key: str) -> int:
-    """The value of a counter."""
+    """Return the value of a counter."""
     return int(store.add(key, 0))

@@ -1,7 +1,7 @@
 """How a sample's content reaches rank 0: as memory on one host, over the process group between hosts.
 
-On one host the sender fills an anonymous file in memory and the receiver maps it through /proc: no copy on the receiving side,
-no name that could be left behind by a killed process, and no use of /dev/shm, which is 64 MB in many containers.
+On one host the sender fills an anonymous file in memory and the receiver maps it through /proc. The receiver does not copy, a
+killed process leaves no name behind, and /dev/shm, which has 64 MB in many containers, is not used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Content = np.ndarray | bytes
 
 
 def shares_host_with_first(group: dist.ProcessGroup | None) -> bool:
-    """True if rank 0 is on this rank's host, and may map its memory. Every rank of the group calls it."""
+    """True if rank 0 is on this rank's host and can map its memory. Every rank of the group calls it."""
     first = [ranks.node()]
     dist.broadcast_object_list(first, src=0, group=group)
     return first[0] == ranks.node()
@@ -31,7 +31,7 @@ def shares_host_with_first(group: dist.ProcessGroup | None) -> bool:
 
 @contextmanager
 def memory(content: Content) -> Iterator[int]:
-    """Yield the descriptor of an anonymous file in memory that holds `content`."""
+    """Yield the descriptor of an anonymous file in memory with `content`."""
     flat = _bytes(content)
     descriptor = os.memfd_create("wan_mlperf-sample")
     try:
@@ -44,7 +44,7 @@ def memory(content: Content) -> Iterator[int]:
 
 
 def send(content: Content, group: dist.ProcessGroup | None) -> None:
-    """Send to rank 0 over the group; returns when it is there."""
+    """Send to rank 0 over the group. Returns when it has arrived."""
     dist.send(torch.from_numpy(_bytes(content)), dst=0, group=group)
 
 
