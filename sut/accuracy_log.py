@@ -1,8 +1,8 @@
-"""LoadGen's accuracy log: the response of every sample as hexadecimal text, 448 MB for a 720p video and 111 GB for the 248.
+"""LoadGen's accuracy log: every response as hexadecimal text, 448 MB for a 720p video and 111 GB for all 248.
 
-Before a run: is there room for it? During the run: no response is handed over before LoadGen has written the last but one, so
-that rank 0's memory stays flat however slow the disk is. After it: the SHA-256 of the whole log and its first and last 4 KiB are
-kept, which is what a submission holds; then the whole log is deleted. No import of LoadGen here: scoring reads this, too.
+Before a run, the disk is checked for room. During the run, a response is held back until LoadGen has written all but the latest
+one, so rank 0's memory stays flat on a slow disk. After it, the SHA-256 of the whole log and its first and last 4 KiB are kept,
+which is what a submission contains, and the whole log is deleted. This module does not import LoadGen, because scoring uses it.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from wan_mlperf.files import atomic_write
 from wan_mlperf.workload import Workload
 
 NAME = "mlperf_log_accuracy.json"
-WHOLE = "mlperf_log_accuracy.whole.json"  # where the whole log stays if it is to be kept
+WHOLE = "mlperf_log_accuracy.whole.json"  # the whole log's name if it is kept
 SEAL = "mlperf_log_accuracy.sha256.json"
 KEPT = 4096  # bytes of the start and of the end; MLCommons' checker takes 10 KiB in all
 AHEAD = 2  # responses that LoadGen may hold before they are on disk
-STUCK_S = 300.0  # a log that does not grow for so long is on a full or broken disk
-ENTRY = 120  # bytes of an entry around its data, at most
+STUCK_S = 300.0  # if the log has not grown for this long, the disk is full or broken
+ENTRY = 120  # at most this many bytes of an entry are not its data
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """What is known of the whole log: its SHA-256 and its size in bytes."""
+    """SHA-256 and size in bytes of the whole log."""
 
     sha256: str
     bytes: int
 
 
 def response_bytes(workload: Workload) -> int:
-    """The size of one response: uint8 frames, not compressed."""
+    """Bytes of one response: uncompressed uint8 frames."""
     return workload.frames * workload.height * workload.width * 3
 
 
 def check_space(folder: Path, workload: Workload, samples: int) -> None:
     """Raise BadInput if the accuracy log and the videos of `samples` do not fit on the disk of `folder`."""
-    # Two digits a byte; an H.264 video is below a twentieth of its frames, noise included.
+    # Two digits per byte. An H.264 video, even of noise, is smaller than a twentieth of its frames.
     need = samples * (2 * response_bytes(workload) + ENTRY + response_bytes(workload) // 20) + 2**20
     free = shutil.disk_usage(folder).free
     if free < need:
@@ -73,12 +73,12 @@ class Backlog:
             time.sleep(0.01)
 
     def add(self, size: int) -> None:
-        """A response of `size` bytes was handed over."""
+        """Note that a response of `size` bytes was handed over."""
         self._given.append((self._given[-1] if self._given else 0) + 2 * size)
 
 
 def seal(folder: Path, *, keep: bool) -> Seal:
-    """Cut the log of a finished run; the whole one is deleted, or with `keep` renamed, once the hash and the cut are safe."""
+    """Cut the log of a finished run. Once hash and cut are on disk, the whole log is deleted, or with `keep` renamed."""
     log, cut = folder / NAME, folder / f".{NAME}.cut"
     found = truncate(log, cut)
     atomic_write(folder / SEAL, json.dumps(asdict(found)) + "\n")
@@ -89,7 +89,7 @@ def seal(folder: Path, *, keep: bool) -> Seal:
 
 
 def read_seal(folder: Path) -> Seal | None:
-    """Return what `seal` left, None for a run without it. Raises Failed if it cannot be read."""
+    """Return what `seal` wrote, or None for a run without it. Raises Failed if it cannot be read."""
     try:
         return Seal(**json.loads((folder / SEAL).read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -99,7 +99,7 @@ def read_seal(folder: Path) -> Seal | None:
 
 
 def submitted(folder: Path, target: Path) -> str:
-    """Write the log of an accuracy run, cut, to `target`; return the SHA-256 of the whole."""
+    """Write an accuracy run's cut log to `target`, and return the SHA-256 of the whole log."""
     known = read_seal(folder)
     if known is None:
         return truncate(folder / NAME, target).sha256
@@ -108,7 +108,7 @@ def submitted(folder: Path, target: Path) -> str:
 
 
 def whole_sha256(folder: Path) -> str | None:
-    """Return the SHA-256 of the whole log, None for a folder that has no accuracy log."""
+    """Return the SHA-256 of the whole log, or None for a folder without an accuracy log."""
     known = read_seal(folder)
     if known is not None:
         return known.sha256
@@ -120,7 +120,7 @@ def whole_sha256(folder: Path) -> str | None:
 
 
 def truncate(log: Path, target: Path) -> Seal:
-    """Write the first and the last 4 KiB of a log to `target`, in one pass of the whole."""
+    """Write the first and last 4 KiB of a log to `target`, reading the log once."""
     with log.open("rb") as stream:
         sha256 = _sha256(stream)
         size = stream.tell()

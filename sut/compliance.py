@@ -1,7 +1,7 @@
-"""TEST04, MLCommons' proof that nothing is cached: one sample again and again must not be more than 10 % faster.
+"""TEST04, MLCommons' proof that nothing is cached: repeating one sample must not be more than 10 % faster.
 
-TEST01 (the responses of a performance run against those of the accuracy run) is not asked for this benchmark, and its log
-could not hold them: fifty uncompressed videos are 11 GB, twice that as LoadGen writes them.
+This benchmark does not ask for TEST01, which compares the responses of a performance run with those of the accuracy run. Its log
+would be too large: fifty uncompressed videos are 11 GB, and twice that as LoadGen writes them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wan_mlperf.recipe import CONFIGS
 
 AUDIT = CONFIGS / "mlperf" / "test04.config"
 VERDICT = "verify_performance.txt"
-# What the rules say. MLCommons' script lets every SingleStream run be 20 % faster: it compares a rate with a limit in ns.
+# From the rules. MLCommons' script allows every SingleStream run 20 %, because it compares a rate with a limit in ns.
 FASTER = 0.10
 
 

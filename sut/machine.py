@@ -1,4 +1,4 @@
-"""What a run measures of its machine, for systems/<system>.json: in the run, as it is packed long after, perhaps elsewhere."""
+"""What a run measures of its machine, for systems/<system>.json. Packing happens later, perhaps on another machine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from wan_mlperf.doctor import ecc
 
 
 def measure(outputs: Path, *, world: int = 1) -> dict[str, str]:
-    """Return the fields that this machine tells by itself; called where the benchmark runs, with `world` ranks.
+    """Return the fields that can be read from this machine. Called where the benchmark runs, with `world` ranks.
 
-    `outputs` lies on its storage. Nodes and accelerators are those that took part, not those that are there. "ecc" is no field
-    of a description: the packing reads it.
+    `outputs` is on the storage that counts. Nodes and accelerators are those that took part, not all that exist. "ecc" is not a
+    field of a system description; packing reads it.
     """
     processor = _cpuinfo()
     per_node = ranks.local_world_size(world)

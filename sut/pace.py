@@ -1,9 +1,9 @@
 """How much work LoadGen makes ahead of a performance test, and why too little of it ends INVALID.
 
-LoadGen decides before the first query how many there may be. SingleStream: twice what 600 s need at `target_latency`; without
-that line LoadGen assumes 10 ms, which is enough for any system. Offline: 1.1 times what 600 s need at `target_qps`, at least
-`min_query_count`, all of which are made; there too little is INVALID and too much costs time. So without that line in the
-user.conf the target comes from a measured rate. Source: LoadGen's test_settings_internal.cc and issue_query_controller.cc.
+LoadGen decides before the first query how many there can be. SingleStream: twice what 600 s need at `target_latency`; without
+that line LoadGen assumes 10 ms, which is enough for any system. Offline: 1.1 times what 600 s need at `target_qps`, and at least
+`min_query_count`. All of them are made, so too few end INVALID and too many cost time. If user.conf does not have that line, the
+target therefore comes from a measured rate. Source: LoadGen's test_settings_internal.cc and issue_query_controller.cc.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from sut import loadgen
 from wan_mlperf.files import atomic_write
 
 SLACK = 1.1  # LoadGen's own
-MARGIN = 1.5  # how much faster than its last warm-up a system may turn out
+MARGIN = 1.5  # how much faster than its last warm-up a system may turn out to be
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """Samples per second of the whole system, and where the figure comes from."""
+    """Samples per second of the whole system, and where the number comes from."""
 
     per_second: float
     source: str
 
 
 def offline_samples(settings: Any, *, least: int | None = None, rate: Rate | None = None) -> int:
-    """How many samples LoadGen asks for in Offline; `least` replaces min_query_count, `rate` is what `aim` would be given."""
+    """Number of samples that LoadGen asks for in Offline. `least` replaces min_query_count; `rate` is what `aim` would get."""
     target = settings.offline_expected_qps if rate is None else MARGIN * rate.per_second
     wanted = int(SLACK * settings.min_duration_ms / 1e3 * target)
     return max(settings.min_query_count if least is None else least, wanted)
@@ -44,9 +44,9 @@ def expected_queries(
     audit: Path | None = None,
     rate: Rate | None = None,
 ) -> int:
-    """How many samples the test will ask for at least. LoadGen reads the `audit` file itself, later.
+    """Return the least number of samples that the test will ask for. LoadGen itself reads the `audit` file later.
 
-    `rate` is what `aim` will be given, where that is known before the run.
+    `rate` is what `aim` will get, if that is known before the run.
     """
     if mode == "accuracy":
         return samples
@@ -67,9 +67,9 @@ def matters(settings: Any, scenario: loadgen.Scenario, mode: loadgen.Mode) -> bo
 
 
 def aim(settings: Any, user_conf: Path, rate: Rate) -> str:
-    """Set Offline's target for a system of `rate`, in `settings` and in the run folder's user.conf; return a line about it.
+    """Set Offline's target for a system of this `rate`, in `settings` and in the run folder's user.conf. Returns a line about it.
 
-    A target that the user.conf states is kept: the line then says whether it is too low.
+    If user.conf states a target, that one stays, and the line says whether it is too low.
     """
     shown = f"{rate.per_second:.4g} samples/s ({rate.source})"
     if is_stated(user_conf):
@@ -88,7 +88,7 @@ def aim(settings: Any, user_conf: Path, rate: Rate) -> str:
 
 
 def explain(detail: Mapping[str, Any]) -> str | None:
-    """Say what to change where LoadGen's detail log shows a test that ran out of work; None for any other outcome."""
+    """Say what to change if LoadGen's detail log shows a test that ran out of work. None for any other outcome."""
     if detail.get("result_validity") == "VALID" or detail.get("result_min_duration_met") is not False:
         return None
     need_s = detail["effective_min_duration_ms"] / 1e3
@@ -106,6 +106,7 @@ def explain(detail: Mapping[str, Any]) -> str | None:
     queries, mean_s = detail["result_query_count"], detail["result_mean_latency_ns"] / 1e9
     expected_ms = detail["requested_single_stream_expected_latency_ns"] / 1e6
     return (
-        f"LoadGen had made {queries} queries ahead, done in {queries * mean_s:.4g} s of the {need_s:g} s that a test must take: "
+        f"LoadGen generated only {queries} queries ahead, done in {queries * mean_s:.4g} s of the {need_s:g} s that a test must "
+        "take: "
         f"target_latency {expected_ms:g} ms is above twice the {1e3 * mean_s:.4g} ms reached. Take the line out of user.conf"
     )

@@ -1,4 +1,4 @@
-"""One LoadGen test from loading to the verdict: every rank works, rank 0 also asks LoadGen and writes the run folder."""
+"""One LoadGen test, from loading to the verdict. Every rank works; rank 0 also runs LoadGen and writes the run folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ from wan_mlperf.replicas.dispatch import Dispatcher
 from wan_mlperf.replicas.messages import Job
 from wan_mlperf.replicas.watch import Watch
 
-COLLECTIVE_S = 24 * 3600.0  # how long a collective may wait: finding a rank that hangs is the watch's task, and sooner
+COLLECTIVE_S = 24 * 3600.0  # how long a collective may wait; the watch finds a rank that hangs much sooner
 
 
 @dataclass(frozen=True, kw_only=True)
 class Test:
-    """What LoadGen is to ask. `audit` and `reference`: MLCommons' audit file, and the performance run it is compared with.
+    """What LoadGen is to test. `audit` is MLCommons' audit file, and `reference` the performance run to compare with.
 
-    `keep_accuracy_log`: LoadGen's whole accuracy log stays after the run. `started` is the process's start on
-    time.perf_counter's clock.
+    With `keep_accuracy_log`, LoadGen's whole accuracy log is kept. `started` is when the process started, by time.perf_counter.
     """
 
     scenario: Scenario
@@ -43,9 +42,9 @@ class Test:
 
 
 def run(test: Test, setup: Setup, watch: Watch, *, on_finished: Callable[[Path], None]) -> int:
-    """On every rank: load, and work until LoadGen has its answers. Return the exit code.
+    """On every rank: load the pipeline and work until LoadGen has all responses. Returns the exit code.
 
-    `on_finished` gets the run folder on rank 0 when its result is written.
+    On rank 0, `on_finished` gets the run folder once the result is written.
     """
     engine = Pipeline.load(setup, timeout_s=COLLECTIVE_S)
     watch.follow(engine.spans)
@@ -61,7 +60,7 @@ def run(test: Test, setup: Setup, watch: Watch, *, on_finished: Callable[[Path],
 
 
 def _warm_up(test: Test, engine: Pipeline) -> pace.Rate | None:
-    """Warm up; return how fast the system will be at least, if Offline's target has to be set from that."""
+    """Warm up. Returns how fast the system will be at least, if Offline's target is to be set from that."""
     queries, batch = engine.recipe.warmup_queries, engine.recipe.offline.batch
     if not pace.matters(test.settings, test.scenario, test.mode):
         engine.warm_up(queries, batch=batch)
@@ -141,7 +140,7 @@ class _Session:
         )
 
     def _on_lost(self, job: Job, reason: str) -> None:
-        # LoadGen waits for this response forever and must not get a false one: the run ends here, with what is done kept.
+        # LoadGen would wait for this response forever, and must not get a false one. So the run ends here and keeps what is done.
         self._watch.end(f"INVALID: sample {job.sample} failed {job.attempt} times: {reason}; see {self._folder}", process.INVALID)
 
     def _on_end(self, reason: str) -> None:

@@ -20,18 +20,17 @@ from wan_mlperf.replicas.messages import Job
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Where the frames of an accuracy run go besides LoadGen, and what LoadGen still has to write of them."""
+    """Where else the frames of an accuracy run go, and what LoadGen still has to write of them."""
 
     videos: VideoWriter
     backlog: Backlog
 
 
 class SystemUnderTest:
-    """Answers LoadGen's queries on rank 0: the frames, uncompressed, in performance and in accuracy mode alike.
+    """Answers LoadGen's queries on rank 0. The response is the uncompressed frames, in performance and in accuracy mode.
 
-    `accuracy` is what an accuracy run needs besides: `videos` get the same frames, and `backlog` keeps LoadGen's log from
-    falling behind. `on_lost` is told of a sample that failed for good: LoadGen never gets a response for it, so the test cannot
-    end by itself.
+    An accuracy run also needs `accuracy`: its `videos` get the same frames, and its `backlog` keeps LoadGen's log from falling
+    behind. `on_lost` gets a sample that failed for good. LoadGen never gets a response for it, so the test cannot end normally.
     """
 
     def __init__(
@@ -51,14 +50,14 @@ class SystemUnderTest:
         self._accuracy = accuracy
         self._on_sample = on_sample
         self._on_failure = on_failure
-        self._ids: dict[int, int] = {}  # ticket -> LoadGen's id of the sample, while there is no response
+        self._ids: dict[int, int] = {}  # ticket -> LoadGen's id of the sample, until it is answered
         self._tickets = 0
         self._lock = threading.Lock()
         self._spans: dict[str, list[float]] = defaultdict(list)
         self.generate_s: list[float] = []  # the pipeline's own time per sample
 
     def issue(self, samples: Sequence[Any]) -> None:
-        """LoadGen's issue_query. An exception must not travel through LoadGen's C++: `on_failure` ends the run."""
+        """LoadGen's issue_query. No exception may pass through LoadGen's C++ code, so `on_failure` ends the run."""
         try:
             jobs = []
             for sample in samples:

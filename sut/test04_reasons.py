@@ -1,8 +1,8 @@
 """Why a TEST04 run was faster than the rule allows: a cache, or a reference run that was slow or noisy.
 
-Read from both runs' times per sample. A repeated sample that is made anew each time takes what any sample takes, so the medians
-of the two runs agree, and if the scores do not, the reference's score was made by its slow samples. Where the medians differ,
-the reference was slow all along, or the repeated sample is not made anew: then the first of the test is as slow as ever.
+The times per sample of both runs tell. A repeated sample that is computed again each time takes as long as any other, so the
+medians of the two runs agree; if the scores differ nevertheless, slow samples made the reference's score. If the medians differ,
+either the reference was slow throughout, or the repeated sample is not computed again: then only the test's first sample is slow.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Spread:
 
 
 def reasons(reference: Sequence[float], test: Sequence[float], *, limit: float) -> list[str]:
-    """Say in a few sentences what the times of a failed test look like; `limit` is how much faster it might have been."""
+    """Say in a few sentences what the times of a failed test look like. `limit` is how much faster it may be."""
     if not reference or not test:
         return ["the times per sample of one of the runs are not known"]
     normal, same = Spread.of(reference), Spread.of(test)
@@ -47,19 +47,19 @@ def reasons(reference: Sequence[float], test: Sequence[float], *, limit: float) 
     if gap < limit:
         over = normal.p90 / normal.median - 1
         said.append(
-            f"the reference run was noisy: the medians differ by {gap:.1%} only, but its 90th percentile lies {over:.0%} and its "
+            f"the reference run was noisy: the medians differ by {gap:.1%} only, but its 90th percentile is {over:.0%} and its "
             f"slowest sample {normal.slowest / normal.median - 1:.0%} above its own median"
         )
     elif len(test) > 2 and np.median(test[1:]) < LIKE_THE_FIRST * test[0] and test[0] > (1 - limit) * normal.median:
         said.append(
-            f"this looks like a cache: the first sample of the test took {test[0]:.4g} s, as any of the reference, the others "
+            f"this looks like a cache: the test's first sample took {test[0]:.4g} s, like those of the reference, the others "
             f"{float(np.median(test[1:])):.4g} s"
         )
     else:
         said.append(f"the reference run was slow: its median is {gap:.0%} above the test's")
         reached = float(np.mean(np.asarray(reference) <= same.p90))
         said.append(
-            f"{reached:.0%} of its samples were as fast as the test's, so it was slow for a while only"
+            f"{reached:.0%} of its samples were as fast as the test's, so it was slow only for a while"
             if reached >= 0.05
             else "none of its samples was as fast as the test's: was the machine busy, or its clocks lower, the whole time?"
         )

@@ -1,4 +1,4 @@
-"""The MP4s of an accuracy run, for VBench: made of the very frames that LoadGen got, after it got them, beside the timed path."""
+"""Writes the MP4s of an accuracy run for VBench, from the same frames that LoadGen got, outside the timed path."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ CPUS_PER_WORKER, MOST_WORKERS = 8, 4  # an encoder takes one core for a few seco
 
 
 class VideoWriter:
-    """Encodes in a few threads; holds at most one video more than it has threads, so that memory stays flat.
+    """Encodes in a few threads. It holds at most one video more than it has threads, so memory stays flat.
 
-    `on_failure` is told of an error, such as a full disk.
+    `on_failure` gets an error, such as a full disk.
     """
 
     def __init__(self, folder: Path, workload: Workload, *, on_failure: Callable[[BaseException], None]) -> None:
@@ -29,12 +29,12 @@ class VideoWriter:
         self._room = threading.Semaphore(workers + 1)
 
     def add(self, sample: int, content: np.ndarray) -> None:
-        """Write the video of a sample, uint8 frames in any shape; waits while there is no room for one more."""
+        """Write the video of a sample, uint8 frames in any shape. Waits while there is no room for another one."""
         self._room.acquire()
         self._pool.submit(self._write, sample, content)
 
     def close(self) -> None:
-        """Return when every video is written."""
+        """Wait until every video is written."""
         self._pool.shutdown(wait=True)
 
     def _write(self, sample: int, content: np.ndarray) -> None:

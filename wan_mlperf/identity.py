@@ -1,4 +1,4 @@
-"""What every result carries of the software that made it: versions and commit."""
+"""The software that made a result: versions and commit."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_a_run_that_ran_out_of_work_says_why(tmp_path: Path) -> None:
     said = start(tmp_path, conf, "0.2")
     assert "warning: target_qps 60, as user.conf states, is too low for 5000 samples/s" in said
     single = pace.explain(read_detail(tmp_path / "singlestream-0.2-performance")) or ""
-    assert single.startswith("LoadGen had made 64 queries ahead, done in ") and "of the 0.6 s that a test must take" in single
+    assert single.startswith("LoadGen generated only 64 queries ahead, ") and "of the 0.6 s that a test must take" in single
     assert "target_latency 30 ms is above twice the " in single and single.endswith("Take the line out of user.conf")
     offline = pace.explain(read_detail(tmp_path / "offline-0.2-performance")) or ""
     assert offline.startswith("LoadGen asked for 248 samples, done in ") and "target_qps 60 is below the " in offline

@@ -26,7 +26,7 @@ def noisy(share: float, factor: float) -> list[float]:
             STEADY,
             ["was slow: its median is 40%", "40% of its samples", "faster"],
         ),
-        (STEADY, [16.0] + [0.1] * 99, ["looks like a cache: the first sample of the test took 16 s", "the others 0.1 s"]),
+        (STEADY, [16.0] + [0.1] * 99, ["looks like a cache: the test's first sample took 16 s", "the others 0.1 s"]),
         ([], STEADY, ["not known"]),
     ],
 )

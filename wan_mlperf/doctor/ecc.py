@@ -1,4 +1,4 @@
-"""Is error correction on in the memory of GPUs and host? MLPerf's rules ask for it in every performance and accuracy run."""
+"""Is ECC on in the memory of the GPUs and the host? MLPerf's rules require it for every performance and accuracy run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ State = Literal["on", "off", "unknown", "none"]
 
 
 def gpu_memory(root: Path, gpus: tuple[Gpu, ...], smi: Smi) -> tuple[State, str]:
-    """The GPUs' own memory: nvidia-smi's mode, or whether amdgpu counts the errors of every memory controller."""
+    """The GPUs' memory: the mode that nvidia-smi shows, or whether amdgpu counts the errors of every memory controller."""
     if not gpus:
         return "none", "no GPU"
     if gpus[0].vendor == "nvidia":
@@ -28,7 +28,7 @@ def gpu_memory(root: Path, gpus: tuple[Gpu, ...], smi: Smi) -> tuple[State, str]
 
 
 def host_memory(root: Path) -> tuple[State, str]:
-    """The host's memory, from the kernel's EDAC: a controller is listed there if its driver is loaded."""
+    """The host's memory, from the kernel's EDAC, which lists a controller if its driver is loaded."""
     controllers = sorted((root / "sys/devices/system/edac/mc").glob("mc[0-9]*"))
     modes = [read(file) for folder in controllers for file in folder.glob("*/dimm_edac_mode")]
     known = [mode for mode in modes if mode and mode != "Unknown"]
@@ -40,7 +40,7 @@ def host_memory(root: Path) -> tuple[State, str]:
 
 
 def state(root: Path = Path("/"), smi: Smi = nvidia_smi) -> tuple[State, str]:
-    """On only if all of it is on; off if any is off; and what was read of each."""
+    """On only if all memory has it on, off if any has it off; and what was read of each."""
     parts = (gpu_memory(root, find_gpus(root), smi), host_memory(root))
     states = [one for one, _ in parts if one != "none"]
     whole: State = "off" if "off" in states else "unknown" if "unknown" in states else "on"
@@ -48,7 +48,7 @@ def state(root: Path = Path("/"), smi: Smi = nvidia_smi) -> tuple[State, str]:
 
 
 def check(root: Path, smi: Smi) -> Check:
-    """The doctor's line. Never `missing`: a run works without it, only its result cannot be submitted."""
+    """The doctor's line about ECC. Never `missing`: a run works without ECC, but its result cannot be submitted."""
     whole, text = state(root, smi)
     fix = "nvidia-smi -e 1, then a reboot; DRAM: the firmware's setup; not exposed: look on the host (edac-util, amd-smi)"
     source = "nvidia-smi, amdgpu's ras/, /sys/devices/system/edac"

@@ -1,7 +1,7 @@
-"""A campaign folder: the runs of a submission, and which of its stages are done. What is done is read from the runs themselves.
+"""A campaign folder: the runs of a submission, and which of its stages are done.
 
-There is no list of finished stages to get out of step: a stage is done when a whole, valid result of it lies in the folder,
-made by this recipe and this commit. So a campaign can be stopped at any moment and started again.
+No list of finished stages is kept that could be wrong. A stage is done when the folder contains a whole, valid result of it, made
+with this recipe and this commit. So a campaign can be stopped at any moment and started again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Whether a stage is done, a line about it, its run folder, and what that run or VBench found out."""
+    """Whether a stage is done, a line about it, its run folder, and the result of that run or of VBench."""
 
     done: bool
     note: str
@@ -58,7 +58,7 @@ class Campaign:
 
     @classmethod
     def begin(cls, folder: Path, recipes: Mapping[Scenario, str], *, dry_run: bool, commit: str) -> Campaign:
-        """Make the folder's campaign.json, or take up the campaign that lies there. Raises BadInput if it is another one."""
+        """Write the folder's campaign.json, or continue the campaign that is there. Raises BadInput if that is another one."""
         if (folder / FILE).exists():
             old = cls.load(folder, commit=commit)
             if dict(old.recipes) != dict(recipes) or old.dry_run != dry_run:
@@ -72,7 +72,7 @@ class Campaign:
 
     @classmethod
     def load(cls, folder: Path, *, commit: str) -> Campaign:
-        """Read a campaign. Raises BadInput for a folder that is none."""
+        """Read a campaign. Raises BadInput for a folder that is not a campaign."""
         try:
             values = json.loads((folder / FILE).read_text(encoding="utf-8"))
             return cls(folder=folder, recipes=dict(values["recipes"]), dry_run=bool(values["dry_run"]), commit=commit)
@@ -83,13 +83,13 @@ class Campaign:
             ) from None
 
     def stages(self) -> list[Stage]:
-        """All stages, in the order in which they are worked off: cheap doubts first, VBench when its videos are there."""
+        """Return all stages in the order in which they run: cheap ones first, VBench once its videos exist."""
         return [
             Stage(scenario=scenario, kind=kind) for scenario in loadgen.SCENARIOS if scenario in self.recipes for kind in KINDS
         ]
 
     def state(self, stage: Stage) -> State:
-        """Look in the folder for a stage's newest result that counts; else say what is wrong with the newest."""
+        """Find a stage's newest result that counts. If there is none, say what is wrong with the newest."""
         if stage.kind == "vbench":
             return self._vbench_state(stage.scenario)
         found = State(done=False, note="not run")
@@ -101,7 +101,7 @@ class Campaign:
         return found
 
     def _runs(self, stage: Stage) -> list[Path]:
-        """The finished runs of a stage, newest first. A folder without result.json is one that was stopped."""
+        """Return the finished runs of a stage, newest first. A run without result.json was stopped."""
         pattern = re.compile(rf"\d{{8}}-\d{{6}}-{stage.scenario}-{stage.kind}(-\d+)?")
         runs = [file.parent for file in self.folder.glob(f"*/{results.FILE}") if pattern.fullmatch(file.parent.name)]
         return sorted(runs, key=lambda run: run.name, reverse=True)
@@ -135,7 +135,7 @@ class Campaign:
         return None
 
     def _vbench_state(self, scenario: Scenario) -> State:
-        """VBench's outcome lies in the accuracy run's own folder."""
+        """VBench's results are in the accuracy run's folder."""
         accuracy = self.state(Stage(scenario=scenario, kind="accuracy"))
         if not accuracy.done or accuracy.run is None:
             return State(done=False, note="not run")
@@ -156,7 +156,7 @@ class Campaign:
 
 
 def speed(campaign: Campaign, stage: Stage) -> tuple[float, float] | None:
-    """Return seconds of start-up and seconds per sample, from a finished run of the stage's scenario, else of the other."""
+    """Return seconds of start-up and per sample, from a finished run of the stage's scenario, or else of the other one."""
     scenarios = sorted(campaign.recipes, key=lambda scenario: scenario != stage.scenario)
     for kind in ("performance", "test04", "accuracy"):
         for scenario in scenarios:
@@ -177,7 +177,7 @@ def _score(stage: Stage, result: Result) -> str:
 
 
 def _other(old: Campaign, recipes: Mapping[Scenario, str], dry_run: bool) -> str:
-    """What a campaign was begun with that is not so now, in a few words."""
+    """Say in a few words what this campaign was begun with that is different now."""
     if list(old.recipes) != list(recipes):
         return f"scenarios {', '.join(old.recipes)}"
     if old.dry_run != dry_run:
