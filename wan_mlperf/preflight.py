@@ -114,7 +114,9 @@ def read_fixed_latent(path: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 def _fit_mesh(recipe: Recipe, workload: Workload, found: Checkpoint, *, world: int) -> meshes.Shape:
     _, _, rows, columns = workload.latent_shape(0)
-    shape = meshes.plan_shape(recipe.mesh, world=world, heads=found.heads, latent_rows=max(rows, columns))
+    shape = meshes.plan_shape(
+        recipe.mesh, world=world, heads=found.heads, latent_rows=max(rows, columns), fabric=device.probe().fabric
+    )
     if recipe.compile.decoder and shape.per_replica > 1 and not device.gpu_count():
         # The compiler calls PyTorch's own convolutions, which unfold a band (kernels/vae.py): 0.86 s on two ranks, not 0.2.
         raise BadInput(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from wan_mlperf.errors import BadInput
+from wan_mlperf.kernels.device import Device
 from wan_mlperf.parallel import split_vae
 from wan_mlperf.parallel.mesh import Shape, plan_shape
 from wan_mlperf.recipe import MeshRecipe
@@ -29,6 +31,30 @@ def test_shapes(mesh: MeshRecipe, world: int, expected: tuple[int, ...]) -> None
     shape = plan_shape(mesh, world=world, heads=8, latent_rows=8)
     assert (shape.replicas, shape.cfg, shape.ulysses, shape.ring) == expected
     assert shape == Shape(replicas=expected[0], cfg=expected[1], ulysses=expected[2], ring=expected[3])
+
+
+@pytest.mark.parametrize(
+    ("mesh", "world", "links", "switch"),
+    [
+        (MeshRecipe(), 8, (1, 8), (2, 4)),
+        (MeshRecipe(), 4, (1, 4), (2, 2)),
+        (MeshRecipe(), 16, (2, 8), (2, 8)),  # 40 heads are not divisible by 16
+        (MeshRecipe(cfg=2), 8, (2, 4), (2, 4)),
+        (MeshRecipe(ulysses=4), 8, (2, 4), (2, 4)),
+        (MeshRecipe(ring=2), 8, (1, 4), (2, 2)),
+    ],
+)
+def test_the_fabric_decides_what_is_left_to_choose(
+    mesh: MeshRecipe, world: int, links: tuple[int, int], switch: tuple[int, int]
+) -> None:
+    for fabric, expected in (("links", links), ("switch", switch)):
+        shape = plan_shape(mesh, world=world, heads=40, latent_rows=160, fabric=fabric)  # type: ignore[arg-type]
+        assert (shape.cfg, shape.ulysses) == expected
+
+
+def test_the_fabric_of_a_device() -> None:
+    fabrics = {arch: Device(arch=arch, name="", torch=torch.device("cpu")).fabric for arch in ("gfx950", "gfx942", "sm90", "cpu")}
+    assert fabrics == {"gfx950": "links", "gfx942": "links", "sm90": "switch", "cpu": "switch"}
 
 
 @pytest.mark.parametrize(

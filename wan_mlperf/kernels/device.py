@@ -10,10 +10,13 @@ import functools
 import os
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from wan_mlperf import ranks
+
+Fabric = Literal["links", "switch"]
 
 # Variables that say which of a host's GPUs a build of torch may see.
 VISIBLE = {"CUDA": ("CUDA_VISIBLE_DEVICES",), "ROCm": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")}
@@ -27,6 +30,11 @@ class Device:
     name: str
     torch: torch.device
     why_cpu: str = ""
+
+    @property
+    def fabric(self) -> Fabric:
+        """How a node's GPUs are connected: AMD's Instinct by a link per pair, NVIDIA's by a switch. CPU ranks share memory."""
+        return "links" if self.arch.startswith("gfx9") else "switch"
 
     @property
     def is_gpu(self) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels import attention
-from wan_mlperf.kernels.device import Device
+from wan_mlperf.kernels.device import Device, Fabric
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel.mesh import Shape
 from wan_mlperf.predict import hardware, rates
@@ -38,7 +38,7 @@ def prices_of(
     names = {step.attention for step in make_plan(recipe, workload)}
     prices = Prices(
         gpu=gpu,
-        shape=shape_of(recipe, workload, sizes, gpus=gpus),
+        shape=shape_of(recipe, workload, sizes, gpus=gpus, fabric=device_of(gpu).fabric),
         workload=workload,
         sizes=sizes,
         ways=ways_of(recipe),
@@ -54,12 +54,12 @@ def device_of(gpu: Hardware) -> Device:
     return Device(arch=gpu.arch, name=gpu.name, torch=torch.device("cuda", 0))
 
 
-def shape_of(recipe: Recipe, workload: Workload, sizes: Sizes, *, gpus: int) -> Shape:
+def shape_of(recipe: Recipe, workload: Workload, sizes: Sizes, *, gpus: int, fabric: Fabric = "switch") -> Shape:
     """The mesh of the recipe on so many GPUs. Raises BadInput."""
     if not 1 <= gpus <= 4096:
         raise BadInput(f"--gpus: {gpus} is not allowed; allowed: 1 to 4096")
     _, _, rows, columns = workload.latent_shape(0)
-    return meshes.plan_shape(recipe.mesh, world=gpus, heads=sizes.heads, latent_rows=max(rows, columns))
+    return meshes.plan_shape(recipe.mesh, world=gpus, heads=sizes.heads, latent_rows=max(rows, columns), fabric=fabric)
 
 
 def kernels_of(names: Iterable[str], gpu: Hardware, overrides: Mapping[str, str]) -> dict[str, str]:

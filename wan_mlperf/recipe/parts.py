@@ -38,7 +38,8 @@ class MeshRecipe:
     """How the ranks are used: world = replicas x cfg x ulysses x ring.
 
     `ranks` is how many ranks `python -m wan_mlperf.run` starts (auto: one per GPU, two without one); under torchrun, torchrun
-    decides. cfg auto is 2 for an even number of ranks; ulysses auto takes what is left.
+    decides. cfg auto is 1 where every pair of GPUs has a link of its own (AMD Instinct), else 2 for an even number
+    of ranks; ulysses auto takes what is left.
     """
 
     ranks: Count | Auto = "auto"
