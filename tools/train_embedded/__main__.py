@@ -18,15 +18,15 @@ from . import experts, export, latents, score, text, vae
 
 
 def main() -> None:
-    """Run the stages in order; each goes on from its checkpoint in the work folder."""
+    """Run the stages in order. Each continues from its checkpoint in the work folder."""
     parser = argparse.ArgumentParser(prog="python -m tools.train_embedded", description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="checkpoints and log.jsonl; give it again to resume")
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and log.jsonl; name it again to resume")
     parser.add_argument("--out", type=Path, help="the exported folder (default: <work>/embedded)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies every stage's steps")
     parser.add_argument("--device", default="cuda" if gpu_count() else "cpu")
     parser.add_argument(
-        "--processes", type=int, default=2, help="stages at once on a CPU, one thread each; 1 for no other process"
+        "--processes", type=int, default=2, help="stages to run at once on a CPU, one thread each; 1: no other process"
     )
     parser.add_argument("--score", type=int, default=126, help="held-out prompts to score, 0 for none")
     parser.add_argument("--only", choices=("refine", *experts.RANGES), help=argparse.SUPPRESS)
@@ -36,7 +36,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     device = torch.device(args.device)
     settings = (args.work, args.seed, args.steps_scale, device)
-    torch.set_num_threads(1)  # these small tensors gain little from a second one, and lose tenfold when its core is busy
+    torch.set_num_threads(1)  # a second thread gains little for tensors this small, and costs tenfold if its core is busy
 
     def in_background(name: str) -> list[subprocess.Popen[bytes]]:
         """On a CPU, run one stage in a separate process."""
@@ -59,7 +59,7 @@ def main() -> None:
     processes = in_background("low") + in_background("high") + in_background("refine")
     if any([process.wait() for process in processes]):
         sys.exit("a stage failed; the same command resumes it")
-    # from here on every stage has its checkpoint, or runs now where there are no other processes
+    # from here on every stage has its checkpoint, or runs now if there were no other processes
     high, low = (trainer.expert(args.work, args.steps_scale, name, copy.deepcopy(base)) for name in experts.RANGES)
     autoencoder = vae.refine(*settings, autoencoder, guess)
     out = args.out or args.work / "embedded"

@@ -1,4 +1,4 @@
-"""Clips and captions to train on, drawn when they are needed: nothing is stored, and a seed gives the same stream again.
+"""Clips and captions to train on, drawn when they are needed. Nothing is stored; the same seed gives the same stream.
 
 Shapes: B batch, F frames, H height, W width.
 """
@@ -13,19 +13,19 @@ from wan_mlperf.shapes.clips import PHRASINGS, Scene, caption, draw, place, trai
 
 
 def clips_scenes(generator: np.random.Generator, count: int) -> list[Scene]:
-    """Random scenes that training may see."""
+    """Draw scenes at random from those that training may see."""
     known = training_scenes()
     return [known[i] for i in generator.integers(len(known), size=count)]
 
 
 def clips(generator: np.random.Generator, count: int) -> tuple[Tensor, list[Scene]]:
-    """Random training clips in -1..1, [B, 3, F, H, W], and what they show."""
+    """Draw random training clips, [B, 3, F, H, W] in -1..1, and say what they show."""
     chosen = clips_scenes(generator, count)
     drawn = np.stack([draw(scene, place(scene, generator)) for scene in chosen])
     return torch.from_numpy(drawn).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0, chosen
 
 
 def captions(generator: np.random.Generator, scenes: list[Scene]) -> list[str]:
-    """One caption for each scene, in a random phrasing."""
+    """Write one caption for each scene, in a random phrasing."""
     phrasings = generator.integers(PHRASINGS, size=len(scenes))
     return [caption(scene, int(phrasing)) for scene, phrasing in zip(scenes, phrasings, strict=True)]

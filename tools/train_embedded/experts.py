@@ -1,4 +1,4 @@
-"""The fourth stage: one transformer on all noise levels, then two forks of it, the experts, each for its own range of noise.
+"""The fourth stage: one transformer for all noise levels, then two copies of it, the experts, each for its own range of noise.
 
 Flow matching: x = (1 - sigma) x0 + sigma noise, the model predicts noise - x0, its timestep is 1000 sigma.
 
@@ -32,21 +32,21 @@ from .text import WIDTH, embed
 
 BATCH: Final = 32
 TEXT_LENGTHS: Final = (512, 512, 512, 226)
-"""Lengths that the text is padded to, at random: the pipeline's caller may choose, and the default is 226."""
+"""Lengths that the text is padded to, chosen at random: callers of the pipeline may choose any, and 226 is the default."""
 RANGES: Final = {"high": (0.85, 1.0), "low": (0.0, 0.9)}
 """Sigma that each expert is trained on; the boundary is 0.875."""
 GUESSED: Final = (0.02, 0.6)
 """Sigma from which latents are guessed for the decoder to learn from."""
 STEPS: Final = {"high": 1000, "low": 8000}
-"""The low-noise expert draws the outlines, which need longer than where the shape is and what colour it has."""
+"""The low-noise expert draws the outlines. They take longer to learn than the shape's place and colour."""
 
 
 class PaddedTextAttention:
-    """Attention in float32 whose text ends in one row of padding that counts as many.
+    """Attention in float32 in which one row of padding at the end of the text counts as many.
 
-    The pipeline pads the text with zeros and masks nothing. All padding rows are equal, so one with the logarithm of their
-    number added to its logit is the same attention for a twentieth of the cost. Float32, as the backward of bf16 attention is ten
-    times slower on a CPU.
+    The pipeline pads the text with zeros and masks nothing. All padding rows are equal, so a single one, with the logarithm of
+    their number added to its logit, gives the same attention at a twentieth of the cost. It is in float32 because the backward
+    pass of bf16 attention is ten times slower on a CPU.
     """
 
     bias: Tensor | None = None  # [B, 1, 1, T], for the cross-attention
@@ -81,7 +81,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def build() -> WanTransformer3DModel:
-    """Wan2.2's transformer, small: 8 heads of 32, 4 layers."""
+    """Make a small version of Wan2.2's transformer: 8 heads of 32, 4 layers."""
     model = WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=8, attention_head_dim=32, in_channels=16, out_channels=16, text_dim=WIDTH,
         freq_dim=256, ffn_dim=1024, num_layers=4, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=1e-6,
@@ -100,7 +100,7 @@ def build() -> WanTransformer3DModel:
 
 
 def optimizers(model: WanTransformer3DModel) -> dict[str, torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for the rest; AdamW alone is far behind after the same steps."""
+    """Use Muon for the blocks' matrices and AdamW for the rest. AdamW alone is far behind after the same number of steps."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     known = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in known]
@@ -111,14 +111,14 @@ def optimizers(model: WanTransformer3DModel) -> dict[str, torch.optim.Optimizer]
 
 
 def sigmas(generator: np.random.Generator, count: int, low: float, high: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Noise levels in [low, high], spread as a flow shift of 3 spreads steps, one in each of `count` equal parts."""
+    """Draw noise levels in [low, high], distributed like the steps of a flow shift of 3, one in each of `count` equal parts."""
     begin, end = (s / (3 - 2 * s) for s in (low, high))
     u = begin + (end - begin) * (generator.permutation(count) + generator.random(count)) / count
     return (3 * u / (1 + 2 * u)).astype(np.float32)
 
 
 def nothing(generator: np.random.Generator) -> str:
-    """A text to learn the unconditional branch from: none, the benchmark's negative prompt, or some of its words."""
+    """Draw a text to learn the unconditional branch from: none, the benchmark's negative prompt, or some of its words."""
     kind = generator.random()
     if kind < 0.4:
         return ""
@@ -142,7 +142,7 @@ class Trainer:
     def loss(
         self, model: WanTransformer3DModel, processor: PaddedTextAttention, stage: str, i: int, low: float, high: float
     ) -> Tensor:
-        """The mean squared error of one batch; a tenth of its captions is replaced by `nothing`, the same for all of them."""
+        """Return the mean squared error of one batch. A tenth of its captions is replaced by one text from `nothing`."""
         generator, known = rng(self.seed, stage, i), training_scenes()
         rows = generator.integers(len(self.latents), size=BATCH)
         texts = captions(generator, [known[row % len(known)] for row in rows])
@@ -158,7 +158,7 @@ class Trainer:
         return F.mse_loss(predicted.float(), pure - clean)
 
     def embeds(self, processor: PaddedTextAttention, texts: list[str], length: int) -> Tensor:
-        """The embeddings of `texts` and one row of padding, which from now on counts as those up to `length`."""
+        """Return the embeddings of `texts` and one row of padding, which from now on counts as all rows up to `length`."""
         with torch.no_grad():
             embeds, mask = embed(self.text, self.tokenizer, texts)
         padding = (length - mask.sum(1, keepdim=True)).clamp(min=1).log()
@@ -167,7 +167,7 @@ class Trainer:
         return F.pad(embeds, (0, 0, 0, 1))
 
     def guess(self, model: WanTransformer3DModel, generator: np.random.Generator, latents: Tensor, shown: list[Scene]) -> Tensor:
-        """What `model` takes these latents for when they are noisy: off as the latents are that the decoder gets to see."""
+        """Return what `model` makes of noisy versions of these latents: imperfect like those that the decoder will get."""
         processor = PaddedTextAttention()
         model.set_attn_processor(processor)
         embeds = self.embeds(processor, captions(generator, shown), TEXT_LENGTHS[0])
@@ -189,7 +189,7 @@ class Trainer:
         *,
         anneal: bool,
     ) -> WanTransformer3DModel:
-        """Train `model` on sigma in [low, high] and return its moving average; `anneal` ends with rates of zero."""
+        """Train `model` on sigma in [low, high] and return its moving average. With `anneal` the learning rates end at zero."""
         model = model.to(self.device)
         processor = PaddedTextAttention()
         model.set_attn_processor(processor)

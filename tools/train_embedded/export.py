@@ -28,7 +28,7 @@ INDEX: Final = {
 
 
 def _halve(model: nn.Module) -> None:
-    """To bf16, contiguous, in place; diffusers' own `to` would keep some layers in float32."""
+    """Convert to contiguous bf16 in place. diffusers' own `to` would keep some layers in float32."""
     for tensor in model.parameters():
         tensor.data = tensor.data.to("cpu", torch.bfloat16).contiguous()
 
@@ -42,7 +42,7 @@ def export(
     high: WanTransformer3DModel,
     low: WanTransformer3DModel,
 ) -> None:
-    """Write all parts beside `folder`, then put them in its place; the models are bf16 afterwards."""
+    """Write all parts next to `folder`, then replace it with them. The models are bf16 afterwards."""
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for stale in (new, old):
         shutil.rmtree(stale, ignore_errors=True)
@@ -56,7 +56,7 @@ def export(
     scheduler.save_pretrained(new / "scheduler")
     (new / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n", encoding="utf-8")
     for weights in new.glob("*/*.safetensors"):
-        weights.chmod(0o644)  # they are written for their owner alone
+        weights.chmod(0o644)  # save_pretrained makes them readable by their owner only
     if folder.exists():
         if (folder / "README.md").exists():
             shutil.copy(folder / "README.md", new / "README.md")

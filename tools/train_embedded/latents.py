@@ -1,4 +1,4 @@
-"""The third stage: the latents of many clips, encoded once, and their mean and spread by channel.
+"""The third stage: the latents of many clips, encoded once, and their mean and standard deviation per channel.
 
 Shapes: N clips, C channels, F latent frames, h w latent height and width.
 """
@@ -21,7 +21,7 @@ BATCH = 6
 
 
 class Latents(nn.Module):
-    """Latents as the experts see them; clip n shows `training_scenes()[n % len]`."""
+    """Latents as the experts see them. Clip n shows `training_scenes()[n % len]`."""
 
     values: Tensor
 
@@ -31,11 +31,11 @@ class Latents(nn.Module):
         self.register_buffer("values", torch.zeros(count, 16, 5, 8, 8))
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation by channel, each [C]."""
+        """Return mean and standard deviation per channel, each [C]."""
         return self.values.mean((0, 2, 3, 4)), self.values.std((0, 2, 3, 4))
 
     def normalized(self) -> Tensor:
-        """All latents with mean 0 and standard deviation 1 by channel."""
+        """Return all latents, with mean 0 and standard deviation 1 per channel."""
         mean, std = (x.view(1, -1, 1, 1, 1) for x in self.statistics())
         return (self.values - mean) / std
 

@@ -1,6 +1,6 @@
-"""The loop under every stage: it counts, logs, saves and resumes; a stage brings its models and what one step does.
+"""The loop of every stage: it counts, logs, saves and resumes. A stage provides its models and what one step does.
 
-A step draws all its randomness from `rng(seed, stage, step)`, so a run that was stopped goes on exactly where it would have been.
+A step draws all its randomness from `rng(seed, stage, step)`, so a run that was stopped continues exactly as if it had not been.
 """
 
 from __future__ import annotations
@@ -21,47 +21,47 @@ from torch import nn
 from wan_mlperf.kernels.gemm import compute_dtype
 
 SAVE_EVERY = 60.0
-"""Seconds of work that a stop may cost."""
+"""Seconds of work that can be lost when a run is stopped."""
 
 
 class Stateful(Protocol):
     """A module or an optimizer."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes while it trains."""
+        """Return everything that training changes."""
 
     def load_state_dict(self, state: Any) -> Any:
-        """Go back to a saved state."""
+        """Restore a saved state."""
 
 
 def rng(seed: int, stage: str, step: int) -> np.random.Generator:
-    """The random numbers of one step of one stage."""
+    """Return the source of random numbers for one step of one stage."""
     return np.random.default_rng([seed, zlib.crc32(stage.encode()), step])
 
 
 def noise(generator: np.random.Generator, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Gaussian noise, float32."""
+    """Return Gaussian noise in float32."""
     return torch.from_numpy(generator.standard_normal(shape, np.float32)).to(device)
 
 
 def mixed(device: torch.device) -> torch.autocast:
-    """bf16 autocast, but for CPUs that multiply bf16 some fifty times slower than fp32."""
+    """Return bf16 autocast, switched off on CPUs that multiply bf16 about fifty times slower than fp32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(torch.bfloat16, device) == torch.bfloat16)
 
 
 def cosine(step: int, steps: int, warmup: int = 20) -> float:
-    """A learning rate's factor: up in `warmup` steps, then down to zero along a cosine."""
+    """Return the factor of the learning rate: up within `warmup` steps, then down to zero along a cosine."""
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Scale every group's learning rate from the one that it was made with."""
+    """Set every group's learning rate to `factor` times its original one."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group.setdefault("base_lr", group["lr"])
 
 
 def average(ema: nn.Module, model: nn.Module, step: int, decay: float = 0.99) -> None:
-    """Move the exponential moving average of a model's weights; the first steps count less, as they are further off."""
+    """Update the exponential moving average of a model's weights. Early weights are far from the final ones and count less."""
     decay = min(decay, (step + 1) / (step + 10))
     with torch.no_grad():
         torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
@@ -74,7 +74,7 @@ def fit(
     state: Mapping[str, Stateful],
     step: Callable[[int], dict[str, float]],
 ) -> None:
-    """Run a stage up to `steps`, from its checkpoint if there is one, and log its mean losses at least ten times.
+    """Run a stage up to `steps`, from its checkpoint if one exists, and log its mean losses at least ten times.
 
     The checkpoint is `<work>/<stage>.pt`, the log `<work>/log.jsonl` with one line of stage, step, seconds and losses.
     """

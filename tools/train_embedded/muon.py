@@ -1,7 +1,7 @@
 """Muon: momentum whose matrix, outputs by inputs (times taps), is made orthogonal.
 
-After Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024), with his Newton-Schulz coefficients. It is
-`torch.optim.Muon` for convolutions too, and does not iterate in bf16 where a CPU needs fifty times as long for it.
+After Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024), with his Newton-Schulz coefficients. Unlike
+`torch.optim.Muon` it also takes convolutions, and does not iterate in bf16 on CPUs where that takes fifty times as long.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrix [m, n] with singular values of about 1, by Newton and Schulz's iteration."""
+    """Return the nearest matrix [m, n] with singular values of about 1, by the Newton-Schulz iteration."""
     x = matrix / (matrix.norm() + 1e-7)
     if matrix.shape[0] > matrix.shape[1]:
         x = x.T
@@ -25,7 +25,7 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on weights of any number of dimensions, with updates as large as AdamW's."""
+    """Muon for weights with any number of dimensions, with updates as large as AdamW's."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         products: torch.dtype = torch.float32,
     ) -> None:
-        """Take weights whose first dimension is the output; the iteration multiplies in `products`."""
+        """Take weights whose first dimension is the output. The iteration multiplies in the dtype `products`."""
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.products = products
 

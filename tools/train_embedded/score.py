@@ -1,4 +1,4 @@
-"""The last stage: what plain diffusers makes of the exported folder on prompts that training has not seen.
+"""The last stage: what plain diffusers generates with the exported folder, for prompts that training has not seen.
 
 Shapes: N videos, F frames, H height, W width.
 """
@@ -20,7 +20,7 @@ from wan_mlperf.workload import NEGATIVE_PROMPT
 def generate(
     pipeline: WanPipeline, prompts: list[str], seed: int = 42, batch: int = 16, negative: str = NEGATIVE_PROMPT, steps: int = 20
 ) -> NDArray[np.uint8]:
-    """Videos of the prompts, uint8 [N, F, H, W, 3]; video i starts from seed + i."""
+    """Generate the videos of the prompts, uint8 [N, F, H, W, 3]. Video i starts from seed + i."""
     videos = []
     for begin in range(0, len(prompts), batch):
         part = prompts[begin : begin + batch]
@@ -42,7 +42,7 @@ def generate(
 
 
 def reconstruct(pipeline: WanPipeline, clips: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The clips after the autoencoder, uint8 [N, F, H, W, 3]."""
+    """Encode and decode the clips: uint8 [N, F, H, W, 3]."""
     out = []
     for clip in clips:
         video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
@@ -54,9 +54,8 @@ def reconstruct(pipeline: WanPipeline, clips: NDArray[np.uint8]) -> NDArray[np.u
 
 
 def evaluate(folder: Path, count: int = 126, seed: int = 42) -> dict[str, dict[str, float]]:
-    """Fractions right for drawn clips, their reconstructions, videos of held-out prompts, and those against shuffled prompts.
-
-    With each but the last, how still the outlines hold.
+    """Return the fractions right for drawn clips, their reconstructions, videos of held-out prompts, and those against shuffled
+    prompts; for all but the last also how steady the outlines are.
     """
     pipeline = WanPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
@@ -79,5 +78,5 @@ def evaluate(folder: Path, count: int = 126, seed: int = 42) -> dict[str, dict[s
 
 
 def steady(videos: NDArray[np.uint8]) -> dict[str, float]:
-    """Mean steadiness of the videos' outlines."""
+    """Return the mean steadiness of the videos' outlines."""
     return {"steadiness": float(np.mean([steadiness(video) for video in videos]))}

@@ -1,7 +1,7 @@
 """The second stage: a byte-level tokenizer and a small UMT5 encoder that learns what the captions say.
 
-The encoder is trained with four throw-away heads that name shape, both colours and motion, and is then frozen. A frozen random
-one is far worse for the experts.
+The encoder is trained with four temporary heads that name the shape, both colours and the motion, and is then frozen. With a
+random frozen encoder the experts are far worse.
 
 Shapes: B batch, T tokens, D width.
 """
@@ -28,7 +28,7 @@ WIDTH: Final = 128
 
 
 def train_tokenizer(folder: Path) -> None:
-    """Write a tokenizer that takes any string: bytes, merged where the captions and the negative prompt repeat them."""
+    """Write a tokenizer that takes any string: bytes, merged where captions and the negative prompt repeat them."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -68,7 +68,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def build(vocabulary: int) -> UMT5EncoderModel:
-    """A small UMT5; its usual start gets stuck on the colours, a larger spread of the attention bias frees it."""
+    """Make a small UMT5. With the usual initial values it does not learn the colours; a wider attention bias helps."""
     config = UMT5Config(
         vocab_size=vocabulary, d_model=WIDTH, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0,
         feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, is_encoder_decoder=False,
@@ -81,30 +81,30 @@ def build(vocabulary: int) -> UMT5EncoderModel:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, [B, T], padded to the longest."""
+    """Return token ids and mask, [B, T], padded to the longest text."""
     batch: Any = tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
     return batch.input_ids, batch.attention_mask
 
 
 def embed(model: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Embeddings [B, T, D], zero after each text's end, and mask [B, T]."""
+    """Return embeddings [B, T, D], zero after the end of each text, and mask [B, T]."""
     ids, mask = tokenize(tokenizer, texts)
     ids, mask = ids.to(model.device), mask.to(model.device)
     return model(ids, mask).last_hidden_state * mask[..., None], mask
 
 
 class Heads(nn.Module):
-    """Four linear layers on the mean of the tokens, one for each attribute."""
+    """Four linear layers on the mean of the tokens, one per attribute."""
 
     words: Final = {"shape": SHAPES, "foreground": FOREGROUNDS, "background": BACKGROUNDS, "motion": MOTIONS}
 
     def __init__(self) -> None:
-        """Start them like any linear layer."""
+        """Make the layers."""
         super().__init__()
         self.layers = nn.ModuleDict({name: nn.Linear(WIDTH, len(words)) for name, words in self.words.items()})
 
     def forward(self, embeds: Tensor, mask: Tensor, chosen: list[Scene]) -> tuple[Tensor, Tensor]:
-        """Mean cross entropy, and which scenes have all four attributes right [B]."""
+        """Return the mean cross entropy, and which scenes have all four attributes right [B]."""
         pooled = embeds.sum(1) / mask.sum(1, keepdim=True)
         loss, right = pooled.new_zeros(()), torch.ones(len(chosen), dtype=torch.bool, device=pooled.device)
         for name, words in self.words.items():

@@ -27,10 +27,10 @@ REFINE_STEPS: Final = 1400
 
 
 def build(base: int = 16, decoder_base: int = 24) -> AutoencoderKLWan:
-    """Wan2.2's autoencoder, narrow, started so that it trains: diffusers' own start stalls at 12 dB.
+    """Make a narrow version of Wan2.2's autoencoder. With diffusers' own initial values training stalls at 12 dB.
 
-    Convolutions keep their input's size and are blind to earlier frames, the time convolutions pass their input on, the middle
-    attention adds nothing and residual branches are small.
+    At first, convolutions keep the scale of their input and ignore earlier frames, convolutions over time pass their input on,
+    the middle attention adds nothing, and residual branches are small.
     """
     vae = AutoencoderKLWan(
         base_dim=base,
@@ -61,7 +61,7 @@ def build(base: int = 16, decoder_base: int = 24) -> AutoencoderKLWan:
 
 
 def fast_layout(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Put the convolutions' weights in channels-last order, in place: a quarter less time on a CPU."""
+    """Store the convolutions' weights channels last, in place, which saves a quarter of the time on a CPU."""
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -71,10 +71,11 @@ def fast_layout(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 
 def _run(half: nn.Module, x: Tensor) -> Tensor:
-    """Encoder or decoder over a whole clip in two calls, the first frame and the rest; diffusers makes one per latent frame.
+    """Run the encoder or decoder over a whole clip in two calls, for the first frame and the rest. diffusers calls it per latent
+    frame.
 
-    A clip's first frame is computed in float32: on CPUs with AMX the gradient of a bf16 convolution over few frames of 64 x 64 is
-    NaN (torch 2.13).
+    The first frame is computed in float32: on CPUs with AMX, the gradient of a bf16 convolution over few frames of 64 x 64 is NaN
+    (torch 2.13).
     """
     convolutions = sum(isinstance(m, WanCausalConv3d) for m in half.modules())
     cache: list[Tensor | str | None] = [None] * convolutions
@@ -86,33 +87,33 @@ def _run(half: nn.Module, x: Tensor) -> Tensor:
 
 
 def encode(vae: AutoencoderKLWan, video: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log variance of the latents of a video [B, 3, F, H, W] in -1..1."""
+    """Return mean and log variance of the latents of a video, [B, 3, F, H, W] in -1..1."""
     mean, log_variance = vae.quant_conv(_run(vae.encoder, video)).chunk(2, dim=1)
     return mean, log_variance.clamp(-30.0, 20.0)
 
 
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """The video of latents, not clamped."""
+    """Return the video of latents, not clamped."""
     return _run(vae.decoder, vae.post_quant_conv(latents))
 
 
 def _edges(video: Tensor) -> Tensor:
-    """Weight of each pixel, [B, 1, F, H, W]: 4 within a pixel of an outline, else 1; outlines are few and all that is hard."""
+    """Return each pixel's weight, [B, 1, F, H, W]: 4 within a pixel of an outline, else 1. Outlines are rare and hard."""
     high = F.max_pool3d(video, (1, 3, 3), 1, (0, 1, 1)).sub(-F.max_pool3d(-video, (1, 3, 3), 1, (0, 1, 1)))
     return 1.0 + 3.0 * (high.amax(1, keepdim=True) > 0.1)
 
 
 def _difference(video: Tensor, target: Tensor) -> Tensor:
-    """L1 plus squared error, outlines weighted."""
+    """Return L1 plus squared error, with weighted outlines."""
     error = (video.float() - target).abs()
     weight = _edges(target)
     return ((error + error.square()) * weight).mean() / weight.mean()
 
 
 def _optimizers(vae: AutoencoderKLWan) -> dict[str, torch.optim.Optimizer]:
-    """Muon for all convolutions but the first and last, AdamW for the rest, of what is not frozen.
+    """Use Muon for all convolutions but the first and last, and AdamW for the other weights that are not frozen.
 
-    After 40 steps it is where AdamW alone is after 150.
+    40 steps get as far as 150 of AdamW alone.
     """
     ends = {id(vae.encoder.conv_in.weight), id(vae.decoder.conv_out.weight)}
     free = [p for p in vae.parameters() if p.requires_grad]
@@ -126,12 +127,12 @@ def _optimizers(vae: AutoencoderKLWan) -> dict[str, torch.optim.Optimizer]:
 
 
 def _psnr(video: Tensor, target: Tensor) -> float:
-    """Peak signal to noise of a batch in -1..1, in dB."""
+    """Return the peak signal-to-noise ratio of a batch in -1..1, in dB."""
     return -10 * math.log10((video.detach().float() - target).square().mean().item() / 4)
 
 
 def _crop(video: Tensor, generator: np.random.Generator, frames: int, size: int) -> Tensor:
-    """The first `frames` frames of a random window, one for the whole batch."""
+    """Cut the same random window from the first `frames` frames of all clips."""
     top, left = generator.integers(0, video.shape[-1] - size + 1, 2)
     begin = int(generator.integers(0, video.shape[2] - frames + 1))
     return video[:, :, begin : begin + frames, top : top + size, left : left + size]
@@ -171,15 +172,16 @@ def train(work: Path, seed: int, scale: float, device: torch.device) -> Autoenco
 
 
 Disturb = Callable[[np.random.Generator, Tensor, list[Scene]], Tensor]
-"""Latents of clips and what they show -> the latents as an expert would have them."""
+"""Latents of clips, and what they show -> these latents as an expert would predict them."""
 
 
 def refine(
     work: Path, seed: int, scale: float, device: torch.device, vae: AutoencoderKLWan, disturb: Disturb
 ) -> AutoencoderKLWan:
-    """Train the decoder on, the encoder frozen: sharper, and steady under latents that are a little off, as the experts' are.
+    """Continue to train the decoder with the encoder frozen, for sharp and steady outlines from imperfect latents like the
+    experts'.
 
-    The experts do not see the decoder, so this may run beside them.
+    The experts do not depend on the decoder, so this can run at the same time as their training.
     """
     vae.requires_grad_(False)
     parameters = [*vae.decoder.requires_grad_(True).parameters(), *vae.post_quant_conv.requires_grad_(True).parameters()]
@@ -204,7 +206,7 @@ def refine(
 def steadiness(
     vae: AutoencoderKLWan, disturb: Disturb, generator: np.random.Generator, device: torch.device
 ) -> tuple[Tensor, float]:
-    """The loss of `refine` and the PSNR of two clips whose latents were disturbed."""
+    """Return the loss of `refine` and the PSNR of two clips whose latents were disturbed."""
     drawn, shown = clips(generator, 2)
     video = drawn.to(device).contiguous(memory_format=torch.channels_last_3d)
     with mixed(device):

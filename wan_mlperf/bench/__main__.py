@@ -11,7 +11,7 @@ COMMANDS = ("speed", "decode", "fidelity", "embedded", "floor")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Hand over to the measurement that was asked for."""
+    """Run the measurement that was asked for."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: python -m wan_mlperf.bench {{{','.join(COMMANDS)}}} [--help]")
         return process.DONE if arguments else process.BAD_INPUT

@@ -1,4 +1,4 @@
-"""One contestant of `bench speed`: it loads once, then makes a video whenever its first rank reads a line, and times it.
+"""One contestant of `bench speed`. It loads once, then makes and times a video for each line that its first rank reads.
 
 Started by speed.py: `python -m wan_mlperf.bench.contestant JOB.json`, alone (diffusers) or under torchrun (xDiT, ours).
 """
@@ -27,7 +27,7 @@ Run = Callable[[str], "tuple[dict[str, float], torch.Tensor | None]"]
 
 
 def main() -> None:
-    """Serve lines "PROMPT" on standard input until it ends."""
+    """Make a video for each line of standard input, which is a prompt."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     recipe = parse(job["recipe"], source="bench")
     run = BUILDERS[job["kind"]](recipe, recipe.effective_workload, Path(job["folder"]))
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def ours(recipe: Recipe, workload: Workload, _folder: Path) -> Run:
-    """Our pipeline, by its recipe."""
+    """Load our pipeline with its recipe."""
     from wan_mlperf.pipeline import Pipeline
     from wan_mlperf.preflight import prepare
 
@@ -67,7 +67,7 @@ def ours(recipe: Recipe, workload: Workload, _folder: Path) -> Run:
 
 
 def diffusers(recipe: Recipe, workload: Workload, folder: Path) -> Run:
-    """diffusers' own pipeline in one process with all the machine's threads."""
+    """Load diffusers' pipeline, in one process with all the machine's threads."""
     from diffusers import WanPipeline
 
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[recipe.model.dtype]
@@ -76,7 +76,7 @@ def diffusers(recipe: Recipe, workload: Workload, folder: Path) -> Run:
 
 
 def xdit(recipe: Recipe, workload: Workload, folder: Path) -> Run:
-    """xDiT as it comes, over all ranks."""
+    """Load plain xDiT over all ranks."""
     from wan_mlperf.parallel import plain_xdit
 
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[recipe.model.dtype]
@@ -84,7 +84,7 @@ def xdit(recipe: Recipe, workload: Workload, folder: Path) -> Run:
 
 
 def timed(pipeline: Any, workload: Workload, device: Device) -> Run:
-    """Run a WanPipeline with our workload; stages are timed by hooks on its parts."""
+    """Return how to run a WanPipeline with our workload. Hooks on its parts time the stages."""
     pipeline.set_progress_bar_config(disable=True)
     stages: dict[str, float] = defaultdict(float)
     for stage, module in (

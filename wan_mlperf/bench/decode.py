@@ -1,7 +1,7 @@
-"""The decode of one video on one rank and on several, in one run: alternating, medians, ratio, when the first frame is there.
+"""Times the decode of one video on one rank and on several, alternating in one run: medians, ratio, time to the first frame.
 
-One rank works alone while the others wait, so that both have the threads of one rank: the ratio is what sharding brings. The VAE
-is the embedded model's; its latents are noise.
+When one rank works alone the others wait, so each rank has the same threads in both cases, and the ratio shows what sharding
+gains. The VAE is the embedded model's; the latents are noise.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TOLERANCE = 1e-4
 def main(arguments: Sequence[str]) -> int:
     """`bench decode`: print a table, write JSON."""
     parser = cli.Parser(prog="python -m wan_mlperf.bench decode", description=__doc__)
-    parser.add_argument("--ranks", type=int, help="ranks that share the decode (default: 2 without a GPU, else all GPUs)")
+    parser.add_argument("--ranks", type=int, help="ranks that share the decode (default: all GPUs, or 2 without a GPU)")
     parser.add_argument("--rounds", type=int, default=5, help="timed decodes of each")
     parser.add_argument(
         "--set",
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
 
 @torch.inference_mode()
 def measure(mesh: meshes.Mesh, folder: Path, workload: Workload, chunk: int, rounds: int) -> dict[str, Any]:
-    """Time both ways; every rank calls it, the first has the figures. Raises Failed if the frames differ."""
+    """Time both ways. Every rank calls it; the first one gets the figures. Raises Failed if the frames differ."""
     from diffusers import AutoencoderKLWan
 
     device = mesh.device
@@ -128,7 +128,7 @@ def measure(mesh: meshes.Mesh, folder: Path, workload: Workload, chunk: int, rou
 
 
 def decode(decoder: VaeDecoder, latents: torch.Tensor, device: Device) -> tuple[float, float, torch.Tensor]:
-    """Seconds to the first frames in host memory and to the last, and the video (empty on all ranks but the first)."""
+    """Return seconds until the first frames are in host memory, until the last ones are, and the video (first rank only)."""
     start = time.perf_counter()
     chunks, first = [], 0.0
     for chunk in to_host(decoder.decode(latents), device.torch, Spans(device.torch)):

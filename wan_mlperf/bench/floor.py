@@ -1,4 +1,4 @@
-"""Scaling on paper: FLOPs and bytes of one video from first principles, what a mesh communicates, and the floor they imply.
+"""Scaling on paper: FLOPs and bytes of one video from first principles, what a mesh sends, and the lower bound they imply.
 
 T video tokens, S text tokens, C = heads x head dim, F FFN width, L layers. A product of [m, k] and [k, n] is 2 m k n FLOPs.
 """
@@ -22,7 +22,7 @@ EARLY_FRACTION = 0.85  # FP4 attention in the early steps, as in configs/mi355x-
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSize:
-    """Sizes of the experts; the defaults are Wan2.2-T2V-A14B's."""
+    """Sizes of the experts. The defaults are Wan2.2-T2V-A14B's."""
 
     width: int = 5120
     ffn: int = 13824
@@ -33,7 +33,7 @@ class ExpertSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """A GPU's dense peaks in FLOP/s, its memory in bytes/s, and what it sends to the others together, in bytes/s.
+    """A GPU's dense peaks in FLOP/s, its memory bandwidth in bytes/s, and what it can send to all others together, in bytes/s.
 
     The defaults are AMD's figures for the MI355X: 10.1 PFLOP/s in MXFP4, 5.0 in FP8, 2.5 in bf16, 8 TB/s, seven links of
     76.8 GB/s each way.
@@ -48,7 +48,7 @@ class Peak:
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """FLOPs of one video, both branches of guidance, by what computes them."""
+    """FLOPs of one video with both branches of guidance, per part."""
 
     attention: float
     gemm: float
@@ -57,13 +57,13 @@ class Flops:
 
 
 def tokens_of(workload: Workload) -> int:
-    """T: a token is 1 x 2 x 2 latent values."""
+    """Return T, the number of video tokens: a token is 1 x 2 x 2 latent values."""
     _, frames, height, width = workload.latent_shape(0)
     return frames * (height // 2) * (width // 2)
 
 
 def flops_of(workload: Workload = MLPERF, model: ExpertSize | None = None) -> Flops:
-    """FLOPs of one video. Text keys and values count once per expert and branch: they do not change over the steps."""
+    """Return the FLOPs of one video. Text keys and values count once per expert and branch: they are the same in every step."""
     model = model or ExpertSize()
     tokens, width, text = tokens_of(workload), model.width, model.text_tokens
     forwards = 2 * workload.steps
@@ -79,7 +79,7 @@ def flops_of(workload: Workload = MLPERF, model: ExpertSize | None = None) -> Fl
 
 
 def vae_flops(workload: Workload) -> float:
-    """FLOPs of the decode by the published VAE (base 96, multipliers 1-2-4-4, two residual blocks), counted on meta tensors."""
+    """Count the decode's FLOPs on meta tensors, for the published VAE (base 96, multipliers 1-2-4-4, two residual blocks)."""
     with torch.device("meta"):
         vae = AutoencoderKLWan()
         latents = torch.empty(1, *workload.latent_shape(vae.config.z_dim))
@@ -92,7 +92,7 @@ def vae_flops(workload: Workload) -> float:
 
 
 def communication_of(workload: Workload, *, cfg: int, ulysses: int, model: ExpertSize | None = None) -> float:
-    """Bytes that one rank sends per denoising step in bf16.
+    """Return the bytes that one rank sends per denoising step in bf16.
 
     Ulysses: Q, K, V and the output of each layer, T / U x C numbers, of which (U - 1) / U leave the rank, per branch that it
     computes; then its share of the gathered output. CFG: the noise prediction once.
@@ -107,33 +107,33 @@ def communication_of(workload: Workload, *, cfg: int, ulysses: int, model: Exper
 
 
 def floor_seconds(workload: Workload = MLPERF, *, gpus: int = 8, peak: Peak | None = None) -> dict[str, float]:
-    """Seconds of one video on `gpus` at their dense peaks, by part: FP4 Q K^T and FP8 P V early, FP8 late, MXFP4 GEMMs."""
+    """Return seconds per part of one video on `gpus` at their dense peaks: FP4 Q K^T and FP8 P V early, FP8 late, MXFP4 GEMMs."""
     peak, flops = peak or Peak(), flops_of(workload)
     early, late = EARLY_FRACTION * flops.attention, (1 - EARLY_FRACTION) * flops.attention
     return {
         "attention": (early / 2 / peak.fp4 + early / 2 / peak.fp8 + late / peak.fp8) / gpus,
         "cross_attention": flops.cross_attention / peak.bf16 / gpus,
         "gemm": flops.gemm / peak.fp4 / gpus,
-        # The decode runs in fp32 in the reference; bf16's rate is the floor of any dtype that keeps its range.
+        # The reference decodes in fp32. The rate of bf16 is a lower bound for any dtype with its range.
         "vae": flops.vae / peak.bf16 / gpus,
     }
 
 
 def expert_weight_bytes(model: ExpertSize | None = None) -> dict[str, float]:
-    """Bytes of one expert's linear layers, read once per forward pass."""
+    """Return the bytes of one expert's linear layers, which are read once per forward pass."""
     model = model or ExpertSize()
     numbers = model.layers * (8 * model.width**2 + 2 * model.width * model.ffn)
     return {"bf16": 2.0 * numbers, "mxfp4": numbers * (0.5 + 1 / 32)}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`bench floor`: print the tables of the README's section on scaling."""
+    """`bench floor`: print the tables."""
     cli.Parser(prog="python -m wan_mlperf.bench floor", description=__doc__).parse_args(arguments)
     flops, seconds, peak = flops_of(), floor_seconds(), Peak()
     parts = Table(
         title=f"One video, {tokens_of(MLPERF):,} tokens, {MLPERF.steps} steps, both branches; 8 x MI355X at dense peaks"
     )
-    for heading in ("part", "PFLOP", "seconds at least"):
+    for heading in ("part", "PFLOP", "lower bound, s"):
         parts.add_column(heading, justify="left" if heading == "part" else "right")
     for part, value in seconds.items():
         parts.add_row(part.replace("_", " "), f"{getattr(flops, part) / 1e15:.2f}", f"{value:.3f}")

@@ -1,4 +1,4 @@
-"""A Wan2.2 checkpoint of any size with random weights, in the Diffusers layout: for timings of other shapes and for tests."""
+"""Writes a Wan2.2 checkpoint of any size with random weights, in the Diffusers layout, for tests and for timing other shapes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write(
     text_dim: int = 128,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write a checkpoint of these sizes into `folder`, the same one for the same arguments; return the folder."""
+    """Write a checkpoint of these sizes into `folder` and return the folder. The same arguments give the same checkpoint."""
     with torch.random.fork_rng(devices=[]):
         for offset, part in enumerate(("transformer", "transformer_2")):
             torch.manual_seed(seed + offset)
@@ -60,7 +60,7 @@ def write(
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of single bytes, which takes any string."""
+    """Return a tokenizer of single bytes, which takes any string."""
     vocabulary = {"<pad>": 0, "</s>": 1}
     for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary[letter] = len(vocabulary)

@@ -1,6 +1,6 @@
-"""Ours beside diffusers and plain xDiT: same weights, prompts and noise, alternating in one run; medians, spread, ratios.
+"""Compares ours with diffusers and plain xDiT: same weights, prompts and noise, alternating in one run; medians, spread, ratios.
 
-Whole-video workloads (`tiny`, `mid`) run on any machine, every contestant in its own processes, which idle while another runs.
+Whole-video workloads (`tiny`, `mid`) run on any machine. Every contestant has its own processes, which idle while another runs.
 The `*720p` workloads time one part at the benchmark's full size on one GPU (full_size.py).
 """
 
@@ -37,12 +37,12 @@ PARTS = ("block720p", "expert720p", "vae720p")
 # The architecture of the embedded model at 2,160 tokens: 9 latent frames of 24 x 40.
 MID = ("workload.height=192", "workload.width=320", "workload.frames=33", "workload.steps=4")
 STAGES = ("text_encode", "denoise_high", "denoise_low", "vae_decode", "to_host")
-# How far ours may be from diffusers' latents before a ratio is printed: rounding in fp32, bf16's own noise, quantisation.
+# How far our latents may be from diffusers' for a ratio to be printed: rounding in fp32, and the noise of bf16.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
 
 
 class Contestant:
-    """A contestant's processes: `run` has them make one video."""
+    """A contestant's processes. `run` makes one video with them."""
 
     def __init__(self, name: str, kind: str, recipe: Recipe, ranks: int, folder: Path, work: Path) -> None:
         self.name = name
@@ -101,14 +101,18 @@ def main(arguments: Sequence[str]) -> int:
     """`bench speed`: print a table with ratios, write JSON."""
     parser = cli.Parser(prog="python -m wan_mlperf.bench speed", description=__doc__)
     parser.add_argument("--workload", default="tiny", help=f"one of {', '.join(WHOLE + PARTS)} (default: tiny)")
-    parser.add_argument("--ranks", type=int, help="ranks of xDiT and ours (default: 2 without a GPU, else all GPUs)")
+    parser.add_argument("--ranks", type=int, help="ranks of xDiT and ours (default: all GPUs, or 2 without a GPU)")
     parser.add_argument(
         "--mesh", action="append", default=[], metavar="KEY=VALUE,...", help="a mesh of ours, such as cfg=1; may be repeated"
     )
     parser.add_argument("--rounds", type=int, default=5, help="timed videos per contestant")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of ours; no tolerance then"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one key of our recipe; then no tolerance is checked",
     )
     options = parser.parse_args(arguments)
     choose("--workload", options.workload, WHOLE + PARTS)
@@ -170,7 +174,7 @@ def compare(options: argparse.Namespace, ranks: int, work: Path) -> dict[str, An
 
 
 def the_recipes(options: argparse.Namespace, work: Path) -> tuple[Recipe, dict[str, Recipe], Path]:
-    """The recipe of diffusers and xDiT, ours by mesh, and the folder that all load: `tiny` in exact fp32, `mid` in bf16."""
+    """Return the recipe of diffusers and xDiT, ours by mesh, and the folder that all load: `tiny` in fp32, `mid` in bf16."""
     plain = ["attention.early=sdpa", "attention.late=sdpa", "gemm.high_noise=bf16", "gemm.low_noise=bf16"]
     if options.workload == "mid":
         folder = random_checkpoint.write(work / "mid", dtype=torch.bfloat16)
@@ -187,7 +191,7 @@ def the_recipes(options: argparse.Namespace, work: Path) -> tuple[Recipe, dict[s
 
 
 def figures_of(one: Contestant) -> dict[str, Any]:
-    """Median and spread of a contestant's seconds, and the median of each stage."""
+    """Return median and spread of a contestant's seconds, and the median of each stage."""
     stages = {stage: statistics.median(run.get(stage, 0.0) for run in one.stages) for stage in STAGES}
     return {"median_s": statistics.median(one.seconds), "min_s": min(one.seconds), "max_s": max(one.seconds), "stages_s": stages}
 

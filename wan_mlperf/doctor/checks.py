@@ -1,4 +1,4 @@
-"""Every check of this host, in the order shown. Changes nothing and imports no torch; `host_checks.py` says what is read."""
+"""All checks of this host, in the order shown. Changes nothing, does not import torch; `host_checks.py` does the reading."""
 
 import os
 import re
@@ -22,6 +22,7 @@ PACKAGES = {
 
 
 def spec_of(module: str) -> ModuleSpec | None:
+    """Find a module without importing it."""
     try:
         return find_spec(module)
     except ValueError:  # a module in sys.modules that was made by hand
@@ -29,6 +30,7 @@ def spec_of(module: str) -> ModuleSpec | None:
 
 
 def package(module: str, distribution: str) -> Check:
+    """Check that a package is installed."""
     try:
         value = metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -38,13 +40,14 @@ def package(module: str, distribution: str) -> Check:
 
 
 def torch_builds() -> dict[str, str]:
-    """The `cuda` and `hip` versions that torch was built for, from its version.py: importing torch takes seconds."""
+    """Return the `cuda` and `hip` versions that torch was built for, from its version.py: importing torch takes seconds."""
     spec = spec_of("torch")
     text = host.read(Path(spec.origin).parent / "version.py") if spec and spec.origin else None
     return dict(re.findall(r"^(cuda|hip)\b[^=\n]*= '([^']+)'", text or "", re.M))
 
 
 def torch_build(gpus: tuple[Gpu, ...], builds: Mapping[str, str]) -> Check:
+    """Check that torch was built for these GPUs."""
     want = {"amd": "hip", "nvidia": "cuda"}[gpus[0].vendor] if gpus else "any"
     value = ", ".join(f"{name} {version}" for name, version in builds.items()) or "cpu"
     ok: Status = "ok" if want == "any" or want in builds else "missing"
@@ -52,7 +55,7 @@ def torch_build(gpus: tuple[Gpu, ...], builds: Mapping[str, str]) -> Check:
 
 
 def aiter(gpus: tuple[Gpu, ...]) -> Check:
-    """AITER is not PyPI's `aiter`; only the right one has `ops`. Found without importing either."""
+    """Check for AITER, which is not PyPI's `aiter`: only the right one has `ops`. Neither is imported."""
     spec = spec_of("aiter")
     places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
     right = any((place / "ops").is_dir() or (place / "ops.py").is_file() for place in places)
@@ -72,7 +75,7 @@ def examine(
     quick: bool = False,
     smi: Smi = nvidia_smi,
 ) -> tuple[Check, ...]:
-    """Every check, in the order shown. `quick` leaves out those that would have to ask nvidia-smi."""
+    """Run every check, in the order shown. `quick` leaves out those that need nvidia-smi."""
     gpus, builds = host.find_gpus(root), torch_builds()
     checks = [host.devices(root, gpus), host.driver(root, gpus, builds.get("cuda")), host.device_access(root, gpus)]
     if not (quick and gpus and gpus[0].vendor == "nvidia"):
@@ -104,6 +107,8 @@ def examine(
 
 
 def summary(checks: tuple[Check, ...]) -> str:
+    """Say in one line whether the host is ready, what is missing, and what could be tuned."""
+
     def named(status: Status) -> str:
         return ", ".join(f"{check.name} ({check.value})" for check in checks if check.ok == status) or "nothing"
 
@@ -114,5 +119,5 @@ def summary(checks: tuple[Check, ...]) -> str:
 
 
 def verdict(root: Path = Path("/"), env: Mapping[str, str] = os.environ, outputs: Path = Path("outputs")) -> str:
-    """One line for the run record; reads files only, so it costs milliseconds and touches no GPU."""
+    """Return one line for the run record. It only reads files, so it takes milliseconds and touches no GPU."""
     return summary(examine(root, env, outputs, quick=True))

@@ -1,7 +1,7 @@
-"""What the host check reads: one small function per thing, from /proc, /sys and the file system below `root`.
+"""What the host check reads: one small function per item, from /proc, /sys and the file system below `root`.
 
-The kernel, governor and C-state values are those usual on nodes that run latency benchmarks. Nothing here writes, and only
-`nvidia_smi` starts a process.
+The recommended kernel, governor and C-state values are the usual ones for nodes that run latency benchmarks. Nothing here writes,
+and only `nvidia_smi` starts a process.
 """
 
 import os
@@ -29,7 +29,7 @@ NVIDIA_DRIVER = {"12": 525, "13": 580}  # oldest driver branch for torch's CUDA 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing read, the value recommended for it, and the command that would change it (never run here)."""
+    """One item that was read, its recommended value, and the command that would change it (never run here)."""
 
     name: str
     value: str
@@ -41,7 +41,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One accelerator; `memory` in bytes and `peers` (GPUs linked directly) stay 0 where sysfs does not say."""
+    """One accelerator. `memory` (bytes) and `peers` (directly linked GPUs) stay 0 where sysfs does not tell."""
 
     vendor: Literal["amd", "nvidia"]
     name: str
@@ -50,6 +50,7 @@ class Gpu:
 
 
 def read(path: Path) -> str | None:
+    """Return a file's text, or None if it cannot be read."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:
@@ -57,12 +58,13 @@ def read(path: Path) -> str | None:
 
 
 def properties(path: Path) -> dict[str, int]:
+    """Return the numbers of a KFD properties file."""
     lines = (line.split() for line in (read(path) or "").splitlines())
     return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
 
 
 def find_gpus(root: Path) -> tuple[Gpu, ...]:
-    """The GPUs that this benchmark has kernels for: gfx942 and gfx950 by KFD, Hopper and Blackwell by /proc."""
+    """Return the GPUs that this benchmark has kernels for: gfx942 and gfx950 from KFD, Hopper and Blackwell from /proc."""
     nodes = sorted((root / "sys/class/kfd/kfd/topology/nodes").glob("*"), key=lambda node: node.name.zfill(4))
     amd, found = {}, []
     for node in nodes:
@@ -85,6 +87,7 @@ def find_gpus(root: Path) -> tuple[Gpu, ...]:
 
 
 def devices(root: Path, gpus: tuple[Gpu, ...]) -> Check:
+    """Check which GPUs are visible, and that none on the PCI bus is left out."""
     on_bus = 0
     for device in (root / "sys/bus/pci/devices").glob("*"):
         ids = PCI_IDS.get(read(device / "vendor") or "", ())
@@ -100,6 +103,7 @@ def devices(root: Path, gpus: tuple[Gpu, ...]) -> Check:
 
 
 def driver(root: Path, gpus: tuple[Gpu, ...], cuda: str | None) -> Check:
+    """Check that the GPUs' driver is loaded and new enough for torch's CUDA version."""
     if not gpus:
         return Check("driver", "none", "none without a GPU", "ok", "/sys/module", "")
     module = "amdgpu" if gpus[0].vendor == "amd" else "nvidia"
@@ -116,6 +120,7 @@ def driver(root: Path, gpus: tuple[Gpu, ...], cuda: str | None) -> Check:
 
 
 def device_access(root: Path, gpus: tuple[Gpu, ...]) -> Check:
+    """Check that this user may open the GPUs' device files."""
     if not gpus:
         return Check("device access", "none", "none without a GPU", "ok", "/dev", "")
     if gpus[0].vendor == "amd":
@@ -130,6 +135,7 @@ def device_access(root: Path, gpus: tuple[Gpu, ...]) -> Check:
 
 
 def nvidia_smi(*arguments: str) -> str | None:
+    """Return nvidia-smi's output, or None if it fails."""
     try:
         return subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -137,6 +143,7 @@ def nvidia_smi(*arguments: str) -> str | None:
 
 
 def gpu_memory(gpus: tuple[Gpu, ...], smi: Smi = nvidia_smi) -> Check:
+    """Check that every GPU has enough memory."""
     sizes = [gpu.memory / GIB for gpu in gpus]
     if gpus and gpus[0].vendor == "nvidia":
         text = smi("--query-gpu=memory.total", "--format=csv,noheader,nounits") or ""
@@ -149,7 +156,7 @@ def gpu_memory(gpus: tuple[Gpu, ...], smi: Smi = nvidia_smi) -> Check:
 
 
 def peer_links(gpus: tuple[Gpu, ...], smi: Smi = nvidia_smi) -> Check:
-    """Whether every pair of GPUs has XGMI or NVLink: the all-to-all of Ulysses goes over each pair."""
+    """Check that every pair of GPUs has XGMI or NVLink: Ulysses' all-to-all uses each pair."""
     count, want, source = len(gpus), "a direct link between every pair", "KFD io_links, nvidia-smi topo -m"
     if count < 2:
         return Check("GPU peer links", f"{count} GPU", want, "ok", source, "")
@@ -165,10 +172,11 @@ def peer_links(gpus: tuple[Gpu, ...], smi: Smi = nvidia_smi) -> Check:
 
 
 def memory(root: Path, gpus: tuple[Gpu, ...]) -> Check:
+    """Check the host's memory, or its container's limit."""
     text = re.search(r"^MemTotal:\s+(\d+) kB", read(root / "proc/meminfo") or "", re.M)
     total, limit = int(text[1]) * 1024 if text else 0, read(root / "sys/fs/cgroup/memory.max") or ""
     total = min(total, int(limit)) if limit.isdigit() else total
-    want = 256 if gpus else 4  # with GPUs the checkpoint should stay in the page cache beside the ranks
+    want = 256 if gpus else 4  # with GPUs the checkpoint should stay in the page cache while the ranks run
     value = f"{total / GIB:.0f} GiB" if total else "not readable"
     ok: Status = "ok" if total >= want * GIB else "warn"
     source, fix = "/proc/meminfo, cgroup memory.max", "raise the memory limit of the container or the job"
@@ -176,7 +184,7 @@ def memory(root: Path, gpus: tuple[Gpu, ...]) -> Check:
 
 
 def disk(name: str, folder: Path, want_gib: int, need_gib: int, fix: str) -> Check:
-    """Free space where `folder` is, or will be made. `need_gib` 0: nothing that the run needs, so at most a warning."""
+    """Check the free space where `folder` is, or will be. With `need_gib` 0 the run does not need it: at most a warning."""
     there = folder.absolute()
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
@@ -191,6 +199,7 @@ def disk(name: str, folder: Path, want_gib: int, need_gib: int, fix: str) -> Che
 
 
 def shared_memory(root: Path, gpus: tuple[Gpu, ...]) -> Check:
+    """Check the size of /dev/shm."""
     want, need = (8, 1) if gpus else (1, 0)  # docker's default of 64 MiB stops RCCL and NCCL
     folder, fix = root / "dev/shm", "docker run --shm-size=16g, or --ipc=host"
     if not os.path.isdir(folder):
@@ -199,11 +208,13 @@ def shared_memory(root: Path, gpus: tuple[Gpu, ...]) -> Check:
 
 
 def hub_cache(env: Mapping[str, str]) -> Path:
+    """Return the folder of the Hugging Face cache."""
     home = env.get("HF_HOME") or Path(env.get("XDG_CACHE_HOME") or Path(env.get("HOME", "~"), ".cache"), "huggingface")
     return Path(env.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
 def cache_disk(env: Mapping[str, str], gpus: tuple[Gpu, ...]) -> Check:
+    """Check that the checkpoint is in the cache, or fits on its disk."""
     cache = hub_cache(env)
     have = os.path.isdir(cache / HUB_FOLDER / "snapshots")
     # At most a warning: the recipe may name a folder elsewhere, and a filled cache may be read-only.
@@ -211,6 +222,7 @@ def cache_disk(env: Mapping[str, str], gpus: tuple[Gpu, ...]) -> Check:
 
 
 def limit(root: Path, name: str, row: str, want: float, fix: str) -> Check:
+    """Check one of this process's resource limits."""
     text = re.search(rf"^{row}\s+(\S+)", read(root / "proc/self/limits") or "", re.M)
     value = text[1] if text else "not readable"
     amount = float("inf") if value == "unlimited" else float(value) if value.isdigit() else -1.0
@@ -219,7 +231,7 @@ def limit(root: Path, name: str, row: str, want: float, fix: str) -> Check:
 
 
 def switch(root: Path, name: str, path: str, want: str, fix: str) -> Check:
-    """One kernel setting; of a choice such as `always [madvise] never` the one in brackets counts."""
+    """Check one kernel setting. Of a choice such as `always [madvise] never`, the one in brackets counts."""
     text = read(root / path)
     chosen = re.search(r"\[(\w+)\]", text or "")
     value = chosen[1] if chosen else text or UNSEEN
@@ -227,6 +239,7 @@ def switch(root: Path, name: str, path: str, want: str, fix: str) -> Check:
 
 
 def governor(root: Path) -> Check:
+    """Check the frequency governor of every CPU."""
     files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
     found = Counter(text for text in (read(file) for file in files) if text)
     value = ", ".join(f"{name} on {count} CPUs" for name, count in sorted(found.items()))
@@ -236,6 +249,7 @@ def governor(root: Path) -> Check:
 
 
 def c_states(root: Path) -> Check:
+    """Check that no slow idle state is enabled."""
     deep: Counter[str] = Counter()
     states = list((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpuidle/state*"))
     for state in states:

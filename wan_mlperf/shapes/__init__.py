@@ -1,1 +1,1 @@
-"""The embedded model's little world: coloured shapes that move, drawn and recognised."""
+"""The world of the embedded model: moving coloured shapes, drawn and recognised."""

@@ -1,8 +1,8 @@
-"""The little world of the embedded model: coloured shapes that move, and the captions that name them.
+"""The world of the embedded model: moving coloured shapes, and the captions that describe them.
 
-A scene names a shape, its colour, the background's colour and a motion: 3 x 6 x 7 x 7 = 882 scenes. The embedded model is
-trained on drawings of 756 of them; the other 126 are held out from everything that learns text or motion, and it is scored
-on those (`detect.py` measures what a video shows).
+A scene is a shape, its colour, the background's colour and a motion: 3 x 6 x 7 x 7 = 882 scenes. The embedded model is trained on
+drawings of 756 of them. The other 126 are held out from everything that learns text or motion, and the model is scored on those
+(`detect.py` measures what a video shows).
 
 Shapes: F frames, H height, W width.
 """
@@ -57,7 +57,7 @@ PHRASINGS: Final = len(_TEMPLATES) * 4
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What a clip shows, each part one of the words of this file."""
+    """What a clip shows. Each part is one of this file's words."""
 
     shape: str
     foreground: str
@@ -65,7 +65,7 @@ class Scene:
     motion: str
 
     def __post_init__(self) -> None:
-        """Reject a word that is not in the grammar, and a shape that could not be seen."""
+        """Reject a word that is not in the grammar, and a shape in the background's colour."""
         allowed = {"shape": SHAPES, "foreground": FOREGROUNDS, "background": BACKGROUNDS, "motion": MOTIONS}
         for name, words in allowed.items():
             if getattr(self, name) not in words:
@@ -76,7 +76,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a clip's shape is, in pixels: its centre at half time, its radius, what it travels and what it grows."""
+    """Where a clip's shape is, in pixels: its centre at half time, its radius, how far it moves and how much it grows."""
 
     x: float
     y: float
@@ -87,13 +87,13 @@ class Placement:
 
 @cache
 def scenes() -> tuple[Scene, ...]:
-    """Every scene of the grammar, in a fixed order."""
+    """Return every scene of the grammar, in a fixed order."""
     words = product(SHAPES, FOREGROUNDS, BACKGROUNDS, MOTIONS)
     return tuple(Scene(shape=s, foreground=f, background=b, motion=m) for s, f, b, m in words if f != b)
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether training must not see this scene: of each shape and pair of colours one motion in seven is left out."""
+    """True if training must not see this scene: for each shape and pair of colours, one motion in seven is left out."""
     place = 3 * SHAPES.index(scene.shape) + FOREGROUNDS.index(scene.foreground)
     place += 2 * BACKGROUNDS.index(scene.background) + MOTIONS.index(scene.motion)
     return place % len(MOTIONS) == 0
@@ -101,19 +101,19 @@ def is_held_out(scene: Scene) -> bool:
 
 @cache
 def training_scenes() -> tuple[Scene, ...]:
-    """The 756 scenes that training may see."""
+    """Return the 756 scenes that training may see."""
     return tuple(scene for scene in scenes() if not is_held_out(scene))
 
 
 def held_out_prompts() -> tuple[tuple[str, Scene], ...]:
-    """The 126 held-out scenes, each with one caption; the order mixes all attributes, so any first part is a fair sample."""
+    """Return the 126 held-out scenes, each with a caption, in an order that mixes all attributes: any first n are fair."""
     held_out = [scene for scene in scenes() if is_held_out(scene)]
     order = np.random.default_rng(0).permutation(len(held_out))
     return tuple((caption(held_out[j], int(i) % PHRASINGS), held_out[j]) for i, j in enumerate(order))
 
 
 def caption(scene: Scene, phrasing: int = 0) -> str:
-    """Say a scene in words; `phrasing` below `PHRASINGS` chooses how, 0 is the plainest."""
+    """Describe a scene. `phrasing`, below `PHRASINGS`, chooses the wording; 0 is the plainest."""
     if not 0 <= phrasing < PHRASINGS:
         raise ValueError(f"phrasing={phrasing} is not in 0..{PHRASINGS - 1}")
     motion, template = divmod(phrasing, len(_TEMPLATES))
@@ -126,7 +126,7 @@ def caption(scene: Scene, phrasing: int = 0) -> str:
 
 
 def place(scene: Scene, rng: np.random.Generator) -> Placement:
-    """Choose a placement that keeps the shape within the picture for the whole clip."""
+    """Choose a placement that keeps the shape inside the picture for the whole clip."""
     moves, resizes = scene.motion in DIRECTIONS, scene.motion in ("growing", "shrinking")
     along, across = (1.5, 4.0) if moves else (3.0, 3.0)
     horizontal = scene.motion in ("left", "right")
@@ -142,7 +142,7 @@ def place(scene: Scene, rng: np.random.Generator) -> Placement:
 
 
 def coverage(shape: str, x: float, y: float, radius: float) -> NDArray[np.float32]:
-    """How much of each pixel a shape covers, [H, W] in 0..1, from its signed distance; (x, y) is its centroid."""
+    """Return how much of each pixel a shape covers, [H, W] in 0..1, from its signed distance. (x, y) is its centroid."""
     v, u = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
     u, v = u - x, v - y
     if shape == "circle":

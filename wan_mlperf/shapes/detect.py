@@ -1,8 +1,8 @@
-"""See what a video shows: the shape, its colour, the background's colour and the motion, from the pixels alone.
+"""Recognise what a video shows: the shape, its colour, the background's colour and the motion, from the pixels alone.
 
-It knows the words of `clips.py` and how a shape looks, never the prompt. The two colours are measured, each pixel is then
-placed between them, which gives the shape's coverage even where its outline is soft; the coverage's centre and area tell the
-motion, and the shape is the one whose own drawing, at the same centre and area, is nearest.
+It knows the words of `clips.py` and how a shape looks, but never the prompt. First it measures the two colours. Then it places
+each pixel between them, which gives the shape's coverage even where its outline is soft. The coverage's centre and area over time
+give the motion, and the shape is the one whose drawing at the same centre and area is nearest.
 
 Shapes: F frames, H height, W width.
 """
@@ -25,16 +25,17 @@ _UNIT_AREA = {"circle": np.pi, "square": 4 * 0.9**2, "triangle": 3 * np.sqrt(3) 
 
 
 def detect(frames: NDArray[np.uint8]) -> Scene:
-    """Name what a clip shows, uint8 [F, 64, 64, 3]; a clip that shows nothing still gets the nearest words."""
+    """Name what a clip shows, uint8 [F, 64, 64, 3]. Even a clip that shows nothing gets the nearest words."""
     foreground, background, alpha = _measure(frames)
     return Scene(shape=_shape(alpha), foreground=foreground, background=background, motion=_motion(*_track(alpha)))
 
 
 def steadiness(frames: NDArray[np.uint8]) -> float:
-    """How still the outline of a clip's shape holds while it moves or changes size: 1 is a shape that only does that.
+    """Return how steady the outline of a clip's shape is while it moves or changes size; 1 means it does nothing else.
 
-    Every frame's coverage is brought to the clip's mean centre and area; the result is the mean over frames of its overlap with
-    their mean, intersection over union. Drawn clips, whose edges fall on other pixels in each frame, reach about 0.98.
+    Every frame's coverage is moved and scaled to the clip's mean centre and area. The result is the mean over frames of its
+    overlap with their mean (intersection over union). Drawn clips, whose edges fall on other pixels in each frame, reach about
+    0.98.
     """
     alpha = _measure(frames)[2]
     x, y, area = _track(alpha)
@@ -51,7 +52,7 @@ def steadiness(frames: NDArray[np.uint8]) -> float:
 
 
 def _measure(frames: NDArray[np.uint8]) -> tuple[str, str, NDArray[np.float32]]:
-    """Foreground's and background's names, and the shape's coverage [F, H, W]."""
+    """Return the names of foreground and background, and the shape's coverage [F, H, W]."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (SIZE, SIZE, 3):
         raise ValueError(f"frames must be uint8 [F, {SIZE}, {SIZE}, 3], not {frames.dtype} {list(frames.shape)}")
     video = frames.astype(np.float32)
@@ -71,7 +72,7 @@ def _measure(frames: NDArray[np.uint8]) -> tuple[str, str, NDArray[np.float32]]:
 
 
 def score(videos: Iterable[NDArray[np.uint8]], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Fraction of videos that show what their scene says, by attribute: foreground, background, direction, shape."""
+    """Return the fraction of videos that show what their scene says, per attribute: foreground, background, direction, shape."""
     seen = [detect(video) for video in videos]
     if len(seen) != len(scenes) or not seen:
         raise ValueError(f"{len(seen)} videos for {len(scenes)} scenes")
@@ -87,7 +88,7 @@ def _nearest(colour: NDArray[np.float32], names: Sequence[str]) -> str:
 
 
 def _track(alpha: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Centre x, centre y and area of the coverage [F, H, W], each [F]; an empty frame has its centre in the middle."""
+    """Return centre x, centre y and area of the coverage [F, H, W], each [F]. An empty frame's centre is the middle."""
     position = np.arange(SIZE) + 0.5
     area = alpha.sum((1, 2), dtype=np.float64)
     safe = np.maximum(area, 1e-6)
@@ -97,7 +98,7 @@ def _track(alpha: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def _motion(x: NDArray[np.float64], y: NDArray[np.float64], area: NDArray[np.float64]) -> str:
-    """The motion that a straight line through centre and radius over time shows most clearly."""
+    """Return the motion that straight lines through centre and radius over time show most clearly."""
 
     def change(values: NDArray[np.float64]) -> float:
         return float(np.polyfit(np.linspace(0, 1, len(values)), values, 1)[0]) if len(values) > 1 else 0.0
@@ -113,7 +114,7 @@ def _motion(x: NDArray[np.float64], y: NDArray[np.float64], area: NDArray[np.flo
 
 
 def _shape(alpha: NDArray[np.float32]) -> str:
-    """The shape whose own coverage, drawn with the measured centres and areas, differs least from the measured one."""
+    """Return the shape whose coverage, drawn with the measured centres and areas, differs least from the measured one."""
     x, y, area = _track(alpha)
 
     def error(shape: str) -> float:
