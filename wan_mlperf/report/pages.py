@@ -1,4 +1,4 @@
-"""What a run folder tells -> the HTML of its report, or of the comparison of two."""
+"""Run folders -> the HTML of one run's report, or of the comparison of two."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run folder tells: its result, its recipe as plain values (`settings`), and VBench's summary if it was scored."""
+    """A run folder's content: the result, the recipe as plain values (`settings`), and VBench's summary if it was scored."""
 
     folder: Path
     result: Result
@@ -98,7 +98,7 @@ def _date(name: str) -> str:
 
 
 def _verdict(run: Result) -> tuple[bool, str, str]:
-    """Whether all is well, the word, and the reason if there is one."""
+    """Return whether all is well, the word for it, and the reason if there is one."""
     if not run.valid:
         return False, "INVALID", run.invalid_reason or "LoadGen gives no reason"
     if run.compliance:
@@ -108,7 +108,7 @@ def _verdict(run: Result) -> tuple[bool, str, str]:
 
 
 def _figures(run: Result, vbench: Summary | None) -> list[tuple[str, str, str]]:
-    """The numbers at the top: value, what it is, a note."""
+    """Return the numbers at the top: value, name, note."""
     figures = []
     if run.latency_p90_s:
         early = run.latency_early_stopping_s
@@ -144,7 +144,7 @@ def _published(run: Result) -> list[tuple[Published, float | None]]:
 
 
 def _contact_sheet(folder: Path) -> list[tuple[str, list[str]]]:
-    """A few videos spread over the run: prompt, and frames as data addresses."""
+    """Return a few videos from all over the run: the prompt, and frames as data URLs."""
     entries = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
     there = [entry for entry in entries if (folder / entry["video"]).is_file()]
     chosen = [there[index] for index in sorted(set(np.linspace(0, len(there) - 1, VIDEOS).astype(int)))] if there else []
@@ -160,7 +160,7 @@ def _contact_sheet(folder: Path) -> list[tuple[str, list[str]]]:
 
 
 def _environment(run: Result) -> dict[str, str]:
-    """What the run ran on and with, as one flat list."""
+    """Return what the run ran on and with, as one flat list."""
     names = ("recipe", "device", "mesh", "world_size", "checkpoint", "noise", "host", "commit")
     return {
         **{name.replace("_", " "): str(getattr(run, name)) for name in names},
@@ -173,7 +173,7 @@ def _environment(run: Result) -> dict[str, str]:
 
 
 def _rows(first: Run, second: Run) -> list[tuple[str, str, str, float | None]]:
-    """The scores of both runs and the change from the first to the second."""
+    """Return the scores of both runs, and the change from the first to the second."""
     times = {
         "latency_early_stopping_s": "early-stopping estimate",
         "latency_p90_s": "90th percentile",
@@ -212,6 +212,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _differences(first: Mapping[str, str], second: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """What is not the same in both: name, first, second."""
+    """Return what differs: name, first value, second value."""
     names = dict.fromkeys([*first, *second])
     return [(name, first.get(name, NONE), second.get(name, NONE)) for name in names if first.get(name) != second.get(name)]

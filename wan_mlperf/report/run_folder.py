@@ -1,4 +1,4 @@
-"""A run folder: what it tells, and its report.html."""
+"""Reads a run folder, and writes its report.html."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = "report.html"
 
 
 def write(folder: Path) -> None:
-    """Write a finished run's report.html. A page that cannot be made is said, and costs the run nothing."""
+    """Write a finished run's report.html. If that fails it says why, and the run is none the worse."""
     try:
         atomic_write(folder / PAGE, render(read(folder)))
     except (OSError, ValueError, KeyError, jinja2.TemplateError) as error:
@@ -26,7 +26,7 @@ def write(folder: Path) -> None:
 
 
 def read(folder: Path) -> Run:
-    """Return what a run folder tells. Raises BadInput for a folder that is not a finished run's, or one of another version."""
+    """Read a run folder. Raises BadInput if it is not a finished run of this version."""
     result = results.read(folder)
     file = folder / "recipe.yaml"
     try:

@@ -1,4 +1,4 @@
-"""systems/<system>.json: what a run measured of its machine (sut/machine.py), and what only a person can say."""
+"""systems/<system>.json: what a run measured of its machine (sut/machine.py), and what only a person knows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wan_mlperf.errors import BadInput, did_you_mean
 UNKNOWN = "to be filled in"  # only a dry run packs this
 STATUS = ("available", "preview", "rdi")
 SYSTEM_TYPES = ("datacenter", "edge", "datacenter,edge", "edge,datacenter")
-# Fields that MLCommons' checker wants with a meaning.
+# Fields that MLCommons' checker wants filled.
 REQUIRED = (
     "division",
     "submitter",
@@ -56,13 +56,13 @@ OPTIONAL = (
 
 
 def template(measured: Mapping[str, Any]) -> dict[str, str]:
-    """Return a description to edit: measured fields filled, all others empty."""
+    """Return a description to edit: measured fields are filled, all others are empty."""
     own = [field for field in (*REQUIRED, *OPTIONAL) if field not in ("division", "submitter")]
     return {field: str(measured.get(field, "")) for field in own}
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Read a person's description: any of the fields, and no others. Raises BadInput."""
+    """Read the description that a person filled in: any of the fields, but no others. Raises BadInput."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -81,7 +81,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def complete(person: Mapping[str, Any], measured: Mapping[str, Any], *, division: str, submitter: str) -> dict[str, Any]:
-    """Return every field that the checker reads: a person's word first, then the measured value, else empty."""
+    """Return every field that the checker reads: what a person wrote, or else the measured value, or else empty."""
     fixed = {"division": division, "submitter": submitter}
     for field, value in fixed.items():
         if person.get(field) and person[field] != value:
@@ -90,5 +90,5 @@ def complete(person: Mapping[str, Any], measured: Mapping[str, Any], *, division
 
 
 def unfilled(description: Mapping[str, Any]) -> list[str]:
-    """Return the fields that a person still has to fill."""
+    """Return the fields that a person still has to fill in."""
     return [field for field in REQUIRED if not description[field]]

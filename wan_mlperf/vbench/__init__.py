@@ -1,1 +1,1 @@
-"""MLPerf's accuracy: VBench's six dimensions over a run's videos: `python -m wan_mlperf.vbench`."""
+"""MLPerf's accuracy: scores a run's videos in six dimensions of VBench. `python -m wan_mlperf.vbench`."""

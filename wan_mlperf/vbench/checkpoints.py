@@ -1,4 +1,4 @@
-"""The checkpoints that VBench's dimensions load: where each belongs, where it comes from, what it hashes to."""
+"""The checkpoints that VBench's dimensions load: where each belongs, where to get it, and its hash."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 
 @dataclass(frozen=True, kw_only=True)
 class VBenchCheckpoint:
-    """What a dimension needs: `path` under the checkpoint folder, a file or a folder that holds `inside`."""
+    """What a dimension needs: `path` in the checkpoint folder, which is a file, or a folder that contains `inside`."""
 
     path: str
     address: str
@@ -25,8 +25,8 @@ class VBenchCheckpoint:
     sha256: str = ""
 
 
-# The paths and addresses are those of VBench 0.1.5 in local mode, as MLCommons' reference runs it; the last one is what
-# Tag2Text opens by name. The first one is code: VBench runs its hubconf.py.
+# The paths and addresses are those of VBench 0.1.5 in local mode, as in MLCommons' reference. Tag2Text opens the last one by its
+# name. The first one is code: VBench runs its hubconf.py.
 CHECKPOINTS = (
     VBenchCheckpoint(
         path="dino_model/facebookresearch_dino_main",
@@ -74,7 +74,7 @@ CHECKPOINTS = (
 
 
 def checkpoint_folder() -> Path:
-    """Where VBench keeps its checkpoints: $VBENCH_CACHE_DIR, else ~/.cache/vbench."""
+    """Return where VBench keeps its checkpoints: $VBENCH_CACHE_DIR, or else ~/.cache/vbench."""
     return Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench").absolute()
 
 
@@ -85,7 +85,7 @@ def needed(dimensions: Iterable[str]) -> list[VBenchCheckpoint]:
 
 
 def locate(checkpoint: VBenchCheckpoint) -> Path | None:
-    """Return where a checkpoint is, or None. BERT is also taken from the Hugging Face cache, where VBench would leave it."""
+    """Return where a checkpoint is, or None. BERT may also be in the Hugging Face cache, where VBench would put it."""
     places = [checkpoint_folder() / checkpoint.path]
     if checkpoint.path == "bert-base-uncased":
         found = [try_to_load_from_cache(name, "config.json") for name in ("bert-base-uncased", "google-bert/bert-base-uncased")]
@@ -97,7 +97,7 @@ def locate(checkpoint: VBenchCheckpoint) -> Path | None:
 
 
 def missing(dimensions: Iterable[str]) -> list[str]:
-    """Return one line per missing checkpoint: its download address and the place it belongs in."""
+    """Return one line per missing checkpoint: where to download it, and where to put it."""
     return [
         f"{one.address}{f' ({one.how})' if one.how else ''} -> {checkpoint_folder() / one.path}"
         for one in needed(dimensions)
@@ -106,17 +106,17 @@ def missing(dimensions: Iterable[str]) -> list[str]:
 
 
 def hashes(dimensions: Iterable[str]) -> dict[str, str]:
-    """Return path -> SHA-256 of the checkpoints of these dimensions."""
+    """Return path -> SHA-256 of these dimensions' checkpoints."""
     return {one.path: digest(path) for one in needed(dimensions) if (path := locate(one)) is not None}
 
 
 def not_the_published(found: Mapping[str, str]) -> list[str]:
-    """Return the checkpoints that differ from the publisher's, where the publisher tells the hash."""
+    """Return the checkpoints that differ from the publisher's, as far as the publisher names a hash."""
     return [one.path for one in CHECKPOINTS if one.sha256 and found.get(one.path, one.sha256) != one.sha256]
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the names and contents of a folder's files."""
+    """Return the SHA-256 of a file, or of the names and contents of all files of a folder."""
     result = hashlib.sha256()
     inside = [path]
     if path.is_dir():
@@ -133,9 +133,9 @@ def digest(path: Path) -> str:
 
 @contextmanager
 def surroundings() -> Iterator[tuple[Path, dict[str, str]]]:
-    """Yield a working folder and the environment variables in which VBench finds every checkpoint and fetches nothing.
+    """Yield a working folder and environment variables with which VBench finds every checkpoint and downloads nothing.
 
-    Two checkpoints are opened by name alone: BERT from the working folder, DINO's weights from torch.hub's own.
+    Two checkpoints are opened by name only: BERT in the working folder, and DINO's weights in torch.hub's folder.
     """
     with TemporaryDirectory(prefix="wan_mlperf-vbench-") as name:
         folder = Path(name)

@@ -1,8 +1,8 @@
-"""From VBench's raw results to the benchmark's score, its verdict, accuracy.txt and summary.json.
+"""VBench's raw results -> the benchmark's score, its verdict, accuracy.txt and the summary.
 
-The score is that of MLCommons' reference: the plain mean of VBench's six dimension results, times 100. VBench's own
-leaderboard rescales and weighs dimensions; the benchmark does neither. No raw result is trusted beyond the videos it was
-computed from: it names their hashes, and a changed, added or removed video makes it stale.
+The score is that of MLCommons' reference: the plain mean of VBench's results in six dimensions, times 100. VBench's own
+leaderboard rescales and weights the dimensions; the benchmark does neither. A raw result counts only for the videos it was
+computed from: it contains their hashes, and a changed, added or removed video makes it stale.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LISTS = ("missing", "unreadable", "extra", "refused", "unnamed", "not_in_run")
 
 
 def read_raw(file: Path, expected: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return a dimension's raw result, or None if there is none or it is of other videos than `expected` (name -> SHA-256).
+    """Return a dimension's raw result, or None if there is none for exactly these videos: `expected` is name -> SHA-256.
 
     Raises Failed if VBench left out a video or a number is not finite.
     """
@@ -56,7 +56,7 @@ def summarise(
     raws: Mapping[str, Mapping[str, Any]],
     run: Result | None = None,
 ) -> Summary:
-    """Judge the raw results of the dimensions that are scored; `run` is the result of the run that made the videos, if known."""
+    """Judge the raw results of the scored dimensions. `run` is the result of the run that made the videos, if known."""
     absent = [dimension for dimension in DIMENSIONS if dimension not in raws]
     complete = not (absent or videos.missing or videos.unreadable)
     score = 100 * sum(raws[dimension]["mean"] for dimension in DIMENSIONS) / len(DIMENSIONS) if complete else None
@@ -109,7 +109,7 @@ def _problems(
 
 
 def _conflict(values: Sequence[Any]) -> bool:
-    """True if two of these differ; mappings may differ in which keys they have, not in a key's value."""
+    """True if any two of these differ. Mappings may have different keys, but not different values of a key."""
     if not values or not isinstance(values[0], Mapping):
         return len(set(values)) > 1
     merged: dict[str, Any] = {}
@@ -131,10 +131,10 @@ def _dimension(raw: Mapping[str, Any], videos: Videos, prompts: Mapping[str, Seq
 
 
 def accuracy_text(summary: Summary) -> str | None:
-    """Return accuracy.txt as MLCommons' checker reads it, or None where there is no score of the whole run.
+    """Return accuracy.txt as MLCommons' checker reads it, or None without a score of the whole run.
 
-    What makes the score not the benchmark's is said in lines above it. The hash is that of the whole accuracy log; a folder
-    without that log gets no hash line.
+    Notes above the score say why it is not the benchmark's. The hash is that of the whole accuracy log; without that log there is
+    no hash line.
     """
     if summary.score is None:
         return None
@@ -146,7 +146,7 @@ def accuracy_text(summary: Summary) -> str | None:
 
 
 def verdict(summary: Summary) -> str:
-    """Say in one line whether the floor is reached and whether that counts."""
+    """Say in one line whether the score reaches the floor, and whether it counts."""
     if summary.score is None:
         return f"INCOMPLETE, no score: {'; '.join(summary.problems)}"
     compared = f"{summary.score:.4f} {'>=' if summary.reached else '<'} {FLOOR}"
@@ -155,7 +155,7 @@ def verdict(summary: Summary) -> str:
 
 
 def as_table(summary: Summary) -> Table:
-    """Return the scores per dimension and their mean as a table."""
+    """Return a table of the scores per dimension and their mean."""
     table = Table(title="VBench")
     table.add_column("dimension")
     for title in ("videos", "score", "lowest", "highest", "seconds"):

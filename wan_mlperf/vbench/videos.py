@@ -1,6 +1,6 @@
-"""Which videos VBench scores: read a run's videos and prompts, check every one, stage them under the names VBench looks for.
+"""Which videos VBench scores: reads a run's videos and prompts, checks each, and links them under the names VBench expects.
 
-Nothing is dropped in silence: each video and each prompt ends in exactly one of the lists of `Videos`.
+Nothing is dropped silently: each video and each prompt ends up in exactly one of the lists of `Videos`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FEWEST_FRAMES = 3  # motion_smoothness interpolates between every second frame
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """One prompt of a run and the file that answers it. `video` is relative to the run folder."""
+    """One prompt of a run and its video's file, relative to the run folder."""
 
     index: int
     prompt: str
@@ -33,17 +33,17 @@ class Video:
 
     @property
     def name(self) -> str:
-        """The file name under which VBench looks for this prompt's first video."""
+        """The file name that VBench expects for this prompt's first video."""
         return f"{self.prompt}-0.mp4"
 
 
 @dataclass(kw_only=True)
 class Videos:
-    """A run sorted out. `scored` and `sha256`: by staged name; `not_in_run`: benchmark prompts that the run has not.
+    """A run's videos and prompts, sorted. `scored` and `sha256` are keyed by staged name.
 
-    The rest holds one line each. `missing` and `unreadable` are videos of benchmark prompts; `extra` and `refused` are prompts
-    that the benchmark has not, the latter because they cannot even be a file's name; `unnamed` are files that prompts.json
-    does not name.
+    The others hold one line each. `missing` and `unreadable` are videos of benchmark prompts. `extra` and `refused` are prompts
+    that are not the benchmark's; the latter cannot even be part of a file name. `unnamed` are files that prompts.json does not
+    name, and `not_in_run` are benchmark prompts that the run lacks.
     """
 
     scored: dict[str, Video] = field(default_factory=dict)
@@ -56,12 +56,12 @@ class Videos:
     not_in_run: list[str] = field(default_factory=list)
 
     def of(self, dimension: str, prompts: Mapping[str, Sequence[str]]) -> dict[str, str]:
-        """Return staged name -> SHA-256 of the videos that count for a dimension."""
+        """Return staged name -> SHA-256 of the videos that count in a dimension."""
         return {name: self.sha256[name] for name, video in self.scored.items() if dimension in prompts[video.prompt]}
 
 
 def dimensions_by_prompt(full_info: Path) -> dict[str, tuple[str, ...]]:
-    """Return each prompt of the six dimensions with the dimensions that it counts for, from VBench_full_info.json."""
+    """Return each prompt of the six dimensions, with the dimensions it counts in, from VBench_full_info.json."""
     found: dict[str, tuple[str, ...]] = {}
     for entry in json.loads(full_info.read_text(encoding="utf-8")):
         wanted = tuple(one for one in DIMENSIONS if one in entry["dimension"])
@@ -71,9 +71,9 @@ def dimensions_by_prompt(full_info: Path) -> dict[str, tuple[str, ...]]:
 
 
 def read_run(folder: Path) -> list[Video]:
-    """Return the videos that a folder says it holds: by its prompts.json, else `<prompt>-0.mp4` files as VBench names them.
+    """Return the videos that a folder should contain: those in prompts.json, or else `<prompt>-0.mp4` files, VBench's names.
 
-    Raises BadInput for a folder without either, or a prompts.json of another form.
+    Raises BadInput for a folder without either, or for a prompts.json in another format.
     """
     file = folder / "prompts.json"
     if not file.is_file():
@@ -114,13 +114,13 @@ def _entry(one: Any, number: int, file: Path) -> Video:
 
 
 def video_files(folder: Path) -> list[Path]:
-    """Every MP4 of a run: those in `videos`, else those in the folder itself."""
+    """Return every MP4 of a run: those in `videos`, or else those in the folder itself."""
     inside = folder / "videos"
     return sorted((inside if inside.is_dir() else folder).glob("*.mp4"))
 
 
 def why_no_file_name(prompt: str) -> str | None:
-    """Return why a prompt cannot be part of a file name, or None. What passes here cannot leave the folder it is put in."""
+    """Return why a prompt cannot be part of a file name, or None. A name that passes cannot point outside its folder."""
     if "/" in prompt or "\\" in prompt:
         return "it holds a path separator"
     if not prompt or not prompt.isprintable():
@@ -141,7 +141,7 @@ def sort_out(
     *,
     checked: Callable[[], None] = lambda: None,
 ) -> Videos:
-    """Check every video of a run against the benchmark's prompts and decode it. `checked` is called after each one."""
+    """Check every video of a run: is its prompt the benchmark's, and can it be decoded? `checked` is called after each one."""
     result = Videos()
     for video in run:
         path = folder / video.video
@@ -167,7 +167,7 @@ def sort_out(
 
 
 def unreadable(path: Path) -> str | None:
-    """Decode a whole MP4; return what is wrong with it, or None."""
+    """Decode a whole MP4. Returns what is wrong with it, or None."""
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
@@ -182,7 +182,7 @@ def unreadable(path: Path) -> str | None:
 
 
 def stage(folder: Path, videos: Videos, target: Path) -> None:
-    """Fill `target`, emptied first, with one link per scored video under VBench's name for it."""
+    """Empty `target`, and link every scored video there under VBench's name for it."""
     if target.is_symlink():
         target.unlink()
     shutil.rmtree(target, ignore_errors=True)
@@ -194,6 +194,6 @@ def stage(folder: Path, videos: Videos, target: Path) -> None:
 
 
 def shown(prompt: str, longest: int = 80) -> str:
-    """A prompt as it may be printed: one line, no control characters, not endless."""
+    """Return a prompt for printing: one line, without control characters, and not too long."""
     text = ascii(prompt) if not prompt.isprintable() else repr(prompt)
     return text if len(text) <= longest else f"{text[:longest]}..."

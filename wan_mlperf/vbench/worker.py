@@ -1,7 +1,7 @@
-"""Scores one VBench dimension. Runs in VBench's own environment, so it imports nothing of this project.
+"""Scores one VBench dimension. It runs in VBench's environment, so it imports nothing of this project.
 
-`python -I worker.py JOB.json` scores; `--check DIMENSION...` imports everything and prints the versions. A job names `dimension`,
-`device`, `videos` (the staged folder), `output` (where the result goes) and `identity` (kept with the result as it is).
+`python -I worker.py JOB.json` scores; `--check DIMENSION...` imports everything and prints the versions. A job contains
+`dimension`, `device`, `videos` (the staged folder), `output` (where the result goes) and `identity` (copied into the result).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _declared: list[Any] = []
 
 
 def declare_torchvision_operators() -> None:
-    """Make `import torchvision` work beside a torch that its compiled half was not built for.
+    """Make `import torchvision` work with a torch that its compiled part was not built for.
 
-    VBench uses only torchvision's Python transforms, but importing the package registers kernels for operators that the
-    compiled half should have declared. Each one that is found missing is declared, without ever being called.
+    VBench uses only torchvision's Python transforms. But importing the package registers kernels for operators that the compiled
+    part should have declared. Each missing operator is declared here; none is ever called.
     """
     import torch
 
@@ -42,11 +42,11 @@ def declare_torchvision_operators() -> None:
             del sys.modules[name]
         library = torch.library.Library("torchvision", "FRAGMENT")
         library.define(f"{missing[1]}() -> ()")
-        _declared.append(library)  # the declaration lives as long as the object
+        _declared.append(library)  # a declaration lasts as long as its object
 
 
 def versions() -> dict[str, str]:
-    """Return the Python and package versions that a score depends on."""
+    """Return the versions of Python and of the packages that a score depends on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
@@ -58,7 +58,7 @@ def check(dimensions: list[str]) -> None:
 
 
 def score(job: dict[str, Any]) -> None:
-    """Score `job["dimension"]` over the staged videos and write the result to `job["output"]`, whole or not at all."""
+    """Score the staged videos in `job["dimension"]` and write the result to `job["output"]`, completely or not at all."""
     import torch
     import vbench
 
