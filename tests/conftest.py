@@ -1,4 +1,4 @@
-"""What the tests share: a checkpoint of random weights and a way to start entry points as a user does."""
+"""What the tests share: a checkpoint with random weights, and a way to start entry points as a user does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = (
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Diffusers folder with random weights: heads and layout of the embedded model, fewer layers."""
+    """A Diffusers folder with random weights: the embedded model's heads and layout, but fewer layers."""
     from wan_mlperf.bench import random_checkpoint
 
     return random_checkpoint.write(tmp_path_factory.mktemp("model"), layers=2, ffn=256)
@@ -37,7 +37,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def run_module(
     arguments: Sequence[str], *, ranks: int | None = None, timeout: float = 300, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m <arguments>`; with `ranks`, under torchrun with as many. Never raises on a non-zero exit code."""
+    """Run `python -m <arguments>`, with `ranks` under torchrun with that many. Does not raise on a non-zero exit code."""
     command = [sys.executable, "-m", *arguments]
     if ranks is not None:
         command[1:2] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]

@@ -26,7 +26,7 @@ USER_CONF = "".join(
 
 
 def make_logs(folder: Path, scenario: str, mode: str, *, seconds: float = 0.0, audit: bool = False, cache: bool = False) -> None:
-    """Run LoadGen in a process of its own; `seconds` is what each sample takes."""
+    """Run LoadGen in a separate process. `seconds` is what each sample takes."""
     words = [*(["audit"] if audit else []), *(["cache"] if cache else [])]
     command = [sys.executable, "-m", "tests.engine_stub", str(folder), scenario, mode, str(seconds), *words]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)

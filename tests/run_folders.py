@@ -1,4 +1,4 @@
-"""Run folders as `wan_mlperf.run` leaves them, without an engine: LoadGen's logs are real, the numbers beside them made up."""
+"""Run folders like those of `wan_mlperf.run`, without an engine. LoadGen's logs are real, the other numbers invented."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECIPE = to_yaml(TINY)
 
 
 def result(scenario: str, mode: str, **changes: Any) -> dict[str, Any]:
-    """A result.json with everything that a real one has."""
+    """The content of a result.json, with everything that a real one has."""
     seconds = [2 + 0.1 * ((7 * index) % 11) for index in range(64)]
     values: dict[str, Any] = {
         "version": results.VERSION,
@@ -109,7 +109,7 @@ def write(folder: Path, scenario: str, kind: str, *, logs: Path | None = None, *
     values = result(scenario, mode, **changes)
     if kind == "test04":
         assert logs is not None
-        # Two cores may slow the reference at the wrong moment, and this is no test of the rule.
+        # A busy machine may slow the reference at the wrong moment, and this does not test the rule.
         outcome = {"passed": True, "verdict": "TEST PASS"}
         values["compliance"] = dataclasses.asdict(compliance.verify(folder, logs)) | outcome
         (folder / compliance.VERDICT).write_text("Verifying performance.\nTEST PASS\n")

@@ -1,4 +1,4 @@
-"""The figures on paper against the known ones, and the timing of parts on a small model."""
+"""Figures from first principles against known ones, and the timing of single parts on a small model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_guidance_in_parallel_halves_what_ulysses_sends() -> None:
 
 
 def test_parts_run_on_a_small_model() -> None:
-    """The calls that a GPU times at full size, on this device at a small one."""
+    """The calls that are timed at full size on a GPU, here at a small size on this device."""
     small = dataclasses.replace(MLPERF, height=32, width=32, frames=5)
     sizes = {"num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 64}
     calls = full_size.expert_calls(small, probe(), layers=1, **sizes)

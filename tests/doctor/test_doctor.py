@@ -243,7 +243,7 @@ def test_verdict_is_one_line_and_quick_on_a_large_node(tmp_path: Path) -> None:
 
 
 def test_a_run_writes_nothing_and_imports_neither_torch_nor_aiter(tmp_path: Path) -> None:
-    """An audit hook in a process of its own stops at the first write, in a folder that has no outputs/ yet."""
+    """In a separate process, an audit hook fails at the first write, in a folder without outputs/."""
     code = """
 import sys
 import wan_mlperf

@@ -17,7 +17,7 @@ ATTRIBUTES = ("foreground", "background", "direction", "shape")
 
 @pytest.fixture(scope="module")
 def sample() -> tuple[list[clips.Scene], list[NDArray[np.uint8]]]:
-    """Every sixth scene, which meets all words, drawn at a random place."""
+    """Every sixth scene, which covers all words, drawn at a random place."""
     rng = np.random.default_rng(3)
     chosen = list(clips.scenes()[::6])
     return chosen, [clips.draw(scene, clips.place(scene, rng)) for scene in chosen]

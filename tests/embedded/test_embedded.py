@@ -60,7 +60,7 @@ def test_error_falls_with_the_precision_of_the_gemms(tmp_path: Path) -> None:
 def test_what_is_wrong_shows(tmp_path: Path) -> None:
     """Swapped experts, a moved boundary and FP4 in every step cost more than the default schedule.
 
-    FP4 in the last steps too costs 0.6 dB on average, beside MXFP4's GEMMs, but not on each prompt: on 42 of 64.
+    FP4 in the last steps too costs 0.6 dB on average on top of MXFP4 GEMMs, but not for every prompt: for 42 of 64.
     """
     folder = shutil.copytree(checkpoint.find("embedded").folder, tmp_path / "swapped")
     (folder / "transformer").rename(folder / "aside")

@@ -1,4 +1,4 @@
-"""Training the embedded model for a small part of its steps: every loss falls, a stop loses nothing, and the folder loads."""
+"""Trains the embedded model for a small part of its steps: every loss falls, stopping loses nothing, and the folder loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MP4s: read back as they were written, the same twice, whole or not there."""
+"""MP4s read back as they were written, are the same twice, and exist only when they are whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of `generate --prompts`: what is whole, what is missing, what must not be mixed."""
+"""The folder of `generate --prompts`: which videos are whole, which are missing, and which must not be mixed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def videos(folder: Path, prompts: list[str] = PROMPTS, recipe: Mapping[str, obje
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two of three videos are there."""
+    """A folder with two of three videos."""
     made = videos(tmp_path)
     made.lock()
     for number in (0, 2):

@@ -68,7 +68,7 @@ def test_references_are_the_same_on_the_gpu() -> None:
 
 
 def test_the_pipeline_streams_from_the_gpu(model: Path) -> None:
-    """Pinned copies on a stream of their own give the frames that the CPU's arithmetic gives, but for rounding."""
+    """Pinned copies on a separate stream give the same frames as the CPU, except for rounding."""
     from wan_mlperf import Pipeline, load_recipe
 
     recipe = load_recipe("tiny", overrides=[f"model.checkpoint={model}", "mesh.ranks=1"], exact=True)

@@ -33,14 +33,14 @@ def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_errors_are_those_of_the_formats(dtype: torch.dtype) -> None:
-    """15 % is MXFP4's error on Gaussian data, 3.7 % FP8's."""
+    """On Gaussian data MXFP4's error is 15 %, and FP8's 3.7 %."""
     linear, hidden = layer(dtype)
     assert 0.13 < error(gemm.Mxfp4Linear(linear)(hidden), linear(hidden)) < 0.17
     assert 0.03 < error(gemm.Fp8Linear(linear)(hidden), linear(hidden)) < 0.045
 
 
 def test_mxfp4_against_torchao() -> None:
-    """torchao's emulation rounds ties to even, AITER and ours away from zero: else they are the same."""
+    """torchao's emulation rounds ties to even, AITER and ours away from zero. Otherwise they are the same."""
     from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig
     from torchao.quantization import quantize_
     from torchao.quantization.quantize_.common import KernelPreference
@@ -65,7 +65,7 @@ def test_mxfp4_against_torchao() -> None:
 
 
 def test_a_token_does_not_see_the_others() -> None:
-    """No scale spans tokens, so a shard of them gives the same: Ulysses changes nothing."""
+    """No scale spans tokens, so a shard of them gives the same result: Ulysses changes nothing."""
     linear, hidden = layer(torch.float32)
     for kind in (gemm.Mxfp4Linear, gemm.Fp8Linear):
         whole = kind(linear)(hidden)

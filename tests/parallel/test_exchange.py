@@ -1,4 +1,4 @@
-"""Tensors that ranks of a replica hand each other: the same through memory as over gloo, and the end of a rank is seen."""
+"""Tensors that ranks of a replica send each other: the same through memory as over gloo, and the death of a rank is noticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fitting the recipe's mesh to the ranks there are."""
+"""Fits the recipe's mesh to the ranks."""
 
 from __future__ import annotations
 

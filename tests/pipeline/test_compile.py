@@ -1,4 +1,4 @@
-"""torch.compile: the same videos but for rounding, and a second start that finds its compiled code."""
+"""torch.compile: the same videos except for rounding, and a second start finds its compiled code."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def overrides(model: Path, size: str, *more: str) -> list[str]:
 def reference(model: Path) -> dict[str, dict[str, torch.Tensor]]:
     """diffusers' own pipeline on the same folder, prompt, seed and sizes, with the threads of one of our ranks.
 
-    On some processors oneDNN cuts the sums of a convolution differently for another number of threads.
+    On some processors, oneDNN splits the sums of a convolution differently for another number of threads.
     """
     from diffusers import WanPipeline
 
@@ -122,7 +122,7 @@ def test_quantised_ranks_agree(model: Path, tmp_path: Path) -> None:
     """The default schedule on one rank and on two: no scale spans tokens or heads, so only rounding differs.
 
     Guidance on two ranks is the same arithmetic. Ulysses gives matrix products of half the tokens, which round in another order,
-    and a value that lies at the edge of two codes may then take the other one: a hundredth is far below what the schedule costs.
+    and a value at the edge between two codes may then get the other one. A hundredth is far below what the schedule costs.
     """
     one = ours(tmp_path, 1, {"one": case(model, "square", exact=False)})["one"]
     two = ours(

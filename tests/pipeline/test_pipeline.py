@@ -1,4 +1,4 @@
-"""Within a query things are computed once; nothing of a query outlives it; frames come as they are decoded."""
+"""Within a query things are computed once, nothing of a query outlives it, and frames come as they are decoded."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_negative_prompt_and_a_seed_count(pipeline: Pipeline) -> None:
 
 
 def test_repeating_a_sample_is_not_faster(pipeline: Pipeline) -> None:
-    """What TEST04 looks for: were anything cached by prompt, the same prompt again would skip its work."""
+    """What TEST04 looks for: if anything were cached by prompt, repeating a prompt would skip its work."""
 
     def seconds(prompt: str) -> float:
         start = time.process_time()

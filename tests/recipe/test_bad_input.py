@@ -15,7 +15,7 @@ from wan_mlperf.generate import __main__ as generate
 
 @pytest.fixture(autouse=True)
 def _no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Weights must not be read, and nothing may be started."""
+    """Make reading weights or starting processes fail the test."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("weights were read, or ranks started, before the input was checked")

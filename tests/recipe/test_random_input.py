@@ -70,7 +70,7 @@ def mutated(draw: st.DrawFn, originals: list[Any]) -> Any:
 
 @st.composite
 def cut(draw: st.DrawFn, original: str) -> bytes:
-    """A text with a few pieces cut out, put in or doubled, as bytes that need not be UTF-8."""
+    """A text with a few pieces cut out, inserted or doubled, as bytes that may not be UTF-8."""
     content = bytearray(original.encode())
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(content)))
@@ -83,7 +83,7 @@ def cut(draw: st.DrawFn, original: str) -> bytes:
 
 
 def works_or_refuses(call: Any) -> None:
-    """Run it; a refusal must be one line of readable length."""
+    """Run it. A refusal must be one line of readable length."""
     try:
         call()
     except BadInput as error:

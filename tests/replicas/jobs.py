@@ -1,4 +1,4 @@
-"""Starting a job as a user does, with a fault in one of its ranks, and looking at what is left of it."""
+"""Starts a job as a user does, with a fault in one of its ranks, and looks at what is left of it."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Job:
         return found
 
     def kill(self) -> None:
-        """End whatever is left of this job, and nothing else."""
+        """End what is left of this job, and nothing else."""
         for process in self.survivors():
             os.kill(process, signal.SIGKILL)
 
@@ -145,7 +145,7 @@ def start(
 
 
 def offline(recipe: Path, outputs: Path, *more: str) -> list[str]:
-    """Arguments of an Offline run with small prompts of its own."""
+    """Arguments of an Offline run with its own small prompts."""
     prompts = outputs.parent / "prompts.txt"
     prompts.write_text("".join(f"a shape number {number}\n" for number in range(12)))
     return ["--scenario", "offline", "--recipe", str(recipe), "--prompts", str(prompts), "--outputs", str(outputs), *more]
@@ -157,7 +157,7 @@ def result(outputs: Path) -> dict[str, Any]:
 
 
 def partial_files(folder: Path) -> list[Path]:
-    """Files that are not whole: empty ones, videos that cannot be read, JSON that is none."""
+    """Files that are not whole: empty ones, videos that cannot be read, JSON that does not parse."""
     wrong = []
     for file in (one for one in folder.rglob("*") if one.is_file() and not one.name.startswith((".", "mlperf_log"))):
         try:

@@ -1,4 +1,4 @@
-"""What a job does when a sample, a rank, a disk or a person gets in its way. Real ranks, real LoadGen, real signals."""
+"""What a job does when a sample, a rank or a disk fails, or a person stops it. Real ranks, real LoadGen, real signals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def result(outputs: Path) -> dict[str, object]:
 
 
 def check_end(job: jobs.Job, outputs: Path, *, code: int, within: float, since: str, message: str) -> None:
-    """Exit code, time from the fault to the end, one message, nothing half-written; `finish` looks for processes."""
+    """Check exit code, time from fault to end, the one message, and that nothing is half-written. `finish` checks processes."""
     when = job.await_line(since)
     got, ended = job.finish()
     assert got == code, job.output
@@ -66,7 +66,7 @@ def test_killed_rank_ends_the_job(tmp_path: Path, recipe: Path, rank: int) -> No
 
 @pytest.mark.slow
 def test_killed_rank_of_one_replica_ends_the_job(tmp_path: Path, model: Path) -> None:
-    """The other rank sits in a collective with it."""
+    """The other rank is in a collective with it."""
     recipe, outputs = jobs.write_recipe(tmp_path, model, replicas=1), tmp_path / "outputs"
     job = jobs.start("wan_mlperf.run", jobs.offline(recipe, outputs), fault="kill@0:3")
     check_end(job, outputs, code=3, within=DEAD_S, since="test: kill", message=r"failed: rank 0 on .*: the process died")
@@ -93,7 +93,7 @@ def test_stopped_rank_is_found_by_its_silence(tmp_path: Path, recipe: Path, rank
 
 @pytest.mark.slow
 def test_rank_that_hangs_is_found_by_its_standstill(tmp_path: Path, model: Path) -> None:
-    """One replica of two ranks: the other one hangs, too, in a collective."""
+    """One replica of two ranks: the other one hangs in a collective, too."""
     recipe, outputs = jobs.write_recipe(tmp_path, model, replicas=1), tmp_path / "outputs"
     job = jobs.start("wan_mlperf.run", jobs.offline(recipe, outputs), fault="sleep@0:3")
     check_end(job, outputs, code=3, within=HANG_S, since="test: sleep", message=r"failed: rank \d on .*no progress for \d+ s")
@@ -101,7 +101,7 @@ def test_rank_that_hangs_is_found_by_its_standstill(tmp_path: Path, model: Path)
 
 @pytest.mark.slow
 def test_error_of_one_rank_of_a_replica_is_named(tmp_path: Path, model: Path) -> None:
-    """The other rank waits in a collective and cannot be called back: the job ends, with the error, not with the hang."""
+    """The other rank waits in a collective that never returns: the job ends with the error, not with the hang."""
     recipe, outputs = jobs.write_recipe(tmp_path, model, replicas=1), tmp_path / "outputs"
     job = jobs.start("wan_mlperf.run", jobs.offline(recipe, outputs), fault="raise-early@1:3")
     place = r"failed: rank 1 on \S+, stage \w+, sample \d+: MemoryError"

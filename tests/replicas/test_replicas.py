@@ -20,7 +20,7 @@ from wan_mlperf.replicas.watch import Watch
 
 
 def test_two_hosts_complete_a_valid_run(tmp_path: Path, model: Path) -> None:
-    """Two agents on the loopback address: results of the second travel over the process group."""
+    """Two agents on the loopback address: the second one's results go over the process group."""
     recipe, outputs = jobs.write_recipe(tmp_path, model), tmp_path / "outputs"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -44,7 +44,7 @@ def test_two_hosts_complete_a_valid_run(tmp_path: Path, model: Path) -> None:
 
 @pytest.mark.slow
 def test_the_death_of_a_host_ends_the_other(tmp_path: Path, model: Path) -> None:
-    """One agent and its rank are killed at once, as by a power cut: the other host's rank misses their heartbeats."""
+    """One agent and its rank are killed at once, as in a power cut: the other host's rank misses the heartbeats."""
     recipe, outputs = jobs.write_recipe(tmp_path, model), tmp_path / "outputs"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -72,7 +72,7 @@ def test_several_replicas_cannot_answer_single_queries(tmp_path: Path, model: Pa
 
 
 def test_a_batch_equals_single_runs(tmp_path: Path, model: Path) -> None:
-    """Every sample of a batch keeps its own noise and text. The matrix products have another shape, so bits may differ."""
+    """Every sample of a batch has its own noise and text. Matrix products have another shape, so bits may differ."""
     file = jobs.write_recipe(tmp_path, model, replicas=1)
     recipe = load_recipe(file, overrides=["offline.batch=3", "mesh.ranks=1", "warmup_queries=0"])
     pipeline = Pipeline.load(recipe)

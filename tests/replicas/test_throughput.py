@@ -1,4 +1,4 @@
-"""What replicas, pulling and a shared decode bring on two cores, and that memory does not grow.
+"""What replicas, pulling and a shared decode gain on two cores, and that memory does not grow.
 
 All are slow tests, and need a quiet machine.
 """
@@ -44,7 +44,7 @@ def samples_per_second(folder: Path, *, replicas: int, slow: bool = False, halve
 
 
 def two_jobs_at_once(folder: Path) -> float:
-    """Two runs of one replica beside each other, which share nothing but the machine: what two replicas can reach on it."""
+    """Two runs of one replica at the same time, which share only the machine: the most that two replicas can reach on it."""
     running = [(start(folder / name, replicas=1, queries=120), folder / name) for name in ("left", "right")]
     return sum(rate(job, place) for job, place in running)
 
@@ -86,7 +86,7 @@ def test_memory_of_rank_0_does_not_grow(tmp_path: Path, model: Path) -> None:
 
 
 def test_two_ranks_decode_in_little_more_than_half_the_time(tmp_path: Path) -> None:
-    """At 192 x 320, where the exchanges between bands are short beside the work; `bench decode` alone shows the tiny size."""
+    """At 192 x 320, where exchanges between bands are short compared with the work. `bench decode` shows the tiny size."""
     size = ("--set", "workload.height=192", "--set", "workload.width=320", "--set", "workload.frames=17")
     file = tmp_path / "decode.json"
     done = run_module(["wan_mlperf.bench", "decode", "--ranks", "2", "--rounds", "3", *size, "--json", str(file)], timeout=600)
@@ -98,13 +98,13 @@ def test_two_ranks_decode_in_little_more_than_half_the_time(tmp_path: Path) -> N
 
 
 def rank_0(job: jobs.Job) -> int:
-    """Process number of the job's first rank."""
+    """Process id of the job's first rank."""
     (process,) = (one for one in job.survivors() if b"\0RANK=0\0" in b"\0" + Path(f"/proc/{one}/environ").read_bytes())
     return process
 
 
 def memory_mib(process: int) -> float:
-    """What of a process is in memory."""
+    """A process's resident memory."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
     assert found is not None
     return int(found[1]) / 1024

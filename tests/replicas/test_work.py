@@ -1,4 +1,4 @@
-"""Handing out samples, the four messages, memory between processes, and the checks of what was made; all in this process."""
+"""Handing out samples, messages, memory between processes, and the checks of results, all in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opens a page in headless Chromium at a given width, over the DevTools pipe: no driver package is needed."""
+"""Opens a page in headless Chromium at a given width, over the DevTools pipe, so no driver package is needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def find() -> str:
-    """Return Chromium's command; AssertionError with what to install where there is none."""
+    """Return Chromium's command. Without one, an AssertionError says what to install."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if path := shutil.which(name):
             return path
@@ -21,7 +21,7 @@ def find() -> str:
 
 
 class Browser:
-    """One Chromium. `console` collects everything that a page complained of."""
+    """One Chromium. `console` collects every console message of a page."""
 
     def __init__(self) -> None:
         self.console: list[str] = []

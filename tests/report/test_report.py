@@ -1,4 +1,4 @@
-"""report.html: what it says, for whom it says nothing, and that it needs nothing but itself."""
+"""report.html: what it shows, what it leaves out, and that it needs no other file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def page(folder: Path) -> str:
 
 
 def assert_alone(text: str) -> None:
-    """No address that a browser would fetch: only data addresses."""
+    """Assert that a browser would fetch nothing: all addresses are data URLs."""
     addresses = re.findall(r"""(?:src|href|action|srcset|poster)\s*=\s*["']?([^"'\s>]+)""", text)
     assert [one[:60] for one in addresses if not one.startswith("data:")] == []
     assert "@import" not in text and "url(" not in text and "<script" not in text and "//" not in re.sub(r"data:[^\"]*", "", text)

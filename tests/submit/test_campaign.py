@@ -27,7 +27,7 @@ ALL = [
 
 
 class Runs:
-    """Stands in for the processes that `submit run` starts: writes what they leave, and remembers what was asked."""
+    """Stands in for the processes that `submit run` starts: writes what they would write, and notes what was asked."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -85,7 +85,7 @@ def options(folder: Path, *more: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def _scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dry run takes what VBench left, so the stand-in's scores count; without this its stage would never be started."""
+    """A dry run uses what VBench wrote, so the stand-in's scores count. Without this its stage would never be started."""
     monkeypatch.setattr(submit, "warn_of_vbench", lambda _campaign: None)
 
 

@@ -1,4 +1,4 @@
-"""The whole way as a user goes it: a checkout, `submit run --dry-run` stopped and started again, `submit pack`, the tree."""
+"""The whole way, as a user would go: a checkout, `submit run --dry-run` stopped and started again, `submit pack`, the tree."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This project's files as a commit of their own: the work tree that the tests run in may have changes."""
+    """This project's files as one commit, because the work tree that the tests run in may have changes."""
     folder = tmp_path_factory.mktemp("checkout")
     words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()

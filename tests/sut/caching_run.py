@@ -1,4 +1,4 @@
-"""`wan_mlperf.run` on a pipeline that keeps the frames of every prompt: what the rules forbid, and TEST04 must find."""
+"""`wan_mlperf.run` with a pipeline that keeps the frames of every prompt, which the rules forbid and TEST04 must find."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ kept: dict[tuple[str | Query, ...], list[np.ndarray]] = {}
 
 
 def stream_batch(self: Pipeline, prompts: Sequence[str | Query], **options: Any) -> Iterator[np.ndarray]:
-    """Make a video once, and give it again whenever it is asked for."""
+    """Make a video once, and return it again whenever it is asked for."""
     key = tuple(prompts)
     if key not in kept:
         kept[key] = list(honest(self, prompts, **options))

@@ -19,7 +19,7 @@ from wan_mlperf.replicas import dispatch
 from wan_mlperf.replicas.watch import Watch
 from wan_mlperf.video import to_mp4
 
-# The design's list, beside latency_p90_s and samples_per_second.
+# The design's list, in addition to latency_p90_s and samples_per_second.
 FIELDS = (
     *("scenario", "mode", "valid", "queries", "world_size", "mesh", "device", "recipe"),
     *("workload_is_mlperf", "spans", "versions", "commit"),
@@ -97,7 +97,7 @@ def test_accuracy_gives_frames_and_leaves_every_video(model: Path, tmp_path: Pat
 
 
 def test_the_response_is_the_frames(model: Path, tmp_path: Path) -> None:
-    """LoadGen's own log of the response, byte for byte, against a video of the same seed made apart."""
+    """LoadGen's log of the response, byte for byte, against a video of the same seed that was made separately."""
     overrides = [flag.removeprefix("--set=") for flag in SMALL]
     recipe = load_recipe("tiny", overrides=[*overrides, f"model.checkpoint={model}", "mesh.ranks=1"])
     pipeline = Pipeline.load(recipe)
@@ -118,7 +118,7 @@ def test_the_response_is_the_frames(model: Path, tmp_path: Path) -> None:
 
 
 def test_an_audit_file_in_the_working_folder_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LoadGen would obey an audit.config that happens to lie there; ours names the file."""
+    """LoadGen would obey an audit.config that happens to be there. We name the file."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "audit.config").write_text("*.*.performance_issue_same = 1\n*.*.mode = 2\n")
     (tmp_path / "user.conf").write_text("*.SingleStream.min_query_count = 70\n*.SingleStream.min_duration = 0\n")

@@ -1,4 +1,4 @@
-"""The prompt set."""
+"""The benchmark's prompts, and prompts from a file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Write checkpoints of the right architectures with random weights, so that VBench runs where the real ones cannot be had.
+"""Writes checkpoints of the right architectures with random weights, so that VBench runs without the real ones.
 
-Run by the VBench environment's interpreter: `python -I make_random_checkpoints.py FOLDER`. What VBench scores with them means
-nothing: they prove that the six dimensions load, run and are read back, no more. Written in half precision (about 1.3 GB).
+Run by the VBench environment's interpreter: `python -I make_random_checkpoints.py FOLDER`. Scores with them mean nothing:
+they only prove that the six dimensions load, run and are read back. They are in half precision (about 1.3 GB).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scoring without VBench's environment: which videos count, staging, raw results that were recorded, the verdict."""
+"""Scoring without VBench's environment: which videos count, staging, recorded raw results, the verdict."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_a_lost_video_is_listed_and_there_is_no_score(
 
 
 def test_a_cut_video_with_its_index_in_front_is_unreadable(tmp_path: Path) -> None:
-    """Such a file opens, and only decoding it whole tells."""
+    """Such a file opens; only decoding all of it shows the damage."""
     import av
 
     file = tmp_path / "fast.mp4"
