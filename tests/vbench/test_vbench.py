@@ -26,6 +26,7 @@ from wan_mlperf.vbench import environment as vbench_environment
 from wan_mlperf.vbench import score as vbench_score
 from wan_mlperf.vbench import videos as vbench_videos
 from wan_mlperf.vbench.environment import Environment
+from wan_mlperf.vbench.score import Raw
 from wan_mlperf.vbench.videos import Video, Videos
 from wan_mlperf.video import write_mp4
 from wan_mlperf.workload import DIMENSIONS
@@ -272,7 +273,7 @@ def test_videos_named_as_vbench_names_them_need_no_prompts_file(tmp_path: Path, 
     assert code == 1 and summary["videos"]["scored"] == 1 and summary["videos"]["unnamed"] == ["alley-1.mp4", "other.mp4"]
 
 
-def whole_benchmark(mean: float) -> tuple[Videos, dict[str, tuple[str, ...]], dict[str, dict[str, Any]]]:
+def whole_benchmark(mean: float) -> tuple[Videos, dict[str, tuple[str, ...]], dict[str, Raw]]:
     """All 248 prompts, scored with the same value in every dimension."""
     prompts = vbench_videos.dimensions_by_prompt(vbench.full_info())
     videos = Videos()
@@ -281,9 +282,17 @@ def whole_benchmark(mean: float) -> tuple[Videos, dict[str, tuple[str, ...]], di
         videos.scored[video.name], videos.sha256[video.name] = video, "0"
     raws = {}
     for name in DIMENSIONS:
-        counted = [{"name": one, "video_results": mean} for one in videos.of(name, prompts)]
-        same = {"versions": {"vbench": "0.1.5"}, "checkpoints": {}, "device": "cpu", "seconds": 1.0}
-        raws[name] = {"mean": mean, "videos": counted, **same}
+        hashes = videos.of(name, prompts)
+        raws[name] = Raw(
+            dimension=name,
+            mean=mean,
+            videos=[{"name": one, "video_results": mean} for one in hashes],
+            device="cpu",
+            seconds=1.0,
+            versions={"vbench": "0.1.5"},
+            sha256=hashes,
+            checkpoints={},
+        )
     return videos, prompts, raws
 
 
@@ -316,8 +325,15 @@ def test_a_high_score_that_is_not_the_benchmarks_is_not_valid(tmp_path: Path) ->
 )
 def test_a_raw_result_that_is_not_whole_is_an_error(run: Path, change: dict[str, Any]) -> None:
     file = run / "vbench" / "raw" / "subject_consistency.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    whole = file.read_text()
+    file.write_text(json.dumps({**json.loads(whole), **change}))
     with pytest.raises(Failed, match=r"scored 1 of 2 videos|not a finite number"):
+        judge(run)
+    file.write_text(whole[:100])
+    with pytest.raises(Failed, match=r"cannot be read \(Invalid JSON.*; delete it and score again"):
+        judge(run)
+    file.write_text(json.dumps({"mean": 1.0}))
+    with pytest.raises(Failed, match=r"cannot be read \(dimension: Field required\); delete it and score again"):
         judge(run)
 
 

@@ -7,13 +7,14 @@ computed from: it contains their hashes, and a changed, added or removed video m
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
+from typing_extensions import TypedDict  # pydantic takes typing's own only from Python 3.12 on
 
 from sut import accuracy_log
 from sut.result import Result
@@ -27,17 +28,41 @@ FLOOR = 69.7752  # 99 % of the reference's 70.48
 LISTS = ("missing", "unreadable", "extra", "refused", "unnamed", "not_in_run")
 
 
-def read_raw(file: Path, expected: Mapping[str, str]) -> dict[str, Any] | None:
+class RawVideo(TypedDict):
+    """One video's score; `name` is its staged file name."""
+
+    name: str
+    video_results: float
+
+
+class Raw(TypedDict):
+    """What worker.py writes for a dimension: VBench's mean and scores, and what they were computed from."""
+
+    dimension: str
+    mean: float
+    videos: list[RawVideo]
+    device: str
+    seconds: float
+    versions: dict[str, str]
+    sha256: dict[str, str]
+    checkpoints: dict[str, str]
+
+
+def read_raw(file: Path, expected: Mapping[str, str]) -> Raw | None:
     """Return a dimension's raw result, or None if there is none for exactly these videos: `expected` is name -> SHA-256.
 
     Raises Failed if VBench left out a video or a number is not finite.
     """
     try:
-        raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        raw = TypeAdapter(Raw).validate_json(file.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise Failed(f"{file}: cannot be read ({error}); delete it and score again") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise Failed(f"{file}: cannot be read ({where}{first['msg']}); delete it and score again") from None
+    except OSError as error:
+        raise Failed(f"{file}: cannot be read ({error.strerror}); delete it and score again") from None
     if raw["sha256"] != dict(expected):
         return None
     got = sorted(video["name"] for video in raw["videos"])
@@ -53,7 +78,7 @@ def summarise(
     folder: Path,
     videos: Videos,
     prompts: Mapping[str, Sequence[str]],
-    raws: Mapping[str, Mapping[str, Any]],
+    raws: Mapping[str, Raw],
     run: Result | None = None,
 ) -> Summary:
     """Judge the raw results of the scored dimensions. `run` is the result of the run that made the videos, if known."""
@@ -83,7 +108,7 @@ def summarise(
 def _problems(
     videos: Videos,
     prompts: Mapping[str, Sequence[str]],
-    raws: Mapping[str, Mapping[str, Any]],
+    raws: Mapping[str, Raw],
     absent: Sequence[str],
     run: Result | None,
 ) -> list[str]:
@@ -98,9 +123,12 @@ def _problems(
     found = [f"{len(lines)} {what}" for lines, what in kinds if lines]
     if videos.not_in_run:
         found.append(f"the run has {answered} of the benchmark's {len(prompts)} prompts")
-    for key, what in (("versions", "versions"), ("checkpoints", "checkpoints"), ("device", "devices")):
-        if _conflict([raw[key] for raw in raws.values()]):
-            found.append(f"the dimensions were scored with different {what}")
+    same: dict[str, list[Any]] = {
+        "versions": [raw["versions"] for raw in raws.values()],
+        "checkpoints": [raw["checkpoints"] for raw in raws.values()],
+        "devices": [raw["device"] for raw in raws.values()],
+    }
+    found += [f"the dimensions were scored with different {what}" for what, values in same.items() if _conflict(values)]
     foreign = {path for raw in raws.values() for path in not_the_published(raw["checkpoints"])}
     found += [f"{path} is not the publisher's file" for path in sorted(foreign)]
     if run is not None and not run.workload_is_mlperf:
@@ -116,7 +144,7 @@ def _conflict(values: Sequence[Any]) -> bool:
     return any(merged.setdefault(key, item) != item for value in values for key, item in value.items())
 
 
-def _dimension(raw: Mapping[str, Any], videos: Videos, prompts: Mapping[str, Sequence[str]], name: str) -> DimensionScore:
+def _dimension(raw: Raw, videos: Videos, prompts: Mapping[str, Sequence[str]], name: str) -> DimensionScore:
     per_video = []
     for one in raw["videos"]:
         video = videos.scored[one["name"]]
