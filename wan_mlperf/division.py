@@ -1,9 +1,10 @@
 """Which division of MLPerf a run belongs to, and which of its choices put it there.
 
-Closed asks for a model equivalent to the reference's: its weights, its initial noise, every step and both branches of guidance
-computed. Free there are the numerics of each layer and step, the kernels, the parallelism and what is equal by algebra (the
-padding tokens of the text as one, larger chunks of the decoder). Open allows what is left out or replaced. Source: MLCommons
-inference_rules, "Model" and "Divisions"; the fixed latent is the default of the reference's run_mlperf.py.
+The closed division requires a model equivalent to the reference's: its weights, its initial noise, and every step computed with
+both branches of guidance. The numerics of each layer and step, the kernels, the parallelism, and what is algebraically equal
+(padding tokens of the text as one, larger chunks in the decoder) are free. The open division also allows to leave out or replace
+work. Source: MLCommons inference_rules, "Model" and "Divisions"; the fixed latent is the default of the reference's
+run_mlperf.py.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Name = Literal["closed", "open"]
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
-    """`reasons`: each choice that makes a run an open one, with the recipe's key; none for a closed one."""
+    """`reasons` lists each choice that makes a run open, with the recipe's key. It is empty for a closed run."""
 
     reasons: tuple[str, ...]
 
@@ -50,7 +51,7 @@ def division_of(recipe: Recipe, plan: Sequence[Step]) -> Division:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """0, 3 to 5 for 0, 3, 4, 5."""
+    """Write 0, 3, 4, 5 as "0, 3 to 5"."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:

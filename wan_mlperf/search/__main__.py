@@ -1,8 +1,8 @@
 """Find the best schedule: `python -m wan_mlperf.search --recipe mi355x-singlestream --hardware mi355x --gpus 8 --seconds 14`.
 
-Measures the error of every choice once, alone, on the recipe's own model (kept, and resumed after a stop); prices each choice;
-finds the schedule of least error within the seconds (or forward passes) given, or the cheapest within an error; runs the best
-ones from end to end; and writes the recipe found and a page with all that was found.
+It measures the error of every choice alone, once, on the recipe's own model; the results are kept, so a search that was stopped
+continues. It prices each choice, finds the schedule with the least error for the given seconds (or forward passes), or the
+cheapest one for a given error, and runs the best ones from end to end. It writes the recipe it found, and a page with everything.
 """
 
 from __future__ import annotations
@@ -64,12 +64,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="with --hardware: how many (default: 8)")
     parser.add_argument("--seconds-from", metavar="RUN", help="price them by the measured stages of a run folder of this recipe")
     parser.add_argument("--division", default="closed", help="closed: precision only; open: also skip work (default: closed)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="the best schedule within these seconds per video")
-    parser.add_argument("--forwards", type=float, metavar="N", help="the best one within so many forward passes of an expert")
-    parser.add_argument("--error", type=float, metavar="E", help="the cheapest one within this relative error of the latents")
-    parser.add_argument("--worst-edge", type=float, default=0.1, metavar="E", help="the largest error of a reuse (default: 0.1)")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="find the best schedule that takes at most S seconds per video"
+    )
+    parser.add_argument(
+        "--forwards", type=float, metavar="N", help="find the best one with at most N forward passes of an expert"
+    )
+    parser.add_argument(
+        "--error", type=float, metavar="E", help="find the cheapest one with at most this relative error of the latents"
+    )
+    parser.add_argument(
+        "--worst-edge", type=float, default=0.1, metavar="E", help="the largest error that one reuse may have (default: 0.1)"
+    )
     parser.add_argument("--prompts", type=int, default=6, metavar="N", help="how many prompts to measure on (default: 6)")
-    parser.add_argument("--finalists", type=int, default=6, metavar="N", help="how many schedules to run whole (default: 6)")
+    parser.add_argument(
+        "--finalists", type=int, default=6, metavar="N", help="how many schedules to run from end to end (default: 6)"
+    )
     parser.add_argument("-o", "--output", default="outputs/search", metavar="FOLDER", help="where recipe and page go")
     options = parser.parse_args(arguments)
     choose("division", options.division, DIVISIONS)

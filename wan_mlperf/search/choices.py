@@ -1,7 +1,7 @@
-"""What a schedule may choose, the trials that measure each choice alone, and what they say of a whole schedule.
+"""What a schedule may choose, the trials that measure each choice alone, and what they predict for a whole schedule.
 
-What a choice does to the final latents is measured once per (step, choice) and per reuse edge (a computed step and the steps
-after it that apply its change again). The latents follow small changes linearly, so a schedule's error is that of the sum.
+The effect of a choice on the final latents is measured once per (step, choice), and per reuse edge (a computed step and the steps
+after it that apply its change again). The latents follow small changes linearly, so the effects of a schedule's choices add up.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Schedule:
     factors: tuple[float, ...] = ()
 
     def in_recipe(self, recipe: Recipe, **changes: Any) -> Recipe:
-        """The recipe with this schedule in place of its own, and with other `changes`, checked."""
+        """Return the recipe with this schedule instead of its own, and with other `changes`, checked."""
         values = dataclasses.asdict(recipe) | changes
         for filled in ("folder", "exact"):
             values.pop(filled)
@@ -65,12 +65,12 @@ class Schedule:
 
 
 def exact(steps: int) -> Schedule:
-    """The schedule without any approximation, which every error is relative to."""
+    """Return the schedule without any approximation, to which every error is relative."""
     return Schedule(attention=(EXACT_ATTENTION,) * steps)
 
 
 def of_recipe(recipe: Recipe, plan: Sequence[Step]) -> Schedule:
-    """A recipe's own schedule."""
+    """Return a recipe's own schedule."""
     return Schedule(
         attention=tuple(step.attention for step in plan),  # type: ignore[misc]
         high_noise=recipe.gemm.high_noise,
@@ -82,7 +82,7 @@ def of_recipe(recipe: Recipe, plan: Sequence[Step]) -> Schedule:
 
 
 def edges(plan: Sequence[Step]) -> Iterator[tuple[int, int]]:
-    """(computed step, how many after it apply its change), within one expert."""
+    """Return (computed step, number of steps after it that apply its change), within one expert."""
     for step in plan:
         for length in range(1, LONGEST + 1):
             last = step.index + length
@@ -91,7 +91,7 @@ def edges(plan: Sequence[Step]) -> Iterator[tuple[int, int]]:
 
 
 def trials(plan: Sequence[Step], options: Options) -> dict[str, Schedule]:
-    """Name -> a schedule that is exact but for one choice."""
+    """Return name -> a schedule that is exact except for one choice."""
     base = exact(len(plan))
     found: dict[str, Schedule] = {}
     for expert in EXPERTS:
@@ -122,8 +122,8 @@ Choice = tuple[Any, ...]
 class Errors:
     """What each choice alone does to the final latents, as one vector per choice, relative to the exact ones.
 
-    Vectors of several prompts lie one after the other, so that a squared length is the mean squared relative error. Steps without
-    guidance pull the latents the same way and their vectors add up; of unrelated choices the squares add.
+    The vectors of several prompts are concatenated, so a squared length is the mean squared relative error. Steps without
+    guidance pull the latents in the same direction, so their vectors add up; for unrelated choices the squares add up.
     """
 
     def __init__(self, vectors: Mapping[Choice, np.ndarray], factors: Mapping[tuple[int, int], float]) -> None:
@@ -134,7 +134,7 @@ class Errors:
 
     @classmethod
     def from_trials(cls, plan: Sequence[Step], options: Options, made: Mapping[str, np.ndarray]) -> Errors:
-        """From each trial's difference to the exact latents, all of one length."""
+        """Make it from each trial's difference to the exact latents, all of the same length."""
         vectors: dict[Choice, np.ndarray] = {}
         for expert in EXPERTS:
             for name in options.gemm(expert):
@@ -172,12 +172,12 @@ class Errors:
         return found
 
     def square(self, choices: Sequence[Choice]) -> float:
-        """The squared error that these choices have together. Raises KeyError for one that was not measured."""
+        """Return the squared error of these choices together. Raises KeyError for one that was not measured."""
         places = [self._place[choice] for choice in choices]
         return max(float(self._products[np.ix_(places, places)].sum()), 0.0)
 
     def weights(self, around: Sequence[Choice] = ()) -> dict[Choice, float]:
-        """What each choice adds to the squared error: alone, or beside the choices `around` it, of other steps."""
+        """Return what each choice adds to the squared error: alone, or together with the choices `around` it, of other steps."""
         found = {choice: float(self._products[place, place]) for choice, place in self._place.items()}
         for choice, place in self._place.items():
             for other in around:
@@ -198,7 +198,7 @@ def _steps(choice: Choice) -> set[int]:
 
 
 def _best_factor(low: np.ndarray, high: np.ndarray) -> tuple[float, np.ndarray]:
-    """(factor, vector) of least error: the latents follow a factor linearly, and two were tried."""
+    """Return (factor, vector) with the least error: the latents depend linearly on the factor, and two were tried."""
     change = high - low
     share = float(-(low @ change) / max(float(change @ change), 1e-30))
     width = FACTORS[1] - FACTORS[0]

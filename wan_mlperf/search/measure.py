@@ -1,7 +1,7 @@
-"""Run schedules on the recipe's own model for fixed prompts and seeds; what was measured is kept, and is not measured again.
+"""Runs schedules on the recipe's own model, for fixed prompts and seeds. Results are kept and not measured again.
 
-Every rank runs this. With several replicas each takes its share of the trials; each result is a file of its own, so that a search
-can be stopped at any moment and goes on where it was.
+Every rank runs this. Several replicas share the trials. Each result is a separate file, so a search can be stopped at any moment
+and continued.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from wan_mlperf import cli
+from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.files import atomic_file, atomic_write, cache_folder, writable_folder
 from wan_mlperf.parallel.mesh import send_to_all
 from wan_mlperf.pipeline import Pipeline
@@ -39,16 +40,25 @@ class Made:
 
 
 class Bench:
-    """The model of a recipe, loaded once per pair of GEMM formats, on which any schedule can be run."""
+    """A recipe's model, loaded once per pair of GEMM formats, which can run any schedule."""
 
-    def __init__(self, recipe: Recipe, prompts: Sequence[str], watch: Watch, *, kernels: Sequence[str], batch: int) -> None:
-        self._recipe, self._prompts, self._watch, self._batch = recipe, list(prompts), watch, batch
+    def __init__(
+        self,
+        recipe: Recipe,
+        prompts: Sequence[str],
+        watch: Watch,
+        *,
+        kernels: Sequence[str],
+        batch: int,
+        verified: Checkpoint | None = None,
+    ) -> None:
+        self._recipe, self._prompts, self._watch, self._batch, self._verified = recipe, list(prompts), watch, batch, verified
         self._kernels = kernels
         self._formats: tuple[GemmName, GemmName] | None = None
         self._pipeline: Pipeline | None = None
 
     def pipeline(self, formats: tuple[GemmName, GemmName]) -> Pipeline:
-        """The pipeline with these formats; another one is let go first, as two large models do not fit beside each other."""
+        """Return the pipeline with these formats. Another one is released first, as two large models do not fit."""
         if self._pipeline is None or self._formats != formats:
             self._pipeline = None
             gc.collect()
@@ -58,14 +68,14 @@ class Bench:
         return self._pipeline
 
     def _setup(self, formats: tuple[GemmName, GemmName]) -> Setup:
-        """A setup whose plan names every kernel and has a step without guidance, so that all that a schedule needs is there."""
+        """Return a setup whose plan names every kernel and has a step without guidance, so that it loads all that is needed."""
         steps = self._recipe.effective_workload.steps
         names = tuple(self._kernels[index % len(self._kernels)] for index in range(max(steps, len(self._kernels))))[:steps]
         everything = Schedule(attention=names, high_noise=formats[0], low_noise=formats[1], off=(steps - 1,))  # type: ignore[arg-type]
-        return prepare(everything.in_recipe(self._recipe))
+        return prepare(everything.in_recipe(self._recipe), verified=self._verified)
 
     def run(self, schedule: Schedule, *, name: str, frames: bool = False) -> Made | None:
-        """Make the videos of a schedule; a result on the replica's first rank, None elsewhere."""
+        """Make the videos of a schedule. Returns them on the replica's first rank, and None elsewhere."""
         pipeline = self.pipeline(schedule.formats())
         pipeline.plan = self.plan(schedule)
         self._watch.begin(name)
@@ -83,7 +93,7 @@ class Bench:
         return Made(latents=torch.cat(latents), frames=np.concatenate(videos) if videos else None)
 
     def plan(self, schedule: Schedule) -> tuple[Step, ...]:
-        """A schedule's plan for this model."""
+        """Return a schedule's plan for this model."""
         assert self._pipeline is not None
         config = self._pipeline.checkpoint.config("scheduler")
         return make_plan(schedule.in_recipe(self._recipe), self._recipe.effective_workload, config)
@@ -95,7 +105,7 @@ class Bench:
 
 
 class Ledger:
-    """What each trial did to the final latents: one file per trial, in a folder of the identity."""
+    """What each trial did to the final latents: one file per trial, in a folder named by the identity."""
 
     def __init__(self, identity: Mapping[str, Any]) -> None:
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -104,16 +114,16 @@ class Ledger:
             atomic_write(self.folder / "identity.json", json.dumps(identity, indent=1))
 
     def has(self, trial: str) -> bool:
-        """Has it been measured?"""
+        """True if it has been measured."""
         return self._file(trial).is_file()
 
     def read(self, trial: str) -> np.ndarray:
-        """The difference to the exact latents, relative to their norm: fp32 [prompts x numbers]."""
+        """Return the difference to the exact latents, relative to their norm: fp32 [prompts x numbers]."""
         vector: np.ndarray = np.load(self._file(trial))
         return vector
 
     def add(self, trial: str, vector: np.ndarray) -> None:
-        """Keep a result; it is on the disk when this returns."""
+        """Keep a result. When this returns, it is on disk."""
         with atomic_file(self._file(trial)) as file:
             np.save(file, vector)
 
@@ -122,10 +132,10 @@ class Ledger:
 
 
 def difference(made: torch.Tensor, reference: torch.Tensor) -> np.ndarray:
-    """How far latents [prompts, ...] are from the exact ones, each prompt relative to its norm, one after the other.
+    """Return how far latents [prompts, ...] are from the exact ones: each prompt relative to its norm, concatenated.
 
-    The squared length is the mean squared relative error. A long difference is folded to SKETCH numbers a prompt by random signs
-    (a count sketch), which keeps lengths and angles to a few percent: latents of 720p have 4.8 million numbers.
+    The squared length is the mean squared relative error. A long difference is folded to SKETCH numbers per prompt with random
+    signs (a count sketch), which keeps lengths and angles to within a few percent: latents of 720p have 4.8 million numbers.
     """
     exact = reference.flatten(1)
     relative = (made.flatten(1) - exact) / exact.norm(dim=1, keepdim=True) / len(exact) ** 0.5
@@ -138,9 +148,9 @@ def difference(made: torch.Tensor, reference: torch.Tensor) -> np.ndarray:
 
 
 def measure(bench: Bench, trials: Mapping[str, Schedule], ledger: Ledger, *, steps: int) -> None:
-    """On every rank: run the trials that the ledger lacks, this replica's share of them.
+    """On every rank: run this replica's share of the trials that the ledger lacks.
 
-    Loading is common to all ranks, so a pair of GEMM formats is done by all replicas before the next one.
+    All ranks load together, so all replicas finish a pair of GEMM formats before the next one.
     """
     mesh = bench.pipeline(exact(steps).formats()).mesh
     known = json.loads(send_to_all(json.dumps([name for name in trials if ledger.has(name)])))

@@ -1,4 +1,4 @@
-"""The page of a search: the front of seconds against error, each point with its plan as a strip of steps."""
+"""The page of a search: the front of seconds against error, with each point's plan as a strip of steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step costs: seconds on hardware that is not here, seconds of a run on the spot, or forward passes."""
+"""What a step costs: seconds on hardware that is not here, seconds measured in a run on this machine, or forward passes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GEMM: tuple[GemmName, ...] = ("bf16", "fp8", "mxfp4")
 class Pricing:
     """`step` costs one step of a plan, `fixed` everything else of a video, both in `unit`; `source` says where they come from.
 
-    `attention` and `gemm` are the kernels and formats that have a price of their own; without any, the recipe's stay as they are.
+    `attention` and `gemm` are the kernels and formats that have a separate price. Without any, the recipe's own are kept.
     """
 
     step: Price
@@ -36,22 +36,22 @@ class Pricing:
     prices: Prices | None = None
 
     def total(self, plan: Sequence[Step]) -> float:
-        """What a whole video costs."""
+        """Return what a whole video costs."""
         return self.fixed + sum(self.step(step) for step in plan)
 
     def band(self, plan: Sequence[Step]) -> tuple[float, float] | None:
-        """Between what the seconds should lie, if they are predicted."""
+        """Return the range that the seconds should be in, if they are predicted."""
         return self.prices.plan(plan).band if self.prices else None
 
     def options(self, own: Schedule, *, skip: bool) -> Options:
-        """What the search may choose from, with the recipe's `own` schedule where nothing else has a price."""
+        """Return what the search may choose from. Where nothing else has a price, that is the recipe's `own` schedule."""
         attention = tuple(self.attention or (kernel,) for kernel in own.attention)
         formats = tuple(itertools.product(self.gemm, self.gemm)) or (own.formats(),)
         return Options(attention=attention, formats=formats, skip=skip)
 
 
 def on_hardware(recipe: Recipe, name: str, gpus: int) -> Pricing:
-    """Prices by the latency model, of every kernel and format that has a published rate there. Raises BadInput."""
+    """Return prices from the latency model, for every kernel and format with a published rate there. Raises BadInput."""
     gpu = hardware.find(name)
     attention = tuple(one for one in ATTENTION if _known(_rate, one, gpu))
     gemm = tuple(one for one in GEMM if _known(rates.gemm, one, gpu))
@@ -72,7 +72,7 @@ def on_hardware(recipe: Recipe, name: str, gpus: int) -> Pricing:
 
 
 def of_run(recipe: Recipe, folder: Path, plan: Sequence[Step]) -> Pricing:
-    """Prices from a finished run's measured seconds per forward pass; its kernels and formats stay. Raises BadInput."""
+    """Return prices from a finished run's seconds per forward pass. Kernels and formats stay as they are. Raises BadInput."""
     try:
         result = results.read(folder)
     except BadInput as error:
@@ -96,7 +96,7 @@ def of_run(recipe: Recipe, folder: Path, plan: Sequence[Step]) -> Pricing:
 
 
 def by_forwards() -> Pricing:
-    """One forward pass of an expert, of whatever kernels and formats, costs one: nothing else is known of this machine."""
+    """Return prices in forward passes of an expert, whatever its kernels and formats: nothing else is known of this machine."""
     return Pricing(
         step=lambda step: step.forwards, fixed=0.0, unit="forward passes", source="forward passes", attention=(), gemm=()
     )

@@ -1,8 +1,8 @@
 """The best schedules for every budget: an exact dynamic programme over the steps, from the last to the first.
 
-A segment is one computed step with the steps after it that apply its change again. From each step on, the schedules that no other
-beats in both cost and error are kept; every pair of GEMM formats is tried. The programme needs errors that add: at first each
-choice's own squared error, then what the choice adds beside the others of a schedule found so far, a few times over.
+A segment is one computed step and the steps after it that apply its change again. From each step on, the schedules that no other
+one beats in both cost and error are kept, for every pair of GEMM formats. The programme needs errors that add up: first each
+choice's own squared error; then, a few times over, what the choice adds to the others of a schedule found so far.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from wan_mlperf.step_plan import Step
 
 Price = Callable[[Step], float]
 T = TypeVar("T")
-GRID = 5_000  # costs are told apart to this part of the dearest schedule's
-ROUNDS, STARTS = 3, 8  # how often, and from how many schedules, the weights are taken anew
+GRID = 5_000  # costs are rounded to this fraction of the most expensive schedule's
+ROUNDS, STARTS = 3, 8  # how often, and from how many schedules, the weights are computed again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Tail:
-    """The rest of a schedule from one step on, as a linked list."""
+    """The rest of a schedule, from one step on, as a linked list."""
 
     cost: float
     square: float
@@ -60,8 +60,8 @@ class _Tail:
 def front(plan: Sequence[Step], options: Options, errors: Errors, price: Price, *, worst_edge: float) -> list[Point]:
     """Return the schedules found that none of the others beats in both cost and error, cheapest first.
 
-    `plan` is any plan of the workload (its experts count), `price` the cost of one step of a plan; a reuse edge whose own error
-    is above `worst_edge` is never taken.
+    `plan` is any plan of the workload (only its experts matter), and `price` gives the cost of one step of a plan. A reuse edge
+    whose own error is above `worst_edge` is never taken.
     """
     problem = _Problem(plan, options, errors, price, worst_edge)
     points = problem.solve(options.formats, errors.weights())
@@ -78,7 +78,7 @@ def _by_cost(point: Point) -> tuple[float, float]:
 
 
 def choose(points: Sequence[Point], *, cost: float | None = None, error: float | None = None) -> Point:
-    """The point of least error within a cost, or of least cost within an error. Raises BadInput where there is none."""
+    """Return the point with the least error for a cost, or the least cost for an error. Raises BadInput if there is none."""
     if cost is not None:
         within = [point for point in points if point.cost <= cost * (1 + 1e-9)]
         if not within:
@@ -102,7 +102,7 @@ class _Problem:
     worst_edge: float
 
     def solve(self, pairs: Iterable[tuple[GemmName, GemmName]], weights: Mapping[Choice, float]) -> list[Point]:
-        """The best schedules by these weights, with what they really cost and how far off they are together."""
+        """Return the best schedules by these weights, with their real cost and their joint error."""
         points = []
         alone = self.errors.weights()
 
@@ -140,7 +140,7 @@ class _Problem:
         return tails[0]
 
     def _worth(self, segment: _Segment, steps: Sequence[Step], weights: Mapping[Choice, float]) -> tuple[float, float]:
-        """Cost and weight of a segment. The steps that take over from an unguided one have no guidance either."""
+        """Return cost and weight of a segment. Steps that apply an unguided step's change have no guidance either."""
         first, attention = segment.first, segment.attention
         step = replace(steps[first], attention=attention, guided=segment.guided)
         covered = range(first, first + segment.length + 1)

@@ -1,4 +1,4 @@
-"""The search itself, on every rank: measure, choose, run the best, and on rank 0 write what was found."""
+"""The search itself, on every rank: measure, choose, run the best schedules, and write the results on rank 0."""
 
 from __future__ import annotations
 
@@ -64,14 +64,15 @@ class Found:
 
 
 def run(job: Job, setup: Setup, watch: Watch) -> None:
-    """On every rank. Raises BadInput where no schedule meets the goal."""
+    """Search, on every rank. Raises BadInput if no schedule meets the goal."""
     measured = _measured_recipe(job.recipe)
     prompts, scenes = prompts_of(job.recipe, job.prompts)
     own = choices.of_recipe(job.recipe, job.plan)
     options = job.pricing.options(own, skip=job.skip)
     trials = choices.trials(job.plan, options)
     kernels = tuple(dict.fromkeys((choices.EXACT_ATTENTION, *(name for step in options.attention for name in step))))
-    bench = Bench(measured, prompts, watch, kernels=kernels, batch=len(prompts) if scenes else 1)
+    batch = len(prompts) if scenes else 1
+    bench = Bench(measured, prompts, watch, kernels=kernels, batch=batch, verified=setup.checkpoint)
     mesh = bench.pipeline(choices.exact(len(job.plan)).formats()).mesh
     ledger = Ledger(_identity(measured, setup, prompts))
     measure(bench, trials, ledger, steps=len(job.plan))
@@ -103,7 +104,7 @@ def run(job: Job, setup: Setup, watch: Watch) -> None:
 
 
 def _measured_recipe(recipe: Recipe) -> Recipe:
-    """The recipe that errors are measured with: in fp32 without a GPU, as bf16's own rounding would hide small errors."""
+    """Return the recipe to measure errors with. Without a GPU it is in fp32, because bf16's rounding would hide small errors."""
     changes: dict[str, Any] = {"trim_text": recipe.trim_text}
     if not torch.cuda.is_available():
         changes["model"] = dataclasses.replace(recipe.model, dtype="float32")
@@ -111,7 +112,7 @@ def _measured_recipe(recipe: Recipe) -> Recipe:
 
 
 def _identity(recipe: Recipe, setup: Setup, prompts: Sequence[str]) -> dict[str, Any]:
-    """All that decides what a trial's error is."""
+    """Return everything that a trial's error depends on."""
     return {
         "model": setup.checkpoint.identity,
         "dtype": recipe.model.dtype,
@@ -135,7 +136,7 @@ def _own_square(own: Schedule, job: Job, errors: Errors) -> float:
 
 
 def _spread(points: Sequence[Point], count: int) -> list[Point]:
-    """`count` points spread evenly over the front."""
+    """Return `count` points spread evenly over the front."""
     return (
         [points[index] for index in sorted({round(one) for one in np.linspace(0, len(points) - 1, count)})] if count > 0 else []
     )

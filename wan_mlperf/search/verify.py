@@ -1,4 +1,4 @@
-"""The best schedules run from end to end: is their error what was predicted, and what do the videos look like?"""
+"""Runs the best schedules from end to end: is their error as predicted, and what do the videos look like?"""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Outcome:
 def run(
     bench: Bench, schedules: Mapping[str, tuple[Schedule, float, float]], scenes: Sequence[Scene], *, steps: int
 ) -> list[Outcome]:
-    """On every rank: run each schedule (name -> schedule, cost, predicted error) on all prompts; empty but on first ranks."""
+    """On every rank: run each schedule (name -> schedule, cost, predicted error) on all prompts. Empty except on first ranks."""
     reference = bench.run(exact(steps), name="exact", frames=True)
     outcomes = []
     for name, (schedule, cost, predicted) in schedules.items():
@@ -68,7 +68,7 @@ def run(
 
 
 def rank_correlation(outcomes: Sequence[Outcome]) -> float | None:
-    """Spearman's correlation of predicted and measured errors; None for fewer than three schedules."""
+    """Return Spearman's correlation of predicted and measured errors, or None for fewer than three schedules."""
     if len(outcomes) < 3:
         return None
     return float(scipy.stats.spearmanr([one.predicted for one in outcomes], [one.measured for one in outcomes]).statistic)
