@@ -1,0 +1,196 @@
+"""Where the time of one query goes, on every rank: `python -m wan_mlperf.bench profile --recipe R`.
+
+One warmed-up query runs under torch.profiler. Each rank leaves a trace that Perfetto opens (ui.perfetto.dev); the first prints a
+table by part. On a CPU the time is that of the operations themselves, on a GPU that of their kernels; what no operation covers is
+"host": Python, launches, gaps. Profiling slows a query down; the shares are what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch.profiler import ProfilerActivity, record_function
+
+from wan_mlperf import cli, preflight, process, ranks
+from wan_mlperf.bench.fidelity import console, start_ranks
+from wan_mlperf.files import atomic_write, writable_folder
+from wan_mlperf.pipeline import Pipeline
+from wan_mlperf.predict import hardware, work
+from wan_mlperf.spans import Spans
+from wan_mlperf.step_plan import Step
+
+PARTS = ("text_encode", "attention", "gemm", "exchange", "elementwise", "vae_decode", "to_host", "host")
+PROMPT = "a red circle moving left on a blue background"
+STAGE = "stage: "  # begins the name of a stage's range in the trace, PART that of a part
+PART = "part: "
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", "mkldnn::_linear_pointwise", "xfuser::mxfp4_gemm")
+KERNELS = ("scaled_dot_product", "attn", "sage_", "attention_forward")  # inside compiled code there are no names of ours
+MESSAGES = ("c10d::", "_c10d_functional::", "gloo:", "nccl:")
+
+
+class _LabelledSpans(Spans):
+    """Spans that also name the stage in the trace."""
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        with record_function(f"{STAGE}{stage}"), super().__call__(stage):
+            yield
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`bench profile`: a table, and a trace per rank."""
+    options = parse(arguments)
+    recipe = preflight.recipe_from(options)
+    setup = preflight.prepare(recipe, prompts=[PROMPT], world=preflight.ranks_for(recipe))
+    folder = writable_folder(Path(options.output), what="output folder")
+    if (code := start_ranks(recipe, "profile", arguments)) is not None:
+        return code
+    pipeline = Pipeline.load(setup)
+    _label_calls(pipeline)  # before the warm-up, which compiles what is to be compiled
+    pipeline.warm_up(max(1, recipe.warmup_queries))
+    parts, seconds = profile(pipeline, folder / f"trace-{ranks.rank()}.json.gz")
+    row = {"rank": ranks.rank(), "seconds": seconds, "parts": parts, "peak": shares_of_peak(pipeline, parts)}
+    atomic_write(folder / f"profile-{ranks.rank()}.json", json.dumps(row, indent=1))
+    pipeline.mesh.barrier()  # every rank's file is there
+    if pipeline.mesh.rank == 0:
+        rows = [json.loads((folder / f"profile-{rank}.json").read_text()) for rank in range(pipeline.mesh.shape.world)]
+        show(rows, f"{recipe.name}, {pipeline.mesh.shape}, {pipeline.mesh.device.name}")
+        print(f"traces, one per rank: {folder}/trace-*.json.gz")
+    pipeline.mesh.close()
+    return process.DONE
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = cli.Parser(prog="python -m wan_mlperf.bench profile", description=__doc__)
+    cli.add_recipe_arguments(parser)
+    parser.add_argument("-o", "--output", default="outputs/profile", metavar="FOLDER", help="where traces and figures go")
+    return parser.parse_args(arguments)
+
+
+def profile(pipeline: Pipeline, trace: Path) -> tuple[dict[str, float], float]:
+    """Run one query and write its trace; return seconds by part, and the query's own."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if pipeline.mesh.device.is_gpu else [])]
+    pipeline.spans = _LabelledSpans(pipeline.mesh.device.torch)
+    pipeline.mesh.barrier()
+    with torch.profiler.profile(activities=activities) as profiler:
+        start = time.perf_counter()
+        for _ in pipeline.stream(PROMPT):
+            pass
+        if pipeline.mesh.device.is_gpu:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    profiler.export_chrome_trace(str(trace))
+    return by_part(profiler.events() or [], seconds, gpu=pipeline.mesh.device.is_gpu), seconds
+
+
+def by_part(events: Iterable[Any], seconds: float, *, gpu: bool) -> dict[str, float]:
+    """Sum the events' own time by part. On a CPU a part's range has time of its own, too, and a stage's range is host."""
+    found: dict[str, float] = defaultdict(float)
+    for event in events:
+        own = (event.self_device_time_total if gpu else event.self_cpu_time_total) / 1e6
+        if not gpu and (event.is_async or _root(event).name.startswith("autograd")):
+            continue
+        part = part_of(event)
+        if part is not None and own > 0:
+            found[part] += own
+    found["host"] = max(0.0, seconds - sum(value for part, value in found.items() if part != "host"))
+    return {part: found[part] for part in PARTS}
+
+
+def part_of(event: Any) -> str | None:
+    """Which part an event's own time belongs to; None for what is outside every stage, on a thread of a library for instance."""
+    name, stage = event.name, None
+    part = "exchange" if name.startswith(MESSAGES) else "attention" if any(word in name for word in KERNELS) else None
+    above = event
+    while above is not None and stage is None:
+        if above.name.startswith(PART):
+            part = part or above.name.removeprefix(PART)
+        if above.name.startswith(STAGE):
+            stage = above.name.removeprefix(STAGE)
+        above = above.cpu_parent
+    if part is not None:
+        return part
+    if stage is None or name.startswith(STAGE):
+        return "host" if stage is not None else None
+    if not stage.startswith("denoise"):
+        return stage
+    inside = [name]
+    above = event.cpu_parent
+    while above is not None:
+        inside.append(above.name)
+        above = above.cpu_parent
+    return "gemm" if any(one.startswith(PRODUCTS) for one in inside) else "elementwise"
+
+
+def _root(event: Any) -> Any:
+    while event.cpu_parent is not None:
+        event = event.cpu_parent
+    return event
+
+
+def _label_calls(pipeline: Pipeline) -> None:
+    """Name attention and the exchange between ranks in the trace, for as long as this process lives."""
+
+    def label(holder: Any, attribute: str, part: str) -> None:
+        setattr(holder, attribute, _labelled(getattr(holder, attribute), part))
+
+    for expert in pipeline.experts.values():
+        for block in expert.transformer.blocks:
+            label(block.attn1.processor, "attend", "attention")
+            label(block.attn2.processor, "attend", "attention")
+    label(pipeline.mesh, "all_branches", "exchange")
+    label(pipeline.mesh, "gather_to_first", "exchange")
+    if pipeline.mesh.exchange is not None:
+        start = _labelled(pipeline.mesh.exchange.start, "exchange")
+        pipeline.mesh.exchange.start = lambda tensors: _labelled(start(tensors), "exchange")  # type: ignore[method-assign]
+
+
+def _labelled(function: Callable[..., Any], part: str) -> Callable[..., Any]:
+    def call(*arguments: Any, **keys: Any) -> Any:
+        with record_function(f"{PART}{part}"):
+            return function(*arguments, **keys)
+
+    return call
+
+
+def shares_of_peak(pipeline: Pipeline, parts: dict[str, float]) -> dict[str, float]:
+    """Attention's and the GEMMs' FLOP/s as shares of the device's dense bf16 peak; empty for a device whose peak is not known."""
+    gpu = hardware.of_device(pipeline.mesh.device.name)
+    if gpu is None:
+        return {}
+    config = pipeline.checkpoint.config("transformer")
+    heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
+    sizes = work.Sizes(layers=config["num_layers"], heads=heads, head_dim=head_dim, ffn=config["ffn_dim"])
+    one = work.forward_flops(work.tokens_of(pipeline.workload), sizes)
+    share = _forwards(pipeline.plan) / pipeline.mesh.shape.per_replica
+    flops = {"attention": (one.attention + one.cross_attention) * share, "gemm": one.gemm * share}
+    return {part: count / parts[part] / gpu.peak("bf16") for part, count in flops.items() if parts[part]}
+
+
+def _forwards(plan: Sequence[Step]) -> int:
+    return sum(step.forwards for step in plan)
+
+
+def show(rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Print one column per rank: seconds and share of the query by part."""
+    table = Table(title=title)
+    table.add_column("part")
+    for row in rows:
+        table.add_column(f"rank {row['rank']}", justify="right")
+    for part in PARTS:
+        cells = [f"{row['parts'][part]:.4f} s {row['parts'][part] / row['seconds']:6.1%}" for row in rows]
+        table.add_row(part.replace("_", " "), *cells)
+    table.add_row("query, while profiled", *(f"{row['seconds']:.4f} s       " for row in rows))
+    for part in rows[0]["peak"]:
+        table.add_row(f"{part}, of the bf16 peak", *(f"{row['peak'][part]:.1%}" for row in rows))
+    console().print(table)
