@@ -77,6 +77,13 @@ def verify(folder: Path, reference: Path) -> Compliance:
     )
 
 
+def check_samples(count: int) -> None:
+    """Refuse a list of prompts that does not hold the one which the audit repeats. Raises BadInput."""
+    least = int(loadgen.check_user_conf(AUDIT)["SingleStream.performance_issue_same_index"]) + 1
+    if count < least:
+        raise BadInput(f"--test04 with {count} prompts: it repeats prompt {least}; allowed: a list of at least {least}")
+
+
 def find_reference(outputs: Path, named: str | None, *, scenario: str, recipe_yaml: str, commit: str) -> Path:
     """Return the performance run to compare with: the one named, else the newest that fits in `outputs`. Raises BadInput."""
     command = f"python -m wan_mlperf.run --scenario {scenario}"

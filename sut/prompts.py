@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from wan_mlperf import files
 from wan_mlperf.errors import BadInput
+from wan_mlperf.inputs import text
 from wan_mlperf.workload import DIMENSIONS
 
 SHA256 = "f45433f7d3f6ac055613bb36ea21f38120e3cb5873d91f7e621477761b7284e8"
@@ -26,10 +25,7 @@ def benchmark_prompts() -> list[str]:
             "prompts: package vbench is not installed; allowed: pip install --no-deps vbench==0.1.5, or --prompts FILE"
         )
     file = Path(next(iter(spec.submodule_search_locations))) / "VBench_full_info.json"
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"prompts: {file.name} of vbench cannot be read ({error})") from None
+    entries = text.read_json(file, what="prompts of vbench", allowed="vbench==0.1.5, or --prompts FILE")
     wanted = (entry["prompt_en"] for entry in entries if set(entry["dimension"]) & set(DIMENSIONS))
     prompts = list(dict.fromkeys(wanted))
     if digest(prompts) != SHA256:
@@ -46,4 +42,4 @@ def digest(prompts: Sequence[str]) -> str:
 
 def prompt_set(file: str | Path | None) -> list[str]:
     """Return the prompts of a text file, one a line, without empty lines; without a file, the benchmark's. Raises BadInput."""
-    return benchmark_prompts() if file is None else files.read_prompts(file)
+    return benchmark_prompts() if file is None else text.read_prompts(file)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from sut import loadgen, machine, pace
 from sut import result as results
 from sut.prompts import SHA256, digest
 from sut.result import Compliance, Mode, Result, Scenario
+from wan_mlperf import cli, process
 from wan_mlperf.doctor.checks import verdict
-from wan_mlperf.files import atomic_write
+from wan_mlperf.errors import BadInput
+from wan_mlperf.files import TEMPORARY, atomic_write, writable_folder
 from wan_mlperf.identity import commit, versions
+from wan_mlperf.inputs.paths import utf8
 from wan_mlperf.kernels import vae
 from wan_mlperf.pipeline import Pipeline
 from wan_mlperf.recipe import to_yaml
@@ -27,7 +30,21 @@ from wan_mlperf.spans import STAGES
 from wan_mlperf.step_plan import as_table
 from wan_mlperf.workload import MLPERF
 
+LATEST = "latest"
 PERCENTILES = (50, 90, 95, 97, 99)
+
+
+def check_outputs(outputs: Path) -> Path:
+    """Check before the run that its folder can be made in `outputs`, and `latest` point to it. Raises BadInput."""
+    utf8(str(outputs), what="output folder")  # LoadGen takes no other
+    writable_folder(outputs, what="output folder")
+    latest = outputs / LATEST
+    if latest.exists() and not latest.is_symlink():
+        kind = "folder" if latest.is_dir() else "file"
+        raise BadInput(
+            f"output folder {str(outputs)!r}: its {LATEST!r} is a {kind} of yours; allowed: rename it, or another folder"
+        )
+    return outputs
 
 
 def make_folder(outputs: Path, scenario: str, mode: str) -> Path:
@@ -44,19 +61,26 @@ def make_folder(outputs: Path, scenario: str, mode: str) -> Path:
 
 
 def point_latest(folder: Path) -> None:
-    """Let outputs/latest point to this folder."""
-    link = folder.parent / "latest"
-    temporary = folder.parent / f".latest-{folder.name}"
-    temporary.symlink_to(folder.name)
-    temporary.replace(link)
+    """Let outputs/latest point to this folder. A link that cannot be made is said, and costs the run nothing."""
+    link = folder.parent / LATEST
+    temporary = folder.parent / f"{TEMPORARY}{folder.name}"
+    try:
+        if link.exists() and not link.is_symlink():
+            raise FileExistsError(errno.EEXIST, "it is not ours")
+        temporary.symlink_to(folder.name)
+        temporary.replace(link)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        process.say(f"note: {str(link)!r} does not point to this run: {error.strerror}")
 
 
 def write_inputs(folder: Path, pipeline: Pipeline) -> None:
     """Write what the run is about to do: recipe.yaml (resolved), user.conf and plan.txt."""
     atomic_write(folder / "recipe.yaml", to_yaml(pipeline.recipe))
     shutil.copyfile(pipeline.recipe.user_conf_path, folder / "user.conf")
-    with (folder / "plan.txt").open("w", encoding="utf-8") as stream:
-        Console(file=stream, width=100).print(as_table(pipeline.plan, title=pipeline.recipe.name))
+    plan = io.StringIO()
+    cli.console(width=100, file=plan).print(as_table(pipeline.plan, title=pipeline.recipe.name))
+    atomic_write(folder / "plan.txt", plan.getvalue())
 
 
 def write_prompts(folder: Path, prompts: Sequence[str]) -> None:
@@ -156,11 +180,11 @@ def print_summary(result: Result, folder: Path) -> None:
         table.add_row(f"  {stage.replace('_', ' ')}, mean", f"{seconds:.4f} s")
     table.add_row("mesh", f"{result.world_size} ranks: {result.mesh}")
     table.add_row("device", result.device)
-    table.add_row("recipe", result.recipe)
+    table.add_row("recipe", process.shown(result.recipe))
     table.add_row(
         "workload", "the benchmark's" if result.workload_is_mlperf else "not the benchmark's: a small one of the recipe"
     )
     if result.invalid_reason:
         table.add_row("invalid because", result.invalid_reason)
-    table.add_row("folder", str(folder))
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
+    table.add_row("folder", process.shown(str(folder)))
+    cli.console().print(table)

@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, UMT
 
 from wan_mlperf.errors import BadInput, did_you_mean
 from wan_mlperf.files import cache_folder
+from wan_mlperf.inputs.paths import expand, is_folder, utf8
 from wan_mlperf.recipe import Dtype
 
 HUB_NAME = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
@@ -121,8 +122,8 @@ def find(name: str) -> Checkpoint:
         folder = _expand_embedded()
     elif name == HUB_NAME:
         folder = _from_hub()
-    elif Path(name).is_dir():
-        folder = Path(name)
+    elif is_folder(expand(utf8(name, what="model"), what="model"), what="model"):
+        folder = expand(name, what="model")
     else:
         raise BadInput(
             f"model {name!r}: no such folder{did_you_mean(name, ['embedded', HUB_NAME])}; allowed: embedded, {HUB_NAME}, "

@@ -1,38 +1,141 @@
-"""What the commands share: flags, and a progress bar."""
+"""What the commands share: flags, a console, and a progress bar."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from wan_mlperf import process, ranks
 from wan_mlperf.errors import BadInput, did_you_mean
+from wan_mlperf.inputs import paths
+from wan_mlperf.inputs.values import whole_number as whole_number
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from wan_mlperf.recipe import Recipe
+    from wan_mlperf.workload import Workload
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are BadInput: one line, with a suggestion for a misspelt flag."""
+    """argparse whose errors are BadInput: one line, with a suggestion for a misspelt flag. Flags are not to be abbreviated."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**{**more, "allow_abbrev": False})
+
+        self._parsed = argparse.Namespace(), [""]
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and keep what is left over for `error`, which gets it without quotes."""
+        self._parsed = super().parse_known_args(args, namespace)
+        return self._parsed
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        wrong = message.removeprefix("unrecognized arguments: ").split()[0] if "unrecognized" in message else ""
-        raise BadInput(f"{message}{did_you_mean(wrong, flags)}; see --help")
+        if message.startswith("unrecognized arguments"):
+            raise BadInput(self._left_over())
+        hint = ""
+        if "expected one argument" in message:
+            flag = message.partition("argument ")[2].partition(":")[0].split("/")[-1]
+            hint = f" (a value that begins with '-' is written {flag}=VALUE)"
+        raise BadInput(f"{message}{hint}; see --help")
+
+    def _left_over(self) -> str:
+        options, left = self._parsed
+        flags = [one for one in left if one.startswith("-") and len(one) > 1]
+        if flags:
+            known = self._flags()
+            listed = ", ".join(f"{flag!r}{did_you_mean(flag.partition('=')[0], known)}" for flag in flags)
+            return f"not among the flags: {listed}; see --help"
+        prompt = getattr(options, "prompt", None)
+        if prompt and any(one.strip() for one in left):
+            whole = " ".join([prompt, *left])
+            return f"prompt {prompt!r} is followed by {' '.join(left)!r}; allowed: one prompt, in quotes: {whole!r}"
+        return f"{left[0]!r} is one argument too many; see --help"
+
+    def _flags(self) -> list[str]:
+        found: list[str] = []
+        for action in self._actions:
+            found += action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                found += [flag for one in action.choices.values() for inner in one._actions for flag in inner.option_strings]
+        return found
+
+
+def path(text: str) -> str:
+    """An argument that is a path: `~` expanded, never empty, of a length that the file system takes."""
+    try:
+        found = paths.expand(text, what="path")
+        paths.look(found, what="path")
+        return str(found)
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def words(text: str) -> str:
+    """An argument that is text: valid UTF-8, or no library takes it."""
+    try:
+        return paths.utf8(text, what="text")
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that choose and change a recipe, the same for every entry point."""
-    parser.add_argument("--recipe", help="a YAML file or a name from configs/ (default: tiny without a GPU)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of the recipe")
-    parser.add_argument("--model", help="embedded, the hub name, or a Diffusers folder")
+    parser.add_argument("--recipe", type=path, help="a YAML file or a name from configs/ (default: tiny without a GPU)")
+    parser.add_argument(
+        "--set", action="append", default=[], type=words, metavar="KEY=VALUE", help="change one key of the recipe"
+    )
+    parser.add_argument("--model", type=path, help="embedded, the hub name, or a Diffusers folder")
     parser.add_argument("--exact", action="store_true", help="turn every approximation off")
+
+
+def console(*, width: int = 120, file: TextIO | None = None) -> Console:
+    """The console for tables: what users named is printed as it is, without markup, emoji or colours of its own.
+
+    `width` is that where there is no terminal, so that tables are not folded.
+    """
+    from rich.console import Console
+
+    stream = file or sys.stdout
+    fixed = None if file is None and stream.isatty() else width
+    return Console(file=stream, width=fixed, markup=False, emoji=False, highlight=False)
+
+
+def explain(recipe: Recipe, workload: Workload, command: Mapping[str, Any], *, as_json: bool) -> int:
+    """Print what would be done and return the exit code; reads no weights. `command` holds what the recipe does not."""
+    from pydantic import TypeAdapter
+
+    from wan_mlperf import preflight, step_plan
+
+    config, source = preflight.scheduler_of(recipe.model.checkpoint)
+    plan = step_plan.make_plan(recipe, workload, config)
+    if not ranks.is_first():
+        return process.DONE
+    if as_json:
+        values = {
+            **command,
+            "recipe": TypeAdapter(type(recipe)).dump_python(recipe, mode="json"),
+            "workload": dataclasses.asdict(workload),
+            "scheduler": {**config, "from": source},
+            "plan": [dataclasses.asdict(step) for step in plan],
+        }
+        print(json.dumps(values, indent=1), flush=True)  # in ASCII, so that no terminal's encoding changes it
+        return process.DONE
+    title = process.shown(recipe.name)
+    console(width=110).print(step_plan.as_table(plan, title=f"{title}, {config['_class_name']} of {source}"))
+    return process.DONE
 
 
 class Progress:
     """A bar on rank 0's terminal; plain lines, one per tenth, where there is no terminal; nothing on other ranks."""
 
     def __init__(self, title: str, total: int) -> None:
-        self._title, self._total, self._done = title, max(1, total), 0
+        self._title, self._total, self._done = process.shown(title), max(1, total), 0
         self._shown = ranks.is_first()
         self._bar: Any = None
         if self._shown and sys.stderr.isatty():
@@ -40,10 +143,16 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task(title, total=self._total)
+            self._task = self._bar.add_task(self._title, total=self._total)
 
     @property
     def done(self) -> int:

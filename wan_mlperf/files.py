@@ -1,12 +1,20 @@
-"""Files and folders: one appears under its final name only when it is whole."""
+"""Files and folders that we write: one appears under its final name only when it is whole, and nothing temporary stays.
+
+Temporary files live in two places: beside the file that they become (`atomic_file`), and in `scratch`. Both are gone after every
+way out, `clean_up` for a process that leaves at once included.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
+import secrets
+import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,43 +22,87 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from wan_mlperf.errors import BadInput
+from wan_mlperf.inputs.paths import expand
+
+TEMPORARY = ".wan_mlperf-"  # what the names of temporary files begin with, whatever they become: a final name may be 255 bytes
+_temporary: set[Path] = set()  # named files and folders that are to go
+_made: list[Path] = []  # folders that this process made for the user's outputs, outermost first
 
 T = TypeVar("T")
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well it is synced and renamed, else removed."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """Yield a path to write to; when the block ends well the file is synced and gets its name `path`, else it is gone.
+
+    Where the file system can (O_TMPFILE) it has no name until then, so that not even a killed process leaves it behind. A device
+    or a pipe is written to as it is; of a link the target is replaced. Permissions follow the umask. Raises OSError with `path`
+    as its file name.
+    """
+    with naming(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            yield path
+            return
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        name = f"{TEMPORARY}{secrets.token_hex(6)}"
+        try:
+            handle, is_named = _open_temporary(folder, name)
+            temporary = target.parent / name
+            _temporary.add(temporary)
+            try:
+                yield Path(f"/proc/self/fd/{handle}") if os.path.exists(f"/proc/self/fd/{handle}") else temporary
+                os.fsync(handle)
+                if not is_named:
+                    # linkat follows /proc's link only with a folder's descriptor; without one Python calls link.
+                    os.link(f"/proc/self/fd/{handle}", name, dst_dir_fd=folder)
+                os.replace(name, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+            finally:
+                os.close(handle)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+                _temporary.discard(temporary)
+        finally:
+            os.close(folder)
+
+
+def _open_temporary(folder: int, name: str) -> tuple[int, bool]:
+    """Open a new file in a folder, without a name if that works; return its descriptor and whether it has the name."""
+    if os.path.exists("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # not on every file system, NFS for one
+            return os.open(".", os.O_RDWR | os.O_TMPFILE, 0o666, dir_fd=folder), False
+    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder), True
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError of the block that names no file, or one of ours, name `path`: what the user knows it by."""
     try:
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        named = str(getattr(error, "filename", None) or "")
+        if not named or named == "." or named.startswith("/proc/self/fd/") or os.path.basename(named).startswith(TEMPORARY):
+            raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error
+        raise
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Write a file under its final name only when it is whole."""
     with atomic_file(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        # A broken name is written as the escape that JSON has for it.
+        temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
-def read_prompts(file: str | Path) -> list[str]:
-    """Return the prompts of a text file, one a line, empty lines left out. Raises BadInput."""
+@contextmanager
+def scratch(purpose: str) -> Iterator[Path]:
+    """Yield a new folder in the temporary folder; it is gone at the end, also if this process leaves at once."""
+    folder = Path(tempfile.mkdtemp(prefix=f"wan_mlperf-{purpose}-"))
+    _temporary.add(folder)
     try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise BadInput(f"prompts {str(file)!r}: cannot be read ({reason}); allowed: a text file, one prompt a line") from None
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise BadInput(f"prompts {str(file)!r}: holds no prompt; allowed: a text file, one prompt a line")
-    return prompts
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _temporary.discard(folder)
 
 
 def write_record(file: Path, record: Any, *, without: Collection[str] = ()) -> None:
@@ -83,18 +135,114 @@ def read_record(file: Path, kind: type[T], *, version: int, what: str) -> T:
         raise BadInput(f"{str(file)!r}: {key}: {first['msg']}; {allowed}") from None
 
 
-def cache_folder() -> Path:
-    """Where built things are kept for the user: $WAN_MLPERF_CACHE, else ~/.cache/wan_mlperf."""
-    return Path(os.environ.get("WAN_MLPERF_CACHE") or Path.home() / ".cache" / "wan_mlperf")
+@contextmanager
+def in_memory(content: bytes) -> Iterator[Path]:
+    """Yield a path, for libraries that want one, under which this process finds `content`; nothing is left of it."""
+    descriptor = os.memfd_create("wan_mlperf-file")
+    try:
+        path = Path(f"/proc/self/fd/{descriptor}")
+        path.write_bytes(content)
+        yield path
+    finally:
+        os.close(descriptor)
+
+
+def clean_up() -> None:
+    """Remove what is temporary, for a process that leaves without unwinding. Safe to call from any thread."""
+    for path in list(_temporary):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def take_back() -> None:
+    """Remove the folders that this process made for outputs, as far as they are empty: the command was refused."""
+    while _made:
+        with contextlib.suppress(OSError):
+            _made.pop().rmdir()
+
+
+def reason(error: Exception) -> str:
+    """Why a file or folder cannot be used, in the system's words."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for outputs and what lies above it, as `take_back` knows. Raises OSError."""
+    missing = []
+    for one in (folder, *folder.parents):
+        if one.exists() or one.is_symlink():
+            break
+        missing.append(one)
+    for one in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another rank was first
+            one.mkdir()
+            _made.append(one)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
 
 
 def writable_folder(folder: Path, *, what: str) -> Path:
     """Make `folder` if it is missing and check that files can be written there. Raises BadInput."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise BadInput(f"{what} {str(folder)!r}: not writable ({reason}); allowed: a folder you can write to") from None
+        raise BadInput(f"{what} {str(folder)!r}: not writable ({reason(error)}); allowed: a folder you can write to") from None
     return folder
+
+
+def writable_file(path: Path, *, what: str) -> Path:
+    """Check before the work that a file can be written under this name. Raises BadInput."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not path.exists() or path.is_file():
+            make_folder(path.parent)
+            with contextlib.suppress(FileNotFoundError):
+                path.lstat()  # a name that is too long
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{what} {str(path)!r}: cannot be written ({reason(error)}); allowed: another name or folder") from None
+    return path
+
+
+def cache_folder() -> Path:
+    """Where built things are kept: $WAN_MLPERF_CACHE, else the user's cache folder, else one in the temporary folder.
+
+    A container often has no home, or one that cannot be written; a folder that was named is taken as it is.
+    """
+    if named := os.environ.get("WAN_MLPERF_CACHE"):
+        return expand(named, what="WAN_MLPERF_CACHE")
+    for place in (os.environ.get("XDG_CACHE_HOME") or "", os.path.expanduser("~/.cache")):
+        if os.path.isabs(place) and _could_be_made(Path(place) / "wan_mlperf"):
+            return Path(place) / "wan_mlperf"
+    try:
+        own = Path(tempfile.gettempdir()) / f"wan_mlperf-cache-{os.getuid()}"
+    except OSError as error:
+        raise BadInput(
+            f"cache folder: none can be written ({error.strerror}); allowed: a writable folder (WAN_MLPERF_CACHE)"
+        ) from None
+    if own.exists() and own.stat().st_uid != os.getuid():
+        raise BadInput(f"cache folder {str(own)!r}: is another user's; allowed: a writable folder (WAN_MLPERF_CACHE)")
+    return own
+
+
+def keep_compiled(variables: MutableMapping[str, str]) -> None:
+    """Let torch keep what it compiles in our cache: its own place is made when torch is imported, in the temporary folder."""
+    with contextlib.suppress(BadInput, OSError):
+        folder = cache_folder() / "inductor"
+        if _could_be_made(folder):
+            variables.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def _could_be_made(folder: Path) -> bool:
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        return False

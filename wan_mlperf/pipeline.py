@@ -11,6 +11,7 @@ import torch
 
 from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.denoise import Prompt, denoise
+from wan_mlperf.errors import BadInput
 from wan_mlperf.experts import Expert
 from wan_mlperf.kernels import attention, device, gemm
 from wan_mlperf.kernels import vae as kernels_vae
@@ -18,10 +19,10 @@ from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel import split_experts, split_vae, xdit
 from wan_mlperf.parallel.mesh import Mesh
 from wan_mlperf.preflight import Setup, prepare, read_fixed_latent
-from wan_mlperf.recipe import Recipe
+from wan_mlperf.recipe import Recipe, replace_workload
 from wan_mlperf.spans import Spans
 from wan_mlperf.step_plan import Step, any_unguided, make_plan, make_scheduler
-from wan_mlperf.text_encoder import TextEncoder
+from wan_mlperf.text_encoder import TextEncoder, check_prompt
 from wan_mlperf.vae_decode import VaeDecoder, compile_decoder, to_host
 from wan_mlperf.workload import Workload
 
@@ -60,10 +61,14 @@ class Pipeline:
 
         With a recipe instead of a Setup everything is checked first. Raises BadInput before weights are read.
         """
-        return load(setup if isinstance(setup, Setup) else prepare(setup), timeout_s)
+        with device.alone():
+            return load(setup if isinstance(setup, Setup) else prepare(setup), timeout_s)
 
     def generate(self, prompt: str, *, seed: int | None = None, negative_prompt: str | None = None) -> np.ndarray | None:
-        """Return the video of `prompt`: uint8 [frames, height, width, 3] on the replica's first rank, None elsewhere."""
+        """Return the video of `prompt`: uint8 [frames, height, width, 3] on the replica's first rank, None elsewhere.
+
+        Raises BadInput for what the command line refuses: no text, one that would be cut, another seed than 0 to 2^64 - 1.
+        """
         workload, done = self.workload, 0
         frames: np.ndarray | None = None
         for chunk in self.stream(prompt, seed=seed, negative_prompt=negative_prompt):
@@ -78,16 +83,17 @@ class Pipeline:
 
         Only the replica's first rank gets chunks, but every rank must exhaust the iterator.
         """
-        for batch in self.stream_batch([Query(prompt, seed, negative_prompt)]):
-            yield batch[0]
+        return (batch[0] for batch in self.stream_batch([Query(prompt, seed, negative_prompt)]))
 
-    @torch.inference_mode()
     def stream_batch(self, prompts: Sequence[str | Query], *, on_step: OnStep | None = None) -> Iterator[np.ndarray]:
         """`stream` for several prompts at once: chunks [prompts, n, height, width, 3].
 
         An exception that `on_step` raises at the same step on every rank ends the query; the next one starts anew.
         """
-        yield from self.decode(self.latents(prompts, on_step=on_step))
+        return device.each_alone(self._frames(self._checked(prompts), on_step))
+
+    def _frames(self, queries: Sequence[Query], on_step: OnStep | None) -> Iterator[np.ndarray]:
+        yield from self.decode(self._latents(queries, on_step))
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Iterator[np.ndarray]:
@@ -102,10 +108,26 @@ class Pipeline:
                 return
             yield chunk
 
-    @torch.inference_mode()
     def latents(self, prompts: Sequence[str | Query], *, on_step: OnStep | None = None) -> torch.Tensor:
         """Return the clean latents [prompts, channels, F, h, w] in fp32, on every rank."""
+        with device.alone():
+            return self._latents(self._checked(prompts), on_step)
+
+    def _checked(self, prompts: Sequence[str | Query]) -> list[Query]:
+        """Return the queries; raises BadInput for what the command line refuses, on every rank alike."""
+        if isinstance(prompts, str) or not prompts:
+            raise BadInput(f"prompts: {prompts!r} is not allowed; allowed: a list of at least one")
         queries = [one if isinstance(one, Query) else Query(one) for one in prompts]
+        for one in queries:
+            check_prompt(self.text_encoder.tokenizer, one.prompt)
+            if one.negative_prompt is not None:
+                check_prompt(self.text_encoder.tokenizer, one.negative_prompt, what="negative prompt", may_be_empty=True)
+            if one.seed is not None:
+                replace_workload(self.workload, seed=one.seed)
+        return queries
+
+    @torch.inference_mode()
+    def _latents(self, queries: Sequence[Query], on_step: OnStep | None) -> torch.Tensor:
         default = self.workload.negative_prompt
         with self.spans("text_encode"):
             negative = [default if one.negative_prompt is None else one.negative_prompt for one in queries]
@@ -126,8 +148,8 @@ class Pipeline:
         fixed = latent or (self.recipe.model.fixed_latent if seed is None else None)
         if fixed:
             return read_fixed_latent(fixed, shape)
-        generator = torch.Generator().manual_seed(self.workload.seed if seed is None else seed)
-        return torch.randn((1, *shape), generator=generator)
+        generator = torch.Generator("cpu").manual_seed(self.workload.seed if seed is None else seed)
+        return torch.randn((1, *shape), generator=generator, dtype=torch.float32, device="cpu")
 
     def with_workload(self, workload: Workload) -> Pipeline:
         """Return this pipeline for another workload: the same weights and groups. `preflight.change` has checked it."""

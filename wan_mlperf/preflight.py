@@ -8,18 +8,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 
 from wan_mlperf import checkpoint as checkpoints
 from wan_mlperf import ranks
 from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.errors import BadInput
+from wan_mlperf.inputs import text
+from wan_mlperf.inputs.paths import expand, is_folder
 from wan_mlperf.kernels import attention, device, gemm
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel import split_experts
 from wan_mlperf.recipe import Recipe, load_recipe
-from wan_mlperf.step_plan import Step, any_unguided, make_plan
+from wan_mlperf.step_plan import WAN22_SCHEDULER, Step, any_unguided, make_plan
 from wan_mlperf.text_encoder import check_prompt
 from wan_mlperf.workload import Workload
 
@@ -35,6 +40,7 @@ class Setup:
     shape: meshes.Shape
 
 
+@device.alone()
 def prepare(
     recipe: Recipe,
     *,
@@ -61,7 +67,7 @@ def prepare(
     tokenizer = found.load_tokenizer()
     for number, prompt in enumerate(prompts, start=1):
         check_prompt(tokenizer, prompt, what=f"prompt {number}" if len(prompts) > 1 else "prompt")
-    check_prompt(tokenizer, workload.negative_prompt, what="negative prompt")
+    check_prompt(tokenizer, workload.negative_prompt, what="negative prompt", may_be_empty=True)
     return Setup(recipe=recipe, workload=workload, checkpoint=found, plan=plan, shape=shape)
 
 
@@ -88,10 +94,8 @@ def ranks_for(recipe: Recipe) -> int:
 
 def recipe_from(options: argparse.Namespace, *, scenario: str = "singlestream") -> Recipe:
     """Load the recipe that a command's flags name (`cli.add_recipe_arguments`). Raises BadInput."""
-    overrides = list(options.set)
-    if options.model is not None:
-        overrides.append(f"model.checkpoint={options.model}")
-    return load_recipe(options.recipe or default_recipe(scenario), overrides=overrides, exact=options.exact)
+    name = default_recipe(scenario) if options.recipe is None else options.recipe
+    return load_recipe(name, overrides=options.set, model=options.model, exact=options.exact)
 
 
 def default_recipe(scenario: str) -> str:
@@ -104,7 +108,7 @@ def default_recipe(scenario: str) -> str:
 def read_fixed_latent(path: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Read MLCommons' fixed_latent.pt; `shape` without the batch. Raises BadInput."""
     try:
-        latent = torch.load(path, map_location="cpu", weights_only=True)
+        latent = torch.load(expand(path, what="model.fixed_latent"), map_location="cpu", weights_only=True)
     except Exception as error:
         raise BadInput(f"model.fixed_latent {path!r}: cannot be read ({type(error).__name__}); allowed: a tensor file") from None
     if not isinstance(latent, torch.Tensor) or tuple(latent.shape) != (1, *shape):
@@ -131,3 +135,13 @@ def _tokens(workload: Workload, found: Checkpoint) -> int:
     for length, side in zip(workload.latent_shape(0)[1:], patch, strict=True):
         tokens *= length // side
     return tokens
+
+
+def scheduler_of(name: str) -> tuple[dict[str, Any], str]:
+    """Return a model's scheduler settings and whose they are: Wan2.2's published ones where it is not here yet."""
+    if name == checkpoints.HUB_NAME and not is_folder(Path(name), what="model"):
+        file = try_to_load_from_cache(checkpoints.HUB_NAME, "scheduler/scheduler_config.json", revision=checkpoints.HUB_REVISION)
+        if not isinstance(file, str):
+            return {"_class_name": "UniPCMultistepScheduler", **WAN22_SCHEDULER}, f"{checkpoints.HUB_NAME} as published"
+        return text.read_json(file, what="scheduler", allowed="a whole model"), name
+    return checkpoints.find(name).config("scheduler"), name

@@ -1,44 +1,165 @@
-"""How a process of ours ends: exit codes, and the one line of an error."""
+"""How a process of ours ends: exit codes, signals, and the one line of an error.
+
+A traceback is for our own bugs only. What the system refuses (a full disk, an unreadable file, no memory) is one line that names
+the file and the reason.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import resource
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from wan_mlperf import ranks
+from wan_mlperf import files, ranks
 from wan_mlperf.errors import BadInput, Failed
 
 DONE, INVALID, BAD_INPUT, FAILED = 0, 1, 2, 3
 EXIT_FILE = "WAN_MLPERF_EXIT_FILE"  # set by `launch`: where the first rank leaves its exit code
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # what ends a job, and torchrun hands on to its ranks
+FIRST_SAYS_S = 2.0  # torchrun ends all ranks as soon as one has left: the first must have said why
+
+
+class Stopped(BaseException):
+    """A signal ends this process; raised in the main thread, so that everything on the way out is done."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 def entry(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run `main(arguments)` and exit with its code; a user's mistake is one line and code 2, a failure one line and code 3."""
+    _prepare()
+    if problem := ranks.problem():
+        say(f"error: {problem}")  # whatever rank this may be
+        sys.exit(BAD_INPUT)
     try:
         code = main(sys.argv[1:])
+        _flush()
     except BadInput as error:
-        if ranks.is_first():
+        if ranks.is_first():  # all ranks raise it (replicas/together.py)
             say(f"error: {one_line(error)}")
+        else:
+            time.sleep(FIRST_SAYS_S)
         code = BAD_INPUT
-    except Failed as error:
-        say(f"failed: {one_line(error)}")
-        leave(FAILED)
-    except KeyboardInterrupt:
-        leave(128 + signal.SIGINT)
-    except Exception:
-        say(f"failed{f' on rank {ranks.rank()}' if ranks.under_torchrun() else ''}:")
-        traceback.print_exc()
-        leave(FAILED)
+    except (KeyboardInterrupt, Stopped) as error:
+        number = getattr(error, "number", signal.SIGINT)
+        if ranks.is_first():
+            say(f"stopped by {signal.Signals(number).name}")
+        leave(128 + number)
+    except BrokenPipeError as error:
+        if error.filename is None:  # whoever read our output has left, such as `head`
+            _drop_output()
+            leave(128 + signal.SIGPIPE)
+        leave_failed(error)
+    except Exception as error:
+        leave_failed(error)
+    if code == BAD_INPUT:
+        files.take_back()
     finish(code)
+
+
+def leave_failed(error: Exception) -> NoReturn:
+    """Say why in one line, or for a bug of ours with a traceback, and exit."""
+    rank = f" on rank {ranks.rank()}" if ranks.under_torchrun() else ""
+    line = why(error)
+    if line is None:
+        say(f"failed{rank}:")
+        traceback.print_exception(error)
+    else:
+        say(f"failed{rank}: {line}" if rank and not isinstance(error, Failed) else f"failed: {line}")
+    leave(FAILED)
+
+
+def why(error: BaseException) -> str | None:
+    """What a failure that is not our bug says in one line: the file and the reason, or the memory that there was not."""
+    if isinstance(error, Failed):
+        return one_line(error)
+    if (memory := _memory(error)) is not None:
+        return memory
+    if isinstance(error, OSError):
+        place = "".join(f"{shown(str(name))}: " for name in (error.filename,) if name is not None)
+        return f"{place}{one_line(Exception(error.strerror or error))}"
+    return None
+
+
+def _memory(error: BaseException) -> str | None:
+    """What was asked and what there was, for an error that tells of too little memory."""
+    text = one_line(error)
+    asked = re.search(r"(?:tried to allocate|allocate) ([\d.]+ ?[KMGT]?i?B(?:ytes)?|\d+ bytes)", text, re.I)
+    kinds = ("out of memory", "can't allocate memory", "cannot allocate memory", "unable to allocate")
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and any(one in text.lower() for one in kinds)):
+        return None
+    free = re.search(r"(?:GPU \d+ has a )?total capacity of .*? is free", text)
+    there = free[0] if free else _memory_here()
+    return f"out of memory: {f'asked for {_size(asked[1])}' if asked else text or 'nothing more is known'}; {there}"
+
+
+def _size(text: str) -> str:
+    number, _, unit = text.partition(" ")
+    return f"{int(number) / 2**30:.2f} GiB" if unit.lower() == "bytes" and number.isdigit() else text
+
+
+def _memory_here() -> str:
+    found = []
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        values = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M))
+        found.append(
+            f"{int(values['MemAvailable']) / 2**20:.1f} of {int(values['MemTotal']) / 2**20:.1f} GiB are free on this host"
+        )
+    with contextlib.suppress(OSError, ValueError):  # a container's share
+        most, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(f"{(most - used) / 2**30:.1f} of {most / 2**30:.1f} GiB in this container")
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        found.append(f"a process may have {limit / 2**30:.1f} GiB (ulimit -v)")
+    return ", ".join(found) or "what is free is not known"
+
+
+def _prepare() -> None:
+    """Let nothing that a user named break the printing of a line, and let signals unwind what is being done."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    files.keep_compiled(os.environ)
+    for number in STOPS:
+        if signal.getsignal(number) is signal.SIG_DFL:  # one that is ignored stays so: nohup
+
+            def stop(number: int, _frame: object) -> None:
+                raise Stopped(number)
+
+            signal.signal(number, stop)
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _drop_output()
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise OSError(error.errno or 0, error.strerror or str(error), "standard output") from None
+
+
+def _drop_output() -> None:
+    """Let nothing fail any more over what was printed and cannot be written."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def finish(code: int) -> NoReturn:
     """Exit after an orderly end. Under `launch` the first rank's code travels by file, so that torchrun reports no failure."""
+    ranks.drop_torchrun_folders()
     file = os.environ.get(EXIT_FILE)
     if file is None or not ranks.under_torchrun():
         sys.exit(code)
@@ -49,18 +170,42 @@ def finish(code: int) -> NoReturn:
 
 def leave(code: int) -> NoReturn:
     """Exit at once, whatever other threads or collectives are doing; torchrun then ends the other ranks."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number in STOPS:
+            signal.signal(number, signal.SIG_IGN)
+    files.clean_up()
+    ranks.drop_torchrun_folders()
     file = os.environ.get(EXIT_FILE)
     if file is not None and ranks.under_torchrun():
-        Path(file).write_text(str(code))
-    sys.stdout.flush()
-    sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            Path(file).write_text(str(code))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)
 
 
 def say(line: str) -> None:
     """Write a line to the standard error in one piece. `print` writes its end apart: another thread's line may come between."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody listens, and there is no other place to say so
+        sys.stderr.write(f"{shown(line)}\n")
+        sys.stderr.flush()
+
+
+def tell(line: str) -> None:
+    """Print a line of the result; a name that holds control characters or is no text does no harm."""
+    print(shown(line), flush=True)
+
+
+def note(line: str) -> None:
+    """Say what is no error, once per job: ranks that `launch` started leave it to the launcher."""
+    if ranks.is_first() and not (ranks.under_torchrun() and EXIT_FILE in os.environ):
+        say(f"note: {line}")
+
+
+def shown(text: str) -> str:
+    """A text as it may be printed in one line: what is not printable (control characters, broken names) as an escape."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode() for one in text)
 
 
 def one_line(error: BaseException) -> str:

@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from pathlib import Path
+
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of a rank, whoever starts it
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+
+
+def problem() -> str | None:
+    """What is wrong with torchrun's variables in this environment, or None: left over, no numbers, or in disagreement."""
+    there = {name: os.environ[name] for name in (*NEEDED, *NUMBERS) if os.environ.get(name, "") != ""}
+    meant = [name for name in there if not name.startswith("MASTER")]
+    if not meant:  # an address alone is of no use to anyone, and often set
+        return None
+    allowed = f"allowed: unset {' '.join(meant)}, or start it with torchrun"
+    named = f"{meant[0]}={there[meant[0]]} is set in the environment"
+    missing = [name for name in NEEDED if name not in there]
+    if missing:
+        return f"{named} but {', '.join(missing)} not: it was left over from a job, or its launcher sets only some; {allowed}"
+    for name in NUMBERS:
+        if not (there.get(name, "0").isascii() and there.get(name, "0").isdigit()):
+            return f"{name}={there[name]!r} in the environment is no number; {allowed}"
+    pairs = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    for one, all_ranks in pairs:
+        if one in there and all_ranks in there and int(there[one]) >= int(there[all_ranks]):
+            return f"{one}={there[one]} with {all_ranks}={there[all_ranks]} in the environment; {allowed}"
+    return None
 
 
 def under_torchrun() -> bool:
-    """True in a process that torchrun started."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """True in a process that torchrun, or another launcher with its variables, started."""
+    return all(os.environ.get(name) for name in NEEDED)
 
 
 def rank() -> int:
     """This process's rank, 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if under_torchrun() else 0
 
 
 def world_size() -> int:
     """How many ranks there are in all, 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
 
 
 def local_rank() -> int:
     """This process's number among the ranks of its host, 0 without torchrun."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ.get("LOCAL_RANK") or "0") if under_torchrun() else 0
 
 
 def local_world_size(world: int) -> int:
     """How many ranks of `world` run on this host: all of them without torchrun."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world)) if under_torchrun() else world
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or world) if under_torchrun() else world
 
 
 def is_first() -> bool:
@@ -43,8 +69,7 @@ def node() -> str:
 
 def master() -> tuple[str, int] | None:
     """Address and port of the store through which the ranks found each other; None without torchrun."""
-    address = os.environ.get("MASTER_ADDR")
-    return None if address is None else (address, int(os.environ["MASTER_PORT"]))
+    return (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])) if under_torchrun() else None
 
 
 def agent_keeps_store() -> bool:
@@ -55,3 +80,14 @@ def agent_keeps_store() -> bool:
 def restarts() -> str:
     """How often torchrun has started these ranks before."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def drop_torchrun_folders() -> None:
+    """Remove what torchrun made for this rank in the temporary folder, as far as it is empty: torchrun itself leaves it there."""
+    inside = Path(os.environ.get("TORCHELASTIC_ERROR_FILE") or "/none")
+    if len(inside.parents) < 4 or not inside.parents[3].name.startswith("torchelastic_"):
+        return
+    with contextlib.suppress(OSError):
+        for folder in [*inside.parents[1].iterdir(), *inside.parents[1:4]]:  # those of killed ranks, too
+            with contextlib.suppress(OSError):
+                folder.rmdir()

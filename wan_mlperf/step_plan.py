@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rich.table import Table
 
 from wan_mlperf.errors import BadInput
 from wan_mlperf.recipe import Recipe, Reuse
 from wan_mlperf.workload import Workload
-
-if TYPE_CHECKING:
-    from diffusers import UniPCMultistepScheduler
 
 ExpertName = Literal["high_noise", "low_noise"]
 
@@ -27,6 +24,8 @@ WAN22_SCHEDULER: Mapping[str, Any] = {
     "solver_order": 2,
     "solver_type": "bh2",
 }
+# Deterministic solvers of flow matching, which diffusers' WanPipeline takes as well.
+SCHEDULERS = ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +60,22 @@ def any_unguided(plan: Sequence[Step]) -> bool:
     return any(not step.guided and step.source is None for step in plan)
 
 
-def make_scheduler(config: Mapping[str, Any], workload: Workload) -> UniPCMultistepScheduler:
-    """Return a fresh scheduler set to the workload's steps; it holds the state of one query."""
-    from diffusers import UniPCMultistepScheduler  # not above: a plan can be read without torch
+def make_scheduler(config: Mapping[str, Any], workload: Workload) -> Any:
+    """Return a fresh scheduler set to the workload's steps; it holds the state of one query.
 
-    scheduler = UniPCMultistepScheduler.from_config(dict(config))
-    scheduler.set_timesteps(workload.steps)
-    scheduler.set_begin_index(0)
+    It is of the class that the model names, as in diffusers' own pipeline. Raises BadInput for a class that is not known.
+    """
+    import diffusers  # not above: a plan can be read without torch
+
+    name = str(config.get("_class_name", SCHEDULERS[0]))
+    if name not in SCHEDULERS:
+        raise BadInput(f"scheduler: {name} is not supported; allowed: a model with {' or '.join(SCHEDULERS)}")
+    try:
+        scheduler = getattr(diffusers, name).from_config(dict(config))
+        scheduler.set_timesteps(workload.steps)
+        scheduler.set_begin_index(0)
+    except (AttributeError, TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError, LookupError) as error:
+        raise BadInput(f"scheduler: {name} does not take the model's settings ({' '.join(str(error).split())[:160]})") from None
     return scheduler
 
 

@@ -13,6 +13,7 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from transformers import PreTrainedTokenizerBase
 
 from wan_mlperf.errors import BadInput
+from wan_mlperf.inputs.paths import utf8
 
 MAX_TOKENS = 512
 
@@ -51,11 +52,19 @@ class TextEncoder:
         return Embeds(hidden.to(self.dtype), tuple(mask.sum(dim=1).tolist()))
 
 
-def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, what: str = "prompt") -> None:
-    """Raise BadInput for an empty prompt, or for one that the tokenizer would cut. The error says what would be cut."""
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise BadInput(f"{what}: {prompt!r} is empty; allowed: some text")
-    ids = tokenizer(prompt_clean(prompt), add_special_tokens=True).input_ids
+def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, what: str = "prompt", may_be_empty: bool = False) -> None:
+    """Raise BadInput for an empty prompt or one that the tokenizer would cut, saying what would be cut.
+
+    A prompt is what is left when it has been cleaned as diffusers does it: `&nbsp;` is a space. A negative one may be empty.
+    """
+    if not isinstance(prompt, str):
+        raise BadInput(f"{what}: {prompt!r} is a {type(prompt).__name__}; allowed: some text")
+    utf8(prompt, what=what)
+    cleaned = prompt_clean(prompt)
+    if not cleaned and not may_be_empty:
+        left = ", once entities and spaces are cleaned" if prompt.strip() else ""
+        raise BadInput(f"{what}: {prompt!r} is empty{left}; allowed: some text")
+    ids = tokenizer(cleaned, add_special_tokens=True).input_ids
     if len(ids) > MAX_TOKENS:
         # One token fewer, because the end-of-text token is kept.
         cut = tokenizer.decode(ids[MAX_TOKENS - 1 : -1])

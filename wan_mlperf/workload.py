@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 NEGATIVE_PROMPT = (
@@ -20,6 +20,15 @@ NEGATIVE_PROMPT = (
 
 Side = Annotated[int, Field(ge=16, le=4096, multiple_of=16)]  # pixels
 GuidanceScale = Annotated[float, Field(gt=1.0, le=100.0)]  # at 1 there would be no guidance
+
+
+def _not_random(value: object) -> object:
+    if value == -1:
+        raise ValueError("elsewhere it stands for a random seed, here each seed is named; allowed: 0 to 2^64 - 1")
+    return value
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**64), BeforeValidator(_not_random)]  # what torch's generator takes, and other tools use
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
@@ -35,7 +44,7 @@ class Workload:
     frames: Annotated[int, Field(ge=1, le=1025)]
     fps: Annotated[int, Field(ge=1, le=120)]
     steps: Annotated[int, Field(ge=1, le=1000)]
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    seed: Seed = 42
     guidance_high: GuidanceScale = 4.0
     guidance_low: GuidanceScale = 3.0
     boundary_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.875

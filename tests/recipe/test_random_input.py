@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from sut import loadgen
 from wan_mlperf.bench.random_checkpoint import byte_tokenizer
 from wan_mlperf.errors import BadInput
-from wan_mlperf.files import read_prompts
 from wan_mlperf.generate.video_list import MANIFEST, VideoList
+from wan_mlperf.inputs.text import read_prompts
 from wan_mlperf.kernels import attention, device, gemm
 from wan_mlperf.parallel import mesh
 from wan_mlperf.recipe import CONFIGS, load_recipe

@@ -23,8 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("wan_mlperf/recipe/", "wan_mlperf/workload.py"),
     (
         *(f"wan_mlperf/{name}.py" for name in ("errors", "files", "identity", "process", "ranks")),
-        "wan_mlperf/published/",
-        "wan_mlperf/pages/",
+        *(f"wan_mlperf/{room}/" for room in ("inputs", "pages", "published")),
     ),
 )
 # Rooms do not know each other, but for these.

@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import gc
 import json
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -243,11 +242,11 @@ def finish(report: dict[str, Any], worst: np.ndarray, fps: int, folder: Path, fi
     console().print(table)
     video = folder / f"worst-{datetime.now():%Y%m%d-%H%M%S}.mp4"
     write_mp4(video, [worst], fps)
-    print(f"worst prompt, exact left and recipe right: {video}")
+    process.tell(f"worst prompt, exact left and recipe right: {video}")
     if file:
         atomic_write(Path(file), json.dumps(report, indent=1))
 
 
 def console() -> Console:
     """A console that does not fold tables where there is no terminal."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 150)
+    return cli.console(width=150)

@@ -3,9 +3,8 @@
 Exit code 1 if something that the run needs is missing; a value that only costs speed is a warning.
 """
 
-import argparse
 import json
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from wan_mlperf import cli, process
 from wan_mlperf.doctor.checks import examine, summary
 from wan_mlperf.doctor.host_checks import Check
 
@@ -31,24 +31,24 @@ def show(checks: tuple[Check, ...], console: Console) -> None:
     else:
         for check in checks:
             wanted = f"  (recommended: {check.recommended}; read: {check.source}; to change it: {check.fix})"
-            print(f"{check.ok:<8}{check.name:<24}{check.value}{'' if check.ok == 'ok' else wanted}")
-    print(summary(checks))
+            process.tell(f"{check.ok:<8}{check.name:<24}{check.value}{'' if check.ok == 'ok' else wanted}")
+    process.tell(summary(checks))
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m wan_mlperf.doctor", description="Is this host set up for the run?")
+def main(arguments: Sequence[str]) -> int:
+    parser = cli.Parser(prog="python -m wan_mlperf.doctor", description="Is this host set up for the run?")
     parser.add_argument("--json", action="store_true", help="print every check as JSON")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where run folders go")
-    arguments = parser.parse_args(argv)
-    checks = examine(outputs=arguments.outputs)
+    parser.add_argument("--outputs", type=cli.path, default="outputs", help="where run folders go")
+    options = parser.parse_args(arguments)
+    checks = examine(outputs=Path(options.outputs))
     ready = all(check.ok != "missing" for check in checks)
-    if arguments.json:
+    if options.json:
         listed = [asdict(check) for check in checks]
         print(json.dumps({"ok": ready, "verdict": summary(checks), "checks": listed}, indent=2))
     else:
         show(checks, Console())
-    return 0 if ready else 1
+    return process.DONE if ready else process.INVALID
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process.entry(main)

@@ -6,7 +6,6 @@ With --prompts, a list of prompts -> a folder of MP4s, over all replicas; it can
 from __future__ import annotations
 
 import argparse
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ if TYPE_CHECKING:  # imported when they are needed: --help and a misspelt flag m
 
     from wan_mlperf.generate.video_list import VideoList
     from wan_mlperf.pipeline import Pipeline
+    from wan_mlperf.preflight import Setup
     from wan_mlperf.replicas.dispatch import FinishedSample
     from wan_mlperf.replicas.replica import LatentCheck
     from wan_mlperf.replicas.watch import Watch
@@ -34,44 +34,65 @@ def main(arguments: Sequence[str]) -> int:
     """Make the video or videos and return the exit code."""
     options = parse(arguments)
     from wan_mlperf import preflight
-    from wan_mlperf.files import read_prompts, writable_folder
-    from wan_mlperf.generate.video_list import VideoList, identity
     from wan_mlperf.parallel.launch import launch
     from wan_mlperf.pipeline import Pipeline
-    from wan_mlperf.recipe import replace_workload
+    from wan_mlperf.replicas import together
     from wan_mlperf.replicas.watch import Watch
 
-    recipe = preflight.recipe_from(options)
-    workload = replace_workload(recipe.effective_workload, **changes(options))
-    prompts = [options.prompt] if options.prompts is None else read_prompts(options.prompts)
-    output = Path(options.output)
-    if options.prompts is None:
-        check_output(output, options.force)
-    else:
-        writable_folder(output, what="output folder")
-    world = preflight.ranks_for(recipe)
-    setup = preflight.prepare(recipe, workload=workload, prompts=prompts, world=world)
-    if options.prompts is None and setup.shape.replicas > 1:
-        raise BadInput(f"mesh.replicas: {setup.shape.replicas} for one prompt; allowed: 1, or --prompts FILE")
-    videos = None
-    if options.prompts is not None and ranks.is_first():
-        known = identity(recipe, workload, setup.checkpoint)
-        videos = VideoList(output, prompts, seed=workload.seed, recipe=known, force=options.force)
-        if not ranks.under_torchrun() and not videos.missing():
-            print(f"{output}: all {len(prompts)} videos are there")
-            return process.DONE
+    together.streams([options.recipe, options.prompts])
+    with together.checks():
+        asked = check(options)
+    if isinstance(asked, int):
+        return asked
+    setup, prompts, videos = asked
+    world = preflight.ranks_for(setup.recipe)
     if not ranks.under_torchrun() and world > 1:
         return launch("wan_mlperf.generate", arguments, world)
-    with Watch(recipe.faults) as watch:
+    with Watch(setup.recipe.faults) as watch:
         engine = Pipeline.load(setup, timeout_s=COLLECTIVE_S)
         watch.follow(engine.spans)
         if options.prompts is None:
-            make_one(engine, options.prompt, output)
+            make_one(engine, options.prompt, Path(options.output))
             code = process.DONE
         else:
             code = make_list(engine, watch, prompts, videos)
         engine.mesh.close()
     return code
+
+
+def check(options: argparse.Namespace) -> tuple[Setup, list[str], VideoList | None] | int:
+    """Everything that can be refused, before a weight is read; the exit code where there is nothing to do after that."""
+    from wan_mlperf import preflight, video
+    from wan_mlperf.files import writable_folder
+    from wan_mlperf.generate.video_list import VideoList, identity
+    from wan_mlperf.inputs.text import read_prompts
+    from wan_mlperf.recipe import replace_workload
+
+    recipe = preflight.recipe_from(options)
+    workload = replace_workload(recipe.effective_workload, **changes(options))
+    prompts = [options.prompt] if options.prompts is None else read_prompts(options.prompts)
+    if options.explain:
+        command = {"prompts": prompts, "output": options.output, "force": options.force}
+        return cli.explain(recipe, workload, command, as_json=options.json)
+    video.check_encoder()
+    output = Path(options.output)
+    if options.prompts is None:
+        check_output(output, options.force)
+    else:
+        writable_folder(output, what="output folder")
+    setup = preflight.prepare(recipe, workload=workload, prompts=prompts, world=preflight.ranks_for(recipe))
+    if options.prompts is None:
+        if setup.shape.replicas > 1:
+            raise BadInput(f"mesh.replicas: {setup.shape.replicas} for one prompt; allowed: 1, or --prompts FILE")
+        return setup, prompts, None
+    videos = None
+    if ranks.is_first():
+        known = identity(recipe, workload, setup.checkpoint)
+        videos = VideoList(output, prompts, seed=workload.seed, recipe=known, force=options.force, locked=not options.no_lock)
+        if not ranks.under_torchrun() and not videos.missing():
+            process.tell(f"{output}: all {len(prompts)} videos are there")
+            return process.DONE
+    return setup, prompts, videos
 
 
 def make_one(engine: Pipeline, prompt: str, output: Path) -> None:
@@ -143,28 +164,37 @@ def make_list(engine: Pipeline, watch: Watch, prompts: Sequence[str], videos: Vi
     progress.close()
     for line in lost:
         process.say(line)
-    print(f"{videos.folder}: {len(missing) - len(lost)} made, {len(prompts) - len(missing)} were there, {len(lost)} failed")
+    process.tell(
+        f"{videos.folder}: {len(missing) - len(lost)} made, {len(prompts) - len(missing)} were there, {len(lost)} failed"
+    )
     return process.FAILED if lost else process.DONE
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(prog="python -m wan_mlperf.generate", description=__doc__)
-    parser.add_argument("prompt", nargs="?")
+    parser.add_argument("prompt", nargs="?", type=cli.words)
     parser.add_argument(
-        "--prompts", metavar="FILE", help="make a video of each line of a text file; goes on where it was stopped"
+        "--prompts", type=cli.path, metavar="FILE", help="make a video of each line of a text file; goes on where it was stopped"
     )
-    parser.add_argument("-o", "--output", metavar="PATH", help="the MP4 (default: video.mp4); with --prompts the folder (videos)")
+    parser.add_argument(
+        "-o", "--output", type=cli.path, metavar="PATH", help="the MP4 (default: video.mp4); with --prompts the folder (videos)"
+    )
     parser.add_argument("--force", action="store_true", help="replace what is there, or was made otherwise")
-    parser.add_argument("--seed", type=int, help="seed of the initial noise (default: the workload's, 42)")
-    parser.add_argument("--steps", type=int, help="denoising steps")
+    parser.add_argument("--seed", type=cli.whole_number, help="seed of the initial noise (default: the workload's, 42)")
+    parser.add_argument("--steps", type=cli.whole_number, help="denoising steps")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, multiples of 16, such as 720x1280")
-    parser.add_argument("--frames", type=int, help="video frames, 4 n + 1")
-    parser.add_argument("--negative", metavar="PROMPT", help="negative prompt (default: the benchmark's)")
+    parser.add_argument("--frames", type=cli.whole_number, help="video frames, 4 n + 1")
+    parser.add_argument("--negative", type=cli.words, metavar="PROMPT", help="negative prompt (default: the benchmark's)")
     cli.add_recipe_arguments(parser)
+    parser.add_argument("--no-lock", action="store_true", help="with --prompts: go on where the file system has no locks")
+    parser.add_argument("--explain", action="store_true", help="print the step plan and stop; reads no weights")
+    parser.add_argument("--json", action="store_true", help="with --explain: print all that was understood as JSON")
     options = parser.parse_args(arguments)
     if (options.prompt is None) == (options.prompts is None):
         raise BadInput("prompt: allowed: either a prompt or --prompts FILE")
+    if options.json and not options.explain:
+        raise BadInput("--json has no effect; allowed: only together with --explain")
     options.output = options.output or ("video.mp4" if options.prompts is None else "videos")
     return options
 
@@ -187,14 +217,15 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
 
 def check_output(path: Path, force: bool) -> Path:
     """Check that the file can be written and is not there yet. Raises BadInput."""
-    from wan_mlperf.files import writable_folder
+    from wan_mlperf.files import writable_file, writable_folder
+    from wan_mlperf.inputs.paths import look
 
     if path.suffix.lower() != ".mp4":
         raise BadInput(f"--output: {str(path)!r} is not allowed; allowed: a name that ends in .mp4")
-    writable_folder(path.parent, what="output folder")
-    if path.is_dir() or (path.exists() and not force):
+    if look(path, what="--output") is not None and not force:
         raise BadInput(f"--output: {str(path)!r} exists; allowed: another name, or --force")
-    return path
+    writable_folder(path.parent, what="output folder")
+    return writable_file(path, what="--output")
 
 
 def checked(chunks: Iterator[np.ndarray], check: LatentCheck) -> Iterator[np.ndarray]:
@@ -213,7 +244,7 @@ def checked(chunks: Iterator[np.ndarray], check: LatentCheck) -> Iterator[np.nda
 def report(output: Path, spans: dict[str, float], seconds: float) -> None:
     """Say where the file is and how long each stage took."""
     stages = ", ".join(f"{stage.replace('_', ' ')} {value:.2f} s" for stage, value in spans.items())
-    print(f"{output}: {seconds:.2f} s ({stages})", file=sys.stdout, flush=True)
+    process.tell(f"{output}: {seconds:.2f} s ({stages})")
 
 
 if __name__ == "__main__":

@@ -7,18 +7,17 @@ that name which no manifest names is somebody else's.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wan_mlperf import process
 from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.errors import BadInput
-from wan_mlperf.files import atomic_write
+from wan_mlperf.files import TEMPORARY, atomic_write
+from wan_mlperf.inputs import locks
 from wan_mlperf.recipe import Recipe
 from wan_mlperf.workload import Workload
 
@@ -49,13 +48,16 @@ def identity(recipe: Recipe, workload: Workload, checkpoint: Checkpoint) -> dict
 
 
 class VideoList:
-    """The videos of `prompts` in `folder`. Reading needs nothing; writing needs `lock`."""
+    """The videos of `prompts` in `folder`. Reading needs nothing; writing needs `lock`, without `locked` only where it works."""
 
-    def __init__(self, folder: Path, prompts: Sequence[str], *, seed: int, recipe: dict[str, Any], force: bool = False) -> None:
+    def __init__(
+        self, folder: Path, prompts: Sequence[str], *, seed: int, recipe: dict[str, Any], force: bool = False, locked: bool = True
+    ) -> None:
         self.folder = folder
         self._prompts = prompts
         self._seed = seed
         self._force = force
+        self._locked = locked
         self._key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
         self._recipe = recipe
         self._read()
@@ -66,25 +68,17 @@ class VideoList:
 
     def lock(self) -> None:
         """Keep other runs out until `unlock`, and clear what a killed run left unfinished. Raises BadInput."""
-        self._descriptor = os.open(self.folder, os.O_RDONLY)
-        until = time.monotonic() + LOCK_S
-        while True:
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() > until:
-                    reason = f"another run writes there ({error.strerror})"
-                    raise BadInput(f"--output: {str(self.folder)!r}: {reason}; allowed: another folder, or wait for it") from None
-                time.sleep(0.2)
+        without = None if self._locked else process.note
+        self._lock = locks.lock(self.folder, what="--output", wait_s=LOCK_S, without=without)
         self._read()
-        for name in (MANIFEST, *(video_name(number) for number in range(len(self._prompts)))):
-            for leftover in self.folder.glob(f".{name}.*"):
+        names = (MANIFEST, *(video_name(number) for number in range(len(self._prompts))))
+        for pattern in (f"{TEMPORARY}*", *(f".{name}.*" for name in names)):  # the latter of earlier versions
+            for leftover in self.folder.glob(pattern):
                 leftover.unlink(missing_ok=True)
 
     def unlock(self) -> None:
         """Let other runs in; the end of the process does the same."""
-        os.close(self._descriptor)
+        locks.unlock(self.folder, self._lock)
 
     def add(self, number: int, content: bytes) -> None:
         """Keep a video: first the manifest's entry, then the file."""

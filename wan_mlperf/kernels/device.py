@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
 from wan_mlperf import ranks
 
 Fabric = Literal["links", "switch"]
+T = TypeVar("T")
 
 # Variables that say which of a host's GPUs a build of torch may see.
 VISIBLE = {"CUDA": ("CUDA_VISIBLE_DEVICES",), "ROCm": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")}
@@ -57,6 +61,39 @@ def _look() -> tuple[int, str]:
 def gpu_count() -> int:
     """How many GPUs this process may use, 0 without one; whatever torch was built for."""
     return _look()[0]
+
+
+_one_at_a_time = threading.RLock()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Around all that computes: what our arithmetic relies on, whatever else the program has set, and one thread at a time.
+
+    That is fp32 and the CPU as defaults, and no autocast. Nothing is touched where it is so already.
+    """
+    with _one_at_a_time, ExitStack() as stack:
+        dtype, where = torch.get_default_dtype(), torch.get_default_device()
+        if dtype != torch.float32:
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+        if where.type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def each_alone(items: Iterator[T]) -> Iterator[T]:
+    """Yield the items, each made `alone`; what runs between them is the caller's."""
+    while True:
+        with alone():
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
 
 
 @functools.cache

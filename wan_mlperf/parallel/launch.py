@@ -7,24 +7,32 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from wan_mlperf import process
+from wan_mlperf import files, process
+from wan_mlperf.inputs import text
 
 
 def launch(module: str, arguments: Sequence[str], world: int) -> int:
     """Start `python -m module arguments` on `world` ranks of this host through torchrun's own library; return the exit code."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The ranks say themselves what went wrong; the agent's log would only repeat it, at length.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world)))
-    with tempfile.TemporaryDirectory(prefix="wan_mlperf-") as folder:
-        file = Path(folder) / "code"
-        os.environ[process.EXIT_FILE] = str(file)
+    handled = [number.name for number in process.STOPS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's stays ignored
+    with files.scratch("job") as folder:
+        file = folder / "code"
+        # What a rank or a library of it leaves in the temporary folder goes with the job, even if the rank is killed.
+        changed = {process.EXIT_FILE: str(file), "TMPDIR": str(folder), **text.hand_over(folder)}
+        before = {name: os.environ.get(name) for name in changed}
+        os.environ.update(changed)
+        more: dict[str, Any] = {}
+        if "signals_to_handle" in LaunchConfig.__dataclass_fields__:  # not in every torch that we take
+            more["signals_to_handle"] = ",".join(handled)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -35,6 +43,8 @@ def launch(module: str, arguments: Sequence[str], world: int) -> int:
             max_restarts=0,
             monitor_interval=0.2,
             event_log_handler="null",
+            logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+            **more,
         )
         try:
             elastic_launch(config, sys.executable)("-m", module, *arguments)
@@ -50,7 +60,9 @@ def launch(module: str, arguments: Sequence[str], world: int) -> int:
                 process.say(f"stopped by {signal.Signals(number).name}")
             return 128 + int(number)
         finally:
-            del os.environ[process.EXIT_FILE]
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                os.environ.update({} if value is None else {name: value})
         return int(file.read_text()) if file.exists() else process.FAILED
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from wan_mlperf.inputs.paths import expand
 from wan_mlperf.workload import MLPERF, Workload
 
 FILLED = {"folder", "exact"}  # fields that only the loader sets
@@ -189,7 +190,7 @@ class Recipe:
     @property
     def user_conf_path(self) -> Path:
         """Where LoadGen's user.conf lies."""
-        return Path(self.folder) / self.user_conf
+        return Path(self.folder) / expand(self.user_conf, what="user_conf")
 
 
 def make_exact(recipe: Recipe) -> Recipe:

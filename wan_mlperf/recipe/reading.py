@@ -16,34 +16,38 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from wan_mlperf.errors import BadInput, did_you_mean
+from wan_mlperf.inputs import paths, strict_yaml, text, values
 from wan_mlperf.recipe.parts import FILLED, Recipe, make_exact
 from wan_mlperf.workload import Workload
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 
 
-def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), exact: bool = False) -> Recipe:
+def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), model: str | None = None, exact: bool = False) -> Recipe:
     """Read a recipe from a YAML file, or by the name of one in configs/.
 
-    `overrides` are "key.path=value" strings. `exact` turns every approximation off: no quantisation, no low-precision
-    attention, no compilation, and the checkpoint's own dtype. Raises BadInput.
+    `overrides` are "key.path=value" strings; `model` is the name or folder of a checkpoint, letter by letter. `exact` turns every
+    approximation off: no quantisation, no low-precision attention, no compilation, and the checkpoint's own dtype. Raises
+    BadInput.
     """
     file = _find(path)
+    content = text.read_text(file, what="recipe", allowed="a readable YAML file")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"recipe {file}: cannot be read ({error.strerror}); allowed: a readable YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise BadInput(f"recipe {file}: not YAML ({_one_line(error)}); allowed: a mapping of recipe keys") from None
-    if not isinstance(values, dict):
-        raise BadInput(f"recipe {file}: holds {type(values).__name__}; allowed: a mapping of recipe keys")
+        found = strict_yaml.load(content, Recipe)
+    except strict_yaml.NotStrict as error:
+        raise BadInput(f"recipe {str(file)!r}: {error}; allowed: a mapping of recipe keys, each once") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"recipe {str(file)!r}: holds {type(found).__name__}; allowed: a mapping of recipe keys")
     for override in overrides:
-        _set(values, override)
-    for filled in FILLED & values.keys():
-        raise BadInput(f"recipe {file}: {filled}: is not a key of a recipe")
-    values.setdefault("name", file.stem)
-    values["folder"] = str(file.parent.resolve())
-    recipe = parse(values, source=f"recipe {file}")
+        _set(found, override)
+    if model is not None:
+        _set(found, f"model.checkpoint={model}")
+    for filled in FILLED & found.keys():
+        raise BadInput(f"recipe {str(file)!r}: {filled}: is not a key of a recipe")
+    found.setdefault("name", paths.utf8(file.stem, what="recipe"))
+    # A recipe that came through a pipe lies nowhere: its user.conf is looked for where ours are.
+    found["folder"] = paths.utf8(str(CONFIGS if text.may_be_stream(file) else file.parent.resolve()), what="recipe's folder")
+    recipe = parse(found, source=f"recipe {str(file)!r}")
     return make_exact(recipe) if exact else recipe
 
 
@@ -75,35 +79,44 @@ def _parse(kind: type[Any], values: dict[str, Any], source: str) -> Any:
 
 
 def _find(path: str | Path) -> Path:
-    file = Path(path)
-    if file.is_file():
-        return file
+    """The file of a recipe: a bare name is one in configs/, whatever lies in the working folder."""
     named = CONFIGS / f"{path}.yaml"
-    if file.suffix == "" and file.name == str(path) and named.is_file():
-        return named
     names = sorted(one.stem for one in CONFIGS.glob("*.yaml"))
+    if str(path) in names:
+        return named
+    file = paths.expand(str(path), what="recipe")
+    if text.may_be_stream(file) and not file.is_dir():
+        return file
+    if paths.is_file(file, what="recipe"):
+        return file
+    kind = "is a folder" if paths.is_folder(file, what="recipe") else "no such file"
     raise BadInput(
-        f"recipe {str(path)!r}: no such file{did_you_mean(file.stem, names)}; allowed: a YAML file or one of {', '.join(names)}"
+        f"recipe {str(path)!r}: {kind}{did_you_mean(file.stem, names)}; allowed: a YAML file or one of {', '.join(names)}"
     )
 
 
-def _set(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def _set(recipe: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
         raise BadInput(f"--set {override!r}: allowed: key.path=value, such as attention.early_fraction=0.8")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError):
-        raise BadInput(f"--set {override!r}: {text!r} is not a YAML value") from None
-    for part in parts[:-1]:
-        inner = values.setdefault(part, {})
+    paths.utf8(override, what="--set")
+    kind: Any = Recipe
+    place = recipe
+    for number, part in enumerate(parts):
+        kind = values.field_type(kind, part)
+        if number == len(parts) - 1:
+            break
+        inner = place.get(part)
         if inner is None:
-            inner = values[part] = {}
+            inner = place[part] = {}
         if not isinstance(inner, dict):
             raise BadInput(f"--set {override!r}: {part} is {inner!r}, which has no keys")
-        values = inner
-    values[parts[-1]] = value
+        place = inner
+    try:
+        place[parts[-1]] = values.from_command_line(value, kind)
+    except ValueError as error:
+        raise BadInput(f"--set {override!r}: {value!r} is not a value of {key} ({error})") from None
 
 
 def _explain(kind: type[Any], error: ValidationError) -> str:

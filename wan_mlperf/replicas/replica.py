@@ -175,7 +175,7 @@ class Replica:
         except Exception as problem:
             if self._watch.is_collective(problem):
                 raise
-            error = f"{self._watch.where}: {type(problem).__name__}: {process.one_line(problem)[:300]}"
+            error = f"{self._watch.where}: {type(problem).__name__}: {(process.why(problem) or process.one_line(problem))[:300]}"
             self._watch.trouble(error)
             if self.pipeline.mesh.device.is_gpu:
                 torch.cuda.empty_cache()  # after out of memory, the allocator is fragmented

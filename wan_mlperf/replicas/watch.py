@@ -26,7 +26,6 @@ from wan_mlperf.replicas.status import Note, is_alive, whereabouts
 from wan_mlperf.replicas.store import connect
 from wan_mlperf.spans import Spans
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # what torchrun hands on to its ranks
 ON_END_S = 10.0  # what rank 0 may take to write down how far it came
 # Words of an error that another rank's death causes.
 COLLECTIVE = ("gloo", "nccl", "connection closed", "connection reset", "connection was", "broken pipe", "tcpstore")
@@ -67,7 +66,8 @@ class Watch:
         # The C handler writes the signal's number at once, whatever the main thread is inside of.
         signal.set_wakeup_fd(wakened.fileno(), warn_on_full_buffer=False)
         self._wakened = wakened
-        self._handlers = [signal.signal(number, lambda *_: None) for number in STOPS]
+        stops = [number for number in process.STOPS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's stays ignored
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in stops}
         self._show()
         for loop in (self._look_around, self._look_inside):
             threading.Thread(target=loop, name=f"watch-{loop.__name__}", daemon=True).start()
@@ -80,7 +80,7 @@ class Watch:
         if self._active:
             self._store.set(f"heartbeat/{self._rank}", json.dumps({"done": True}))
             signal.set_wakeup_fd(-1)
-            for number, handler in zip(STOPS, self._handlers, strict=True):
+            for number, handler in self._handlers.items():
                 signal.signal(number, handler)
 
     def follow(self, spans: Spans) -> None:
@@ -135,7 +135,8 @@ class Watch:
             traceback.print_exception(error)
         heartbeat = self._heartbeat()
         here = whereabouts(heartbeat if stage is None else {**heartbeat, "stage": stage, "sample": str(sample)})
-        self.end(f"failed: {here}: {type(error).__name__}: {process.one_line(error)[:500]}{line}", process.FAILED)
+        why = (process.why(error) or process.one_line(error))[:500]
+        self.end(f"failed: {here}: {type(error).__name__}: {why}{line}", process.FAILED)
 
     def end(self, line: str, code: int, victim: int | None = None) -> NoReturn:
         """End the whole job, at once and everywhere, with this line and code, unless another rank was first."""
@@ -249,7 +250,7 @@ class Watch:
             last = now
             if ready:
                 for number in self._wake.recv(64):
-                    if number in STOPS:
+                    if number in self._handlers:
                         self._signalled(number)
             if os.getppid() != self._parent:
                 self._leave(

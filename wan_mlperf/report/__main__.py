@@ -18,9 +18,11 @@ from wan_mlperf.report.run_folder import PAGE, read
 def main(arguments: Sequence[str]) -> int:
     """Write a report or a comparison; return the exit code."""
     parser = cli.Parser(prog="python -m wan_mlperf.report", description=__doc__)
-    parser.add_argument("run", metavar="A", help="a run folder, such as outputs/latest")
-    parser.add_argument("other", metavar="B", nargs="?", help="a second one, compared with the first")
-    parser.add_argument("-o", "--output", metavar="FILE", help="where the page goes (default: report.html or compare.html in it)")
+    parser.add_argument("run", type=cli.path, metavar="A", help="a run folder, such as outputs/latest")
+    parser.add_argument("other", type=cli.path, metavar="B", nargs="?", help="a second one, compared with the first")
+    parser.add_argument(
+        "-o", "--output", type=cli.path, metavar="FILE", help="where the page goes (default: report.html or compare.html in it)"
+    )
     options = parser.parse_args(arguments)
     first = read(Path(options.run))
     if options.other is None:
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         raise BadInput(
             f"{str(target)!r}: cannot be written ({error.strerror}); allowed: -o FILE in a folder you can write to"
         ) from None
-    print(target)
+    process.tell(str(target))
     return process.DONE
 
 

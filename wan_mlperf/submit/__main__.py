@@ -7,9 +7,8 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
-import signal
+import os
 import subprocess
 import sys
 import time
@@ -18,12 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from wan_mlperf import cli, process
+from wan_mlperf import cli, files, process
 from wan_mlperf.errors import BadInput
 from wan_mlperf.files import atomic_write, writable_folder
+from wan_mlperf.inputs import locks, text
 
 if TYPE_CHECKING:  # imported when it is needed: --help and a misspelt flag must not wait for torch
     from sut.result import Mode, Scenario
@@ -44,20 +43,23 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = cli.Parser(prog="python -m wan_mlperf.submit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="run | system | pack", parser_class=cli.Parser)
     one = commands.add_parser("run", help="do every stage that is not done yet")
-    one.add_argument("--campaign", required=True, metavar="DIR", help="where the runs go; the same folder goes on")
+    one.add_argument("--campaign", required=True, type=cli.path, metavar="DIR", help="where the runs go; the same folder goes on")
     one.add_argument("--scenario", action="append", choices=("singlestream", "offline"), help="only this one (default: both)")
     cli.add_recipe_arguments(one)
-    one.add_argument("--offline-recipe", metavar="RECIPE", help="another recipe for Offline than --recipe")
+    one.add_argument("--no-lock", action="store_true", help="go on where the campaign's file system has no locks")
+    one.add_argument("--offline-recipe", type=cli.path, metavar="RECIPE", help="another recipe for Offline than --recipe")
     one.add_argument("--dry-run", action="store_true", help="allow a workload that is not the benchmark's, and no VBench score")
     two = commands.add_parser("system", help="write the system description, with what was measured filled in")
-    two.add_argument("campaign", metavar="CAMPAIGN")
-    two.add_argument("-o", "--output", required=True, metavar="SYSTEM.json", help="its name becomes the system's")
+    two.add_argument("campaign", type=cli.path, metavar="CAMPAIGN")
+    two.add_argument("-o", "--output", required=True, type=cli.path, metavar="SYSTEM.json", help="its name becomes the system's")
     three = commands.add_parser("pack", help="build the tree to submit; the campaign stays as it is")
-    three.add_argument("campaign", metavar="CAMPAIGN")
+    three.add_argument("campaign", type=cli.path, metavar="CAMPAIGN")
     three.add_argument("--submitter", required=True, metavar="ORG")
     three.add_argument("--division", required=True, choices=("open", "closed"))
-    three.add_argument("--system", required=True, metavar="SYSTEM.json", help="what `submit system` wrote, filled in")
-    three.add_argument("-o", "--output", required=True, metavar="DIR", help="a folder that is not there yet")
+    three.add_argument(
+        "--system", required=True, type=cli.path, metavar="SYSTEM.json", help="what `submit system` wrote, filled in"
+    )
+    three.add_argument("-o", "--output", required=True, type=cli.path, metavar="DIR", help="a folder that is not there yet")
     three.add_argument("--dry-run", action="store_true", help="pack a dry run's campaign, to see the tree")
     return parser.parse_args(arguments)
 
@@ -67,8 +69,9 @@ def run(options: argparse.Namespace, start: Start | None = None) -> int:
     from wan_mlperf.submit.campaign import NEEDS, Stage
 
     campaign, user_confs = begin(options)
-    with locked(campaign.folder) as lock:
-        begin_call = start or (lambda command: call(command, lock))
+    with locked(campaign.folder, needed=not options.no_lock) as lock, files.scratch("submit") as folder:
+        streams = text.hand_over(folder)  # a recipe that came through a pipe
+        begin_call = start or (lambda command: call(command, lock, streams))
         show(campaign, user_confs)
         warn_of_vbench(campaign)
         worst = process.DONE
@@ -77,21 +80,21 @@ def run(options: argparse.Namespace, start: Start | None = None) -> int:
                 continue
             need = NEEDS.get(stage.kind)
             if need and not campaign.state(Stage(scenario=stage.scenario, kind=need)).done:
-                print(f"{stage}: has to wait for {stage.scenario} {need}", flush=True)
+                process.tell(f"{stage}: has to wait for {stage.scenario} {need}")
                 continue
-            print(f"{stage}: starts, estimate {duration(estimate(campaign, stage, user_confs))}", flush=True)
+            process.tell(f"{stage}: starts, estimate {duration(estimate(campaign, stage, user_confs))}")
             begun = time.monotonic()
             code = begin_call(command(campaign, stage, options))
             state = campaign.state(stage)
             # What lies in the folder counts, not the exit code: VBench ends with 1 for a score below the floor.
             word = "done" if state.done else WORDS.get(code, f"ended with exit code {code}")
             note = f", {state.note}" if state.run else ""
-            print(f"{stage}: {word} after {duration(time.monotonic() - begun)}{note}", flush=True)
+            process.tell(f"{stage}: {word} after {duration(time.monotonic() - begun)}{note}")
             if not state.done:
                 worst = max(worst, code if code in WORDS else process.FAILED, process.INVALID)
         show(campaign, user_confs)
     left = [str(stage) for stage in campaign.stages() if not campaign.state(stage).done]
-    print(f"left: {', '.join(left)}" if left else "everything is done: next is `python -m wan_mlperf.submit pack`")
+    process.tell(f"left: {', '.join(left)}" if left else "everything is done: next is `python -m wan_mlperf.submit pack`")
     return worst
 
 
@@ -141,28 +144,26 @@ def command(campaign: Campaign, stage: Stage, options: argparse.Namespace) -> li
     return words
 
 
-def call(words: Sequence[str], lock: int) -> int:
+def call(words: Sequence[str], lock: int | None, variables: Mapping[str, str]) -> int:
     """Run a command; it ends with this process. It holds the campaign's lock too, should this process be killed."""
-    process = subprocess.Popen(words, pass_fds=(lock,))
+    stage = subprocess.Popen(words, pass_fds=() if lock is None else (lock,), env={**os.environ, **variables})
     try:
-        return process.wait()
+        return stage.wait()
     except BaseException:
-        process.terminate()
-        process.wait()
+        stage.terminate()
+        stage.wait()
         raise
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[int]:
+def locked(folder: Path, *, needed: bool = True) -> Iterator[int | None]:
     """Hold the campaign alone, as a file descriptor. Raises BadInput while another process works in it."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadInput(
-                f"campaign {str(folder)!r}: another `submit run`, or a run that it started, still works in it"
-            ) from None
-        yield file.fileno()
+    busy = "another `submit run`, or a run that it started, still works in it"
+    held = locks.lock(folder, what="campaign", busy=busy, without=None if needed else process.note)
+    try:
+        yield held
+    finally:
+        locks.unlock(folder, held)
 
 
 def warn_of_vbench(campaign: Campaign) -> None:
@@ -205,7 +206,7 @@ def show(campaign: Campaign, user_confs: Mapping[Scenario, Path]) -> None:
         state: State = campaign.state(stage)
         seconds = None if state.done else estimate(campaign, stage, user_confs)
         table.add_row(str(stage), "done" if state.done else "left", state.note, "" if state.done else duration(seconds))
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110).print(table)
+    cli.console(width=110).print(table)
 
 
 def duration(seconds: float | None) -> str:
@@ -234,7 +235,7 @@ def system(options: argparse.Namespace) -> int:
     description = system_description.template(results[0].system)
     atomic_write(file, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     empty = system_description.unfilled({**description, "division": "-", "submitter": "-"})
-    print(f"{file}: to be filled in: {', '.join(empty)}")
+    process.tell(f"{file}: to be filled in: {', '.join(empty)}")
     return process.DONE
 
 
@@ -251,11 +252,10 @@ def pack(options: argparse.Namespace) -> int:
         dry_run=options.dry_run,
     )
     for note in notes:
-        print(f"note: {note}")
-    print(options.output)
+        process.tell(f"note: {note}")
+    process.tell(options.output)
     return process.DONE
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the stage's process ends with this one
     process.entry(main)

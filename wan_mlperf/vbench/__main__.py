@@ -14,13 +14,10 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from sut import accuracy_log
 from sut import result as results
@@ -68,8 +65,8 @@ def main(arguments: Sequence[str]) -> int:
             raws[dimension] = found
     summary = vbench_score.summarise(folder, videos, prompts, raws, made_by)
     write(folder, summary)
-    Console(width=None if sys.stdout.isatty() else 120).print(vbench_score.as_table(summary))
-    print(vbench_score.verdict(summary))
+    cli.console().print(vbench_score.as_table(summary))
+    process.tell(vbench_score.verdict(summary))
     if failures:
         raise Failed(f"{len(failures)} of the dimensions: {'; '.join(failures)}")
     return process.DONE if summary.valid else process.INVALID
@@ -78,7 +75,9 @@ def main(arguments: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(prog="python -m wan_mlperf.vbench", description=__doc__)
-    parser.add_argument("folder", nargs="?", metavar="RUN_OR_FOLDER", help="a folder with videos/ and prompts.json")
+    parser.add_argument(
+        "folder", nargs="?", type=cli.path, metavar="RUN_OR_FOLDER", help="a folder with videos/ and prompts.json"
+    )
     parser.add_argument("--setup", action="store_true", help="build VBench's environment first")
     parser.add_argument("--torch", action="append", default=[], metavar="SPEC", help="with --setup: install this torch there")
     parser.add_argument(
@@ -140,12 +139,12 @@ def score(
         output = folder / "vbench" / "raw" / f"{dimension}.json"
         old = vbench_score.read_raw(output, expected) if output.is_file() else None
         if not expected:
-            print(f"{dimension}: no video counts for it", flush=True)
+            process.tell(f"{dimension}: no video counts for it")
         elif old is not None and old["checkpoints"] == identity["checkpoints"]:
-            print(f"{dimension}: scored before, {old['mean']:.4f}", flush=True)
+            process.tell(f"{dimension}: scored before, {old['mean']:.4f}")
         else:
             device = device or default_device()
-            print(f"{dimension}: {len(expected)} videos on {device}", flush=True)
+            process.tell(f"{dimension}: {len(expected)} videos on {device}")
             job = {
                 "dimension": dimension,
                 "device": device,
@@ -168,12 +167,12 @@ def run_worker(environment: Environment, job: Mapping[str, Any], log: Path) -> s
         file = working / "job.json"
         file.write_text(json.dumps(job))
         command = [str(environment.python), "-I", str(WORKER), str(file)]
-        process = subprocess.Popen(
+        worker = subprocess.Popen(
             command, cwd=working, env=variables, stdout=stream, stderr=subprocess.PIPE, text=True, errors="replace"
         )
-        assert process.stderr is not None
+        assert worker.stderr is not None
         try:
-            for line in process.stderr:  # text mode ends a line at a carriage return too: one per step of VBench's bar
+            for line in worker.stderr:  # text mode ends a line at a carriage return too: one per step of VBench's bar
                 stream.write(line)
                 last = line.strip() or last
                 step = re.search(r"\| (\d+)/(\d+) \[", line)
@@ -182,17 +181,17 @@ def run_worker(environment: Environment, job: Mapping[str, Any], log: Path) -> s
                     for _ in range(int(step[1]) - done):
                         progress.advance()
                     done = max(done, int(step[1]))
-            code = process.wait()
+            code = worker.wait()
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            if worker.poll() is None:
+                worker.kill()
+                worker.wait()
             if progress is not None:
                 progress.close()
     if code:
         ending = f"exit code {code}" if code > 0 else signal.Signals(-code).name  # SIGKILL is mostly the lack of memory
         return f"{last} ({ending}, see {log})"
-    print(f"{job['dimension']}: done in {time.perf_counter() - start:.0f} s", flush=True)
+    process.tell(f"{job['dimension']}: done in {time.perf_counter() - start:.0f} s")
     return None
 
 
@@ -208,9 +207,9 @@ def print_lists(videos: Videos) -> None:
     for name in ("missing", "unreadable", "refused", "extra", "unnamed"):
         lines = getattr(videos, name)
         for line in lines[:LISTED]:
-            print(f"{name}: {line}", flush=True)
+            process.tell(f"{name}: {line}")
         if len(lines) > LISTED:
-            print(f"{name}: and {len(lines) - LISTED} more, all in vbench/summary.json", flush=True)
+            process.tell(f"{name}: and {len(lines) - LISTED} more, all in vbench/summary.json")
 
 
 def write(folder: Path, summary: Summary) -> None:
@@ -223,9 +222,8 @@ def write(folder: Path, summary: Summary) -> None:
     else:
         atomic_write(folder / "accuracy.txt", text)
         if summary.hash is None:
-            print(f"accuracy.txt has no hash line: the folder holds no {accuracy_log.NAME}")
+            process.tell(f"accuracy.txt has no hash line: the folder holds no {accuracy_log.NAME}")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a dimension's process ends with this one
     process.entry(main)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wan_mlperf import process
 from wan_mlperf.errors import BadInput, Failed
 from wan_mlperf.files import atomic_write, cache_folder, writable_folder
 from wan_mlperf.workload import DIMENSIONS
@@ -83,9 +84,9 @@ def setup(torch_specs: Sequence[str] = ()) -> Environment:
     folder = writable_folder(cache_folder(), what="cache folder") / "vbench"
     environment = Environment(folder)
     pins = plan(torch_specs)
-    print(f"building VBench's environment in {folder}", flush=True)
-    print(f"  torch: {' '.join(torch_specs) or 'the one of this Python'}", flush=True)
-    print(f"  installed there, without their dependencies: {', '.join(pins)}", flush=True)
+    process.tell(f"building VBench's environment in {folder}")
+    process.tell(f"  torch: {' '.join(torch_specs) or 'the one of this Python'}")
+    process.tell(f"  installed there, without their dependencies: {', '.join(pins)}")
     shutil.rmtree(folder, ignore_errors=True)
     _call([sys.executable, "-m", "venv", "--without-pip", str(folder)], "making the environment")
     install = [sys.executable, "-m", "pip", "--python", str(environment.python), "install"]
@@ -103,7 +104,7 @@ def setup(torch_specs: Sequence[str] = ()) -> Environment:
     versions = json.loads(_call(check, "importing VBench").splitlines()[-1])
     mark = {"requirements": _requirements(), "python": sysconfig.get_python_version(), "versions": versions}
     atomic_write(folder / MARK, json.dumps(mark, indent=1) + "\n")
-    print(f"ready: {', '.join(f'{name} {version}' for name, version in versions.items())}", flush=True)
+    process.tell(f"ready: {', '.join(f'{name} {version}' for name, version in versions.items())}")
     return environment
 
 

@@ -1,0 +1,276 @@
+"""Arguments, names and paths as people type them: taken letter by letter, or refused in one line before the work."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+
+from tests.brought.command import SMALL, Ended
+from tests.brought.command import run as call
+from tests.run_folders import result
+from wan_mlperf import run
+from wan_mlperf.doctor import __main__ as doctor
+from wan_mlperf.errors import BadInput
+from wan_mlperf.generate import __main__ as generate
+from wan_mlperf.recipe import load_recipe
+from wan_mlperf.report import __main__ as report
+from wan_mlperf.submit import __main__ as submit
+from wan_mlperf.vbench import __main__ as vbench
+from wan_mlperf.video import write_mp4
+
+MAINS: dict[str, Any] = {
+    "run": run.main,
+    "generate": generate.main,
+    "report": report.main,
+    "vbench": vbench.main,
+    "submit": submit.main,
+    "doctor": doctor.main,
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(end: Ended, *words: str) -> None:
+    """Exit code 2 and one line that holds these words."""
+    assert (end.code, end.out) == (2, ""), end
+    assert end.line.startswith("error: ")
+    for word in words:
+        assert word in end.line, end.line
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "words"),
+    [
+        ("generate", ["a red circle", "", "-o", "x.mp4"], ["'' is one argument too many"]),
+        ("run", [""], ["'' is one argument too many"]),
+        ("report", ["a", "b", ""], ["'' is one argument too many"]),
+        ("vbench", ["a", ""], ["'' is one argument too many"]),
+        ("submit", ["system", "a", "-o", "b", ""], ["'' is one argument too many"]),
+        ("doctor", [""], ["'' is one argument too many"]),
+        ("generate", ["a", "red", "circle"], ["in quotes", "'a red circle'"]),
+        ("generate", ["a", "-o", "x.mp4", "red"], ["in quotes", "'a red'"]),
+        ("generate", ["a", "--prompt", "b"], ["'--prompt'", "did you mean '--prompts'?"]),  # no abbreviations
+        ("generate", ["a", "--negative", "-dark"], ["--negative=VALUE"]),
+        ("run", ["--senario=offline"], ["'--senario=offline'", "did you mean '--scenario'?"]),
+        ("generate", ["a", "--steps", "4_2"], ["--steps: invalid int value: '4_2'"]),
+        ("generate", ["a", "--frames", "\u0665"], ["--frames: invalid int value: '\u0665'"]),
+        ("generate", ["a", "--seed", "1e3"], ["--seed: invalid int value: '1e3'"]),
+    ],
+)
+def test_arguments_that_do_not_fit(command: str, arguments: list[str], words: list[str]) -> None:
+    refused(call(MAINS[command], *arguments), *words)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("generate", ["a", "-o", ""]),
+        ("generate", ["--prompts", ""]),
+        ("generate", ["a", "--model", ""]),
+        ("run", ["--recipe", ""]),
+        ("run", ["--outputs", ""]),
+        ("report", [""]),
+        ("vbench", [""]),
+        ("submit", ["run", "--campaign", ""]),
+    ],
+)
+def test_an_empty_path_is_no_default(command: str, arguments: list[str]) -> None:
+    refused(call(MAINS[command], *arguments), "'' is empty")
+
+
+@pytest.mark.parametrize(
+    "name", ["2000", "yes", "null", "~", "wan: final", "[ft] wan", "{a}", "@step", "ft #3", "1e3", "a=b", "'q'"]
+)
+def test_a_model_is_a_path_and_never_yaml(name: str, model: Path, tmp_path: Path) -> None:
+    """What YAML takes for a number, a boolean, a mapping or a comment; and beside it a folder that is not meant."""
+    (tmp_path / "ft").symlink_to(model)
+    place = tmp_path / name if name != "~" else tmp_path / "home"
+    place.symlink_to(model)
+    os.environ["HOME"], home = str(tmp_path / "home"), os.environ.get("HOME", "")
+    try:
+        end = call(generate.main, "a red circle", f"--model={name}", "--explain", "--json")
+        from_set = call(generate.main, "a red circle", f"--set=model.checkpoint={name}", "--explain", "--json")
+    finally:
+        os.environ["HOME"] = home
+    assert end.code == from_set.code == 0, end.err + from_set.err
+    wanted = str(tmp_path / "home") if name == "~" else name
+    assert json.loads(end.out)["recipe"]["model"]["checkpoint"] == wanted
+    assert json.loads(from_set.out)["recipe"]["model"]["checkpoint"] == name
+    if name != "~":
+        place.unlink()
+        refused(call(generate.main, "a red circle", f"--model={name}"), "no such folder")
+
+
+def test_a_tilde_is_the_home_folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").symlink_to(model)
+    (tmp_path / "list.txt").write_text("a red circle\n")
+    (tmp_path / "my.yaml").write_text(
+        Path(load_recipe("tiny").folder, "tiny.yaml").read_text().replace("mlperf/", f"{load_recipe('tiny').folder}/mlperf/")
+    )
+    end = call(run.main, "--model=~/mine", "--prompts=~/list.txt", "--recipe=~/my.yaml", "--outputs=~/out", "--explain", "--json")
+    assert end.code == 0, end.err
+    understood = json.loads(end.out)
+    assert understood["outputs"] == str(tmp_path / "out") and understood["prompts"] == ["a red circle"]
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr("os.path.expanduser", lambda text: text)
+    refused(call(generate.main, "a", "--model=~/mine"), "no home folder")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "low quality # watermark",
+        "blurry: bad hands",
+        "no",
+        "null and void",
+        "2000",
+        "[a]",
+        "{a: b}",
+        "'q'",
+        " a ",
+        "*x",
+        "&x",
+        "-",
+    ],
+)
+def test_text_stays_text(text: str) -> None:
+    end = call(run.main, f"--set=workload.negative_prompt={text}", "--explain", "--json")
+    assert end.code == 0, end.err
+    assert json.loads(end.out)["workload"]["negative_prompt"] == text
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("vae.chunk=2", 2),
+        ("vae.chunk=0x2", 2),
+        ("compile.experts=yes", True),
+        ("compile.experts=off", False),
+        ("attention.early_fraction=1e-1", 0.1),
+        ("attention.early_fraction=1", 1.0),
+        ("mesh.ulysses=auto", "auto"),
+        ("mesh.ulysses=2", 2),
+        ("model.fixed_latent=null", None),
+        ("gemm.keep=[[blocks.0.*, bf16]]", [["blocks.0.*", "bf16"]]),
+    ],
+)
+def test_a_value_is_of_its_keys_type(override: str, value: object) -> None:
+    end = call(run.main, f"--set={override}", "--explain", "--json")
+    assert end.code == 0, end.err
+    found = json.loads(end.out)["recipe"]
+    for key in override.partition("=")[0].split("."):
+        found = found[key]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "vae.chunk=010",
+        "vae.chunk=1_0",
+        "vae.chunk=1:30",
+        "vae.chunk=4 # four",
+        "compile.experts=1",
+        "vae.chunk=4.0",
+        "faults.dead_s=.inf",
+        "attention.early_fraction=nan",
+    ],
+)
+def test_yaml_1_1_traps_are_refused(override: str) -> None:
+    refused(call(run.main, f"--set={override}"), override.partition("=")[0], "is not allowed")
+
+
+def test_names_of_any_length(model: Path) -> None:
+    """255 bytes is what a name may have; ours beside it are short."""
+    long = "x" * 246 + ".mp4"
+    end = call(generate.main, "a red circle", "-o", long, "--model", str(model), "--set=mesh.ranks=1", *SMALL)
+    assert end.code == 0, end.err
+    assert os.listdir(".") == [long]
+    for arguments in (["-o", "x" * 252 + ".mp4"], ["--recipe", "x" * 300], ["--model", "x" * 300], ["-o", "x" * 300 + "/a.mp4"]):
+        refused(call(generate.main, "a red circle", *arguments), "File name too long")
+    refused(call(run.main, "--outputs", "x" * 300), "File name too long")
+    refused(call(report.main, "x" * 300), "File name too long")
+    refused(call(vbench.main, "x" * 300), "File name too long")
+
+
+@pytest.mark.parametrize("name", ["out[old]", "[/v2]", ":smile:", "[red]x[/red]", "{x}"])
+def test_what_users_named_is_printed_as_it_is(name: str, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    file = tmp_path / "r" / f"{name.replace('/', '')}.yaml"
+    file.write_text(f'name: "{name}"\nuser_conf: {load_recipe("tiny").user_conf_path}\n')
+    end = call(run.main, "--recipe", str(file), "--explain")
+    assert end.code == 0, end.err
+    assert name in end.out
+
+
+def test_a_summary_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    from sut import result as results
+    from sut import run_record
+
+    values = result("singlestream", "performance", recipe="[/v2] \x1b[31m")
+    finished = TypeAdapter(results.Result).validate_json(json.dumps(values))
+    run_record.print_summary(finished, Path("out[old]/run"))
+    out = capsys.readouterr().out
+    assert "out[old]/run" in out and "[/v2]" in out and "\x1b" not in out
+
+
+def test_an_encoder_that_is_missing_is_noticed_first(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = av.codec.Codec
+
+    def without(name: str, mode: str) -> Any:
+        if name == "libx264":
+            raise av.codec.codec.UnknownCodecError(name)
+        return real(name, mode)
+
+    monkeypatch.setattr(av.codec, "Codec", without)
+    monkeypatch.setattr("wan_mlperf.pipeline.Pipeline.load", lambda *_: pytest.fail("weights were read"))
+    refused(call(generate.main, "a red circle", "--model", str(model), "--set=mesh.ranks=1"), "libx264")
+    refused(call(run.main, "--mode", "accuracy", "--model", str(model)), "libx264")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, model: Path) -> None:
+    odd = os.fsdecode(b"\xff\xfe")
+    folder = tmp_path / f"run{odd}"
+    folder.mkdir()
+    write_mp4(folder / f"{odd}-0.mp4", [np.zeros((3, 32, 32, 3), np.uint8)], 8)
+    for end in (call(vbench.main, str(folder), "--parse-only"), call(vbench.main, str(folder.parent), "--parse-only")):
+        assert end.code in (1, 2) and "Traceback" not in end.err, end
+    end = call(
+        generate.main, "a red circle", "-o", str(tmp_path / f"{odd}.mp4"), "--model", str(model), "--set=mesh.ranks=1", *SMALL
+    )
+    assert end.code == 0 and (tmp_path / f"{odd}.mp4").is_file(), end.err
+    refused(call(generate.main, f"a red {odd}"), "not valid UTF-8")
+    refused(call(run.main, f"--set=workload.negative_prompt={odd}"), "not valid UTF-8")
+    refused(call(run.main, "--outputs", odd), "not valid UTF-8")
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    from wan_mlperf.files import atomic_write
+
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    atomic_write(tmp_path / "pipe", "page")
+    assert os.read(reader, 10) == b"page"
+    os.close(reader)
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    atomic_write(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
+
+
+def test_a_name_in_configs_is_not_a_file_beside(tmp_path: Path) -> None:
+    (tmp_path / "tiny").write_text("a file of the user's")
+    assert load_recipe("tiny").name == "tiny"
+    with pytest.raises(BadInput, match="holds str"):
+        load_recipe("./tiny")

@@ -1,0 +1,87 @@
+"""YAML as people write it in recipes: strict where they err, and typed by what a key is declared as (values.py).
+
+Refused with the line: a key that is there twice, a tag, a merge key, a value that holds itself. A plain scalar is what its key
+wants; in quotes it is always text. YAML 1.1's traps (`010`, `1:30`, `1_000`) are no numbers here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from wan_mlperf.inputs import values
+
+MOST_NODES = 100_000  # aliases of aliases would fill the memory
+
+
+class NotStrict(ValueError):
+    """What is wrong, with its line."""
+
+
+def load(text: str, kind: Any = None) -> Any:
+    """Return plain values from YAML text; `kind` declares what is wanted. Raises NotStrict."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        return None if node is None else _Reader().value(node, kind, ())
+    except yaml.YAMLError as error:
+        raise NotStrict(_explained(error)) from None
+    except RecursionError:
+        raise NotStrict("nested too deeply") from None
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self._nodes = 0
+
+    def value(self, node: yaml.Node, kind: Any, inside: tuple[yaml.Node, ...]) -> Any:
+        self._nodes += 1
+        if self._nodes > MOST_NODES:
+            raise NotStrict("too many values")
+        if any(node is one for one in inside):
+            raise NotStrict(f"line {_line(node)}: a value that holds itself")
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, kind)
+        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rpartition(":")[2] not in ("map", "seq"):
+            raise NotStrict(f"line {_line(node)}: the tag {node.tag!r}; write it without")
+        if isinstance(node, yaml.SequenceNode):
+            items = enumerate(node.value)
+            return [self.value(one, values.item_type(kind, index), (*inside, node)) for index, one in items]
+        assert isinstance(node, yaml.MappingNode)
+        return self._mapping(node, kind, inside)
+
+    def _mapping(self, node: yaml.MappingNode, kind: Any, inside: tuple[yaml.Node, ...]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise NotStrict(f"line {_line(key_node)}: a key that is no text")
+            key, line = key_node.value, _line(key_node)
+            if key == "<<" and key_node.style is None:
+                raise NotStrict(f"line {line}: the merge key <<; write its values out")
+            if key in found:
+                raise NotStrict(f"{key!r} is given twice, in line {lines[key]} and in line {line}")
+            found[key], lines[key] = self.value(value_node, values.field_type(kind, key), (*inside, node)), line
+        return found
+
+    def _scalar(self, node: yaml.ScalarNode, kind: Any) -> Any:
+        if node.style is not None:
+            return node.value
+        if node.tag not in _PLAIN:
+            raise NotStrict(f"line {_line(node)}: the tag {node.tag!r}; write it without")
+        return values.scalar(node.value, kind)
+
+
+# What YAML 1.1 takes a plain scalar for; `!!str` and the like, written out, come as these as well and do no harm.
+_PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp", "value")}
+
+
+def _line(node: yaml.Node) -> int:
+    return node.start_mark.line + 1
+
+
+def _explained(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = str(getattr(error, "problem", None) or error)
+    hint = "; a text that holds ': ' goes in quotes" if "mapping values are not allowed" in problem else ""
+    return f"not YAML ({f'line {mark.line + 1}: ' if mark else ''}{' '.join(problem.split())[:160]}{hint})"
