@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests never touch the user's cache folder."""
     os.environ["WAN_MLPERF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_group_left() -> Iterator[None]:
+    """A pipeline of one test file leaves no process group to the next one."""
+    yield
+    if "torch.distributed" in sys.modules:
+        from wan_mlperf.parallel import xdit
+
+        xdit.stop_groups()
 
 
 def run_module(
