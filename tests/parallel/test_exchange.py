@@ -69,6 +69,7 @@ def lose_a_rank(rank: int, folder: str) -> None:
     os._exit(0)  # without its third rank the group cannot end in order
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("job", [hand_around, lose_a_rank])
 def test_exchange(job: object, tmp_path: Path) -> None:
     processes.start_processes(job, args=(str(tmp_path),), nprocs=RANKS, start_method="spawn")

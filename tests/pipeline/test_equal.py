@@ -12,6 +12,8 @@ import torch
 from sut.prompts import benchmark_prompts
 from tests.conftest import run_module
 
+pytestmark = pytest.mark.job
+
 STEPS = 6  # two of them above the boundary
 SIZES = {"square": (64, 64), "odd": (48, 80)}  # odd: 75 tokens, which neither 2 nor 4 ranks divide
 SEEDS = {"square": 42, "odd": 7}

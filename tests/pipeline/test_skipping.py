@@ -108,6 +108,7 @@ def test_it_is_what_diffusers_transformer_gives(
     assert error(one_rank[name], one_rank["plain"]) > 1e-3, "the plan must make a difference"
 
 
+@pytest.mark.job
 @pytest.mark.parametrize(
     ("ranks", "mesh"),
     [

@@ -62,6 +62,7 @@ def full_size(name: str, *overrides: str) -> Subject:
     )
 
 
+@pytest.mark.job
 @pytest.mark.parametrize(
     "overrides",
     [PLAIN, pytest.param(("mesh.cfg=1",), marks=pytest.mark.slow)],

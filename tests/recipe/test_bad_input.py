@@ -163,6 +163,7 @@ def test_folders_that_do_not_fit(model: Path, tmp_path: Path) -> None:
         checkpoint.find(str(tmp_path))
 
 
+@pytest.mark.job
 def test_it_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = run_module(["wan_mlperf.run", "--recipe", recipe_file(tmp_path, "atention: {}")])
     assert done.returncode == 2

@@ -18,6 +18,7 @@ def folder_of(cache: str) -> str:
     return str(checkpoint.find("embedded").folder)
 
 
+@pytest.mark.job
 def test_several_ranks_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(3, mp_context=context) as pool:

@@ -14,6 +14,8 @@ import pytest
 
 from tests.replicas import jobs
 
+pytestmark = pytest.mark.job
+
 # What is promised. The recipe of these tests gives up sooner (3 and 8 s), the rest is for a busy machine.
 DEAD_S, HANG_S = 30.0, 60.0
 

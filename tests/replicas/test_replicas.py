@@ -19,6 +19,7 @@ from wan_mlperf.replicas.messages import Job
 from wan_mlperf.replicas.watch import Watch
 
 
+@pytest.mark.job
 def test_two_hosts_complete_a_valid_run(tmp_path: Path, model: Path) -> None:
     """Two agents on the loopback address: the second one's results go over the process group."""
     recipe, outputs = jobs.write_recipe(tmp_path, model), tmp_path / "outputs"
@@ -64,6 +65,7 @@ def test_the_death_of_a_host_ends_the_other(tmp_path: Path, model: Path) -> None
     agents[1].finish()
 
 
+@pytest.mark.job
 def test_several_replicas_cannot_answer_single_queries(tmp_path: Path, model: Path) -> None:
     recipe = jobs.write_recipe(tmp_path, model)
     job = jobs.start("wan_mlperf.run", ["--scenario", "singlestream", "--recipe", str(recipe)])
@@ -106,6 +108,7 @@ def videos(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.glob("[0-9]*.mp4")}
 
 
+@pytest.mark.job
 def test_a_list_goes_on_after_a_kill(tmp_path: Path, model: Path) -> None:
     recipe, prompts, output = jobs.write_recipe(tmp_path, model), write_prompts(tmp_path, 10), tmp_path / "videos"
     arguments = ["--prompts", str(prompts), "-o", str(output), "--recipe", str(recipe)]
