@@ -58,7 +58,9 @@ class Result:
     device: str
     checkpoint: str
     noise: str
-    kernels: dict[str, str]
+    kernels: dict[str, str]  # name of attention in the recipe -> what ran
+    gemms: dict[str, str] = field(default_factory=dict)  # format of linear layers -> what multiplied
+    numerics: dict[str, str] = field(default_factory=dict)  # either name -> what its kernel does to its operands
     recipe: str
     workload: dict[str, int]
     workload_is_mlperf: bool

@@ -24,7 +24,7 @@ from wan_mlperf.files import TEMPORARY, atomic_write, writable_folder
 from wan_mlperf.identity import commit, versions
 from wan_mlperf.inputs.paths import utf8
 from wan_mlperf.kernels import vae
-from wan_mlperf.pipeline import Pipeline
+from wan_mlperf.pipeline import Pipeline, describe_kernels
 from wan_mlperf.recipe import to_yaml
 from wan_mlperf.spans import STAGES
 from wan_mlperf.step_plan import as_table
@@ -121,10 +121,7 @@ def write_result(
         device=f"{pipeline.mesh.device.arch}: {pipeline.mesh.device.name}",
         checkpoint=pipeline.checkpoint.name,
         noise=f"fixed latent {Path(fixed).name}" if fixed else f"drawn from seed {pipeline.workload.seed}",
-        kernels={
-            name: f"{name} reference (PyTorch)" if kernel.is_reference else f"xDiT {kernel.xdit}"
-            for name, kernel in pipeline.kernels.items()
-        },
+        **describe_kernels(pipeline.kernels, pipeline.gemms, pipeline.recipe.gemm.fp8_scales),
         recipe=pipeline.recipe.name,
         workload={name: getattr(pipeline.workload, name) for name in ("height", "width", "frames", "fps", "steps", "seed")},
         workload_is_mlperf=pipeline.workload == MLPERF,

@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import yaml
 
 from sut import compliance, machine
 from sut import result as results
 from sut.loadgen import read_detail
 from sut.prompts import benchmark_prompts
 from tests.engine_stub import make_logs
+from wan_mlperf.kernels import attention, gemm
+from wan_mlperf.kernels.device import Device
+from wan_mlperf.kernels.probe import missing, missing_gemm
+from wan_mlperf.pipeline import describe_kernels
 from wan_mlperf.recipe import load_recipe, to_yaml
 from wan_mlperf.step_plan import make_plan
 from wan_mlperf.vbench import summary as vbench_summary
@@ -23,7 +29,14 @@ from wan_mlperf.vbench.summary import Summary, VideoLists
 from wan_mlperf.video import write_mp4
 
 TINY = load_recipe("tiny")
+CPU = Device(arch="cpu", name="a processor", torch=torch.device("cpu"))
+KERNELS = describe_kernels(
+    attention.resolve(["sage_fp4", "sage_fp8"], CPU, references=TINY.stands_for, probe=missing),
+    gemm.resolve(TINY.gemm, CPU, allow_reference=True, probe=missing_gemm),
+    TINY.gemm.fp8_scales,
+)
 RECIPE = to_yaml(TINY)
+RECIPE_VALUES = yaml.safe_load(RECIPE)
 
 
 def result(scenario: str, mode: str, **changes: Any) -> dict[str, Any]:
@@ -40,7 +53,7 @@ def result(scenario: str, mode: str, **changes: Any) -> dict[str, Any]:
         "device": "cpu: a processor",
         "checkpoint": "embedded",
         "noise": "drawn from seed 42",
-        "kernels": {"sdpa": "xDiT SDPA"},
+        **KERNELS,
         "recipe": "tiny",
         "workload": {"height": 64, "width": 64, "frames": 17, "fps": 8, "steps": 20, "seed": 42},
         "workload_is_mlperf": False,

@@ -94,6 +94,11 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exact", action="store_true", help="turn every approximation off")
 
 
+def add_arch_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """The flag that names an architecture; `what` says what is done for it."""
+    parser.add_argument("--as", dest="arch", metavar="ARCH", help=f"{what} (gfx950, gfx942, sm90, sm100, ...)")
+
+
 def console(*, width: int = 120, file: TextIO | None = None) -> Console:
     """The console for tables: what users named is printed as it is, without markup, emoji or colours of its own.
 
@@ -106,14 +111,20 @@ def console(*, width: int = 120, file: TextIO | None = None) -> Console:
     return Console(file=stream, width=fixed, markup=False, emoji=False, highlight=False)
 
 
-def explain(recipe: Recipe, workload: Workload, command: Mapping[str, Any], *, as_json: bool) -> int:
-    """Print what would be done and return the exit code; reads no weights. `command` holds what the recipe does not."""
+def explain(recipe: Recipe, workload: Workload, command: Mapping[str, Any], *, as_json: bool, arch: str | None = None) -> int:
+    """Print what would be done and return the exit code; reads no weights. `command` holds what the recipe does not.
+
+    With what every name of the plan is: on this machine, or on an architecture (`arch`) and what of that is missing here.
+    """
     from pydantic import TypeAdapter
 
     from wan_mlperf import preflight, step_plan
+    from wan_mlperf.kernels.features import as_table
+    from wan_mlperf.parallel import survey
 
     config, source = preflight.scheduler_of(recipe.model.checkpoint)
     plan = step_plan.make_plan(recipe, workload, config)
+    features, where = survey.of(recipe, plan) if arch is None else survey.there(recipe, plan, arch)
     if not ranks.is_first():
         return process.DONE
     if as_json:
@@ -123,11 +134,15 @@ def explain(recipe: Recipe, workload: Workload, command: Mapping[str, Any], *, a
             "workload": dataclasses.asdict(workload),
             "scheduler": {**config, "from": source},
             "plan": [dataclasses.asdict(step) for step in plan],
+            "device": where,
+            "kernels": [dataclasses.asdict(one) for one in features],
         }
         print(json.dumps(values, indent=1), flush=True)  # in ASCII, so that no terminal's encoding changes it
         return process.DONE
-    title = process.shown(recipe.name)
-    console(width=110).print(step_plan.as_table(plan, title=f"{title}, {config['_class_name']} of {source}"))
+    title = f"{process.shown(recipe.name)}, {config['_class_name']} of {source}"
+    shown, kernels = console(width=150), {one.name: one.runs for one in features}
+    shown.print(step_plan.as_table(plan, title=f"{title}, on {where}", kernels=kernels))
+    shown.print(as_table(features, title="kernels", lacks="missing here" if arch else "why no better one"))
     return process.DONE
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -15,10 +16,11 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.experts import Expert
 from wan_mlperf.kernels import attention, device, gemm
 from wan_mlperf.kernels import vae as kernels_vae
+from wan_mlperf.kernels.numerics import gemm_text
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel import split_experts, split_vae, xdit
 from wan_mlperf.parallel.mesh import Mesh
-from wan_mlperf.preflight import Setup, prepare, read_fixed_latent
+from wan_mlperf.preflight import Setup, prepare, read_fixed_latent, resolve_kernels
 from wan_mlperf.recipe import Recipe, replace_workload
 from wan_mlperf.spans import Spans
 from wan_mlperf.step_plan import Step, any_unguided, make_plan, make_scheduler
@@ -53,6 +55,7 @@ class Pipeline:
     decoder: VaeDecoder
     spans: Spans
     kernels: dict[str, attention.Kernel]
+    gemms: gemm.Backends
     load_summary: list[str] = field(default_factory=list)
 
     @classmethod
@@ -177,14 +180,7 @@ def load(setup: Setup, timeout_s: float) -> Pipeline:
     here = device.probe()
     recipe, workload, found, plan, shape = setup.recipe, setup.workload, setup.checkpoint, setup.plan, setup.shape
     mesh = meshes.start(shape, here, timeout_s=timeout_s, unguided=any_unguided(plan))
-    kernels = attention.resolve(
-        [step.attention for step in plan],
-        here,
-        allow_reference=recipe.references == "allow",
-        probe=xdit.check_backend,
-        ring=shape.ring,
-        exact=recipe.exact,
-    )
+    kernels, gemms = resolve_kernels(setup, here)
     split, unguided_split = split_experts.split(mesh), split_experts.unguided_split(mesh)
     bitwise = recipe.exact and shape.per_replica == 1  # nothing may even round in another order
     self_attend, cross_attend = split_experts.attends(kernels)
@@ -193,9 +189,8 @@ def load(setup: Setup, timeout_s: float) -> Pipeline:
     summary: list[str] = []
     for name, part in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
         transformer = found.load_transformer(part, dtype)
-        summary.append(
-            f"{name}: {gemm.convert(transformer, getattr(recipe.gemm, name), recipe.gemm.keep, here, xdit.mxfp4_linear)}"
-        )
+        chosen = getattr(recipe.gemm, name)
+        summary.append(f"{name}: {gemm.convert(transformer, chosen, recipe.gemm, gemms, here, xdit.mxfp4_linear)}")
         transformer = transformer.to(here.torch)
         experts[name] = Expert(
             transformer if bitwise else gemm.widen(transformer),
@@ -229,5 +224,24 @@ def load(setup: Setup, timeout_s: float) -> Pipeline:
         decoder=decoder,
         spans=Spans(here.torch),
         kernels=kernels,
+        gemms=gemms,
         load_summary=summary,
     )
+
+
+class KernelTexts(TypedDict):
+    """What ran, in words, by name: attention, linear layers, and what either does to its operands."""
+
+    kernels: dict[str, str]
+    gemms: dict[str, str]
+    numerics: dict[str, str]
+
+
+def describe_kernels(kernels: Mapping[str, attention.Kernel], gemms: gemm.Backends, fp8_scales: str) -> KernelTexts:
+    """What each name of attention and each format of linear layers was, and its numerics in words (kernels/numerics.py)."""
+    return {
+        "kernels": {name: str(kernel) for name, kernel in kernels.items()},
+        "gemms": {name: key or "reference" for name, key in gemms.items()},
+        "numerics": {name: kernel.numerics.text for name, kernel in kernels.items()}
+        | {name: gemm_text(name, fp8_scales) for name in gemms},
+    }

@@ -1,6 +1,6 @@
 """All that is refused before a weight is read: recipe, workload, checkpoint, plan and mesh, checked once per process.
 
-What only xDiT can say of this machine's kernels is asked when its groups are up.
+What is installed for the kernels is asked in the ranks (`resolve_kernels`), before they read a weight: asking means importing it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.errors import BadInput
 from wan_mlperf.inputs import text
 from wan_mlperf.inputs.paths import expand, is_folder
-from wan_mlperf.kernels import attention, device, gemm
+from wan_mlperf.kernels import attention, device, gemm, probe
 from wan_mlperf.parallel import mesh as meshes
-from wan_mlperf.parallel import split_experts
+from wan_mlperf.parallel import split_experts, xdit
 from wan_mlperf.recipe import Recipe, load_recipe
 from wan_mlperf.step_plan import WAN22_SCHEDULER, Step, any_unguided, make_plan
 from wan_mlperf.text_encoder import check_prompt
@@ -55,13 +56,13 @@ def prepare(
     `verified` is a checkpoint that this process has verified already: it is not verified again if the recipe names the same one.
     """
     workload = workload or recipe.effective_workload
-    here, references = device.probe(), recipe.references == "allow"
+    here = device.probe()
     found = verified if verified and verified.name == recipe.model.checkpoint else checkpoints.find(recipe.model.checkpoint)
     plan = make_plan(recipe, workload, found.config("scheduler"))
     shape = _fit_mesh(recipe, workload, found, world=ranks.world_size() if world is None else world)
     split_experts.check(shape, tokens=_tokens(workload, found), heads=found.heads, unguided=any_unguided(plan))
-    attention.check([step.attention for step in plan], here, allow_reference=references)
-    gemm.check(recipe.gemm, here, allow_reference=references)
+    attention.check([step.attention for step in plan], here, references=recipe.stands_for, smooth_k=recipe.attention.smooth_k)
+    gemm.check(recipe.gemm, here, allow_reference=recipe.stands_for is not None)
     if recipe.model.fixed_latent:
         read_fixed_latent(recipe.model.fixed_latent, workload.latent_shape(found.config("transformer")["in_channels"]))
     tokenizer = found.load_tokenizer()
@@ -85,6 +86,26 @@ def change(setup: Setup, workload: Workload) -> Setup:
     if any_unguided(plan) and not any_unguided(setup.plan):
         raise BadInput(f"steps: {workload.steps} would leave guidance out of some, for which no groups were started")
     return replace(setup, workload=workload, plan=plan)
+
+
+def resolve_kernels(setup: Setup, here: device.Device) -> tuple[dict[str, attention.Kernel], gemm.Backends]:
+    """Return what each name of attention and each format of linear layers is on this device. Raises BadInput.
+
+    Every package, function and argument is looked at, and xDiT's own checks are asked.
+    """
+    recipe, config = setup.recipe, setup.checkpoint.config("transformer")
+    dtype = setup.checkpoint.dtype("transformer", recipe.model.dtype)
+    kernels = attention.resolve(
+        [step.attention for step in setup.plan],
+        here,
+        references=recipe.stands_for,
+        probe=partial(xdit.check_backend, dtype=dtype, head_dim=config["attention_head_dim"], ring=setup.shape.ring),
+        smooth_k=recipe.attention.smooth_k,
+        ring=setup.shape.ring,
+        exact=recipe.exact,
+    )
+    allowed = recipe.stands_for is not None
+    return kernels, gemm.resolve(recipe.gemm, here, allow_reference=allowed, probe=partial(probe.missing_gemm, dtype=dtype))
 
 
 def ranks_for(recipe: Recipe) -> int:

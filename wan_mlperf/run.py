@@ -45,13 +45,15 @@ def check(options: argparse.Namespace, started: float) -> tuple[Test, Setup] | i
     """Everything that can be refused, before a weight is read; with --explain it is shown, and the exit code returned."""
     from sut import accuracy_log, compliance, loadgen, prompts, run_record, session
     from wan_mlperf import preflight, video
+    from wan_mlperf.kernels.backends import ARCHS
     from wan_mlperf.recipe import to_yaml
 
     choose("scenario", options.scenario, loadgen.SCENARIOS)
     choose("mode", options.mode, loadgen.MODES)
     recipe = preflight.recipe_from(options, scenario=options.scenario)
+    arch = None if options.arch is None else choose("--as", options.arch, ARCHS)
     if options.explain and not options.json and options.prompts is None:
-        return cli.explain(recipe, recipe.effective_workload, {}, as_json=False)
+        return cli.explain(recipe, recipe.effective_workload, {}, as_json=False, arch=arch)
     samples = prompts.prompt_set(options.prompts)
     settings = loadgen.make_settings(options.scenario, options.mode, recipe.user_conf_path, len(samples))
     audit = compliance.AUDIT if options.test04 else None
@@ -60,7 +62,7 @@ def check(options: argparse.Namespace, started: float) -> tuple[Test, Setup] | i
     if options.explain:
         command = {name: getattr(options, name) for name in ("scenario", "mode", "outputs", "test04", "reference")}
         command |= {"prompts": samples, "user_conf": loadgen.check_user_conf(recipe.user_conf_path)}
-        return cli.explain(recipe, recipe.effective_workload, command, as_json=options.json)
+        return cli.explain(recipe, recipe.effective_workload, command, as_json=options.json, arch=arch)
     if options.mode == "accuracy":
         video.check_encoder()
     outputs = run_record.check_outputs(Path(options.outputs))
@@ -104,7 +106,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--explain", action="store_true", help="print the step plan and stop; reads no weights")
     parser.add_argument("--json", action="store_true", help="with --explain: print all that was understood as JSON")
+    cli.add_arch_argument(parser, "with --explain: what would run on another GPU, and what of that is missing here")
     options = parser.parse_args(arguments)
+    if options.arch is not None and not options.explain:
+        raise BadInput(f"--as {options.arch!r} has no effect; allowed: only together with --explain")
     if options.test04 and options.mode != "performance":
         raise BadInput(f"--test04 with --mode {options.mode!r}; allowed: --mode performance, the default")
     if options.reference is not None and not options.test04:

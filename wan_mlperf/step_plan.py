@@ -145,9 +145,9 @@ def _attention(recipe: Recipe, steps: int) -> Sequence[str]:
     return [chosen.early] * early + [chosen.late] * (steps - early)
 
 
-def as_table(plan: Sequence[Step], *, title: str = "step plan") -> Table:
-    """Return the plan as a table for a terminal."""
-    caption = None
+def as_table(plan: Sequence[Step], *, title: str = "step plan", kernels: Mapping[str, str] | None = None) -> Table:
+    """Return the plan as a table for a terminal; `kernels` says what a name of attention or a format of GEMM is somewhere."""
+    kernels, caption = kernels or {}, None
     if (forwards := sum(step.forwards for step in plan)) < 2 * len(plan):
         caption = f"{forwards} forward passes instead of {2 * len(plan)}: {1 - forwards / (2 * len(plan)):.0%} saved"
     table = Table(title=title, caption=caption)
@@ -160,10 +160,18 @@ def as_table(plan: Sequence[Step], *, title: str = "step plan") -> Table:
             f"{step.sigma:.4f}",
             step.expert.replace("_", " "),
             f"{step.guidance:g}" if step.guided else "off",
-            *((step.attention, step.gemm, "yes") if step.source is None else ("-", "-", _again(step))),
+            *(
+                (_with(step.attention, kernels), _with(step.gemm, kernels), "yes")
+                if step.source is None
+                else ("-", "-", _again(step))
+            ),
         )
     return table
 
 
 def _again(step: Step) -> str:
     return f"step {step.source} again" + (f" x {step.factor:g}" if step.factor != 1.0 else "")
+
+
+def _with(name: str, kernels: Mapping[str, str]) -> str:
+    return f"{name} ({kernels[name] or 'nothing'})" if name in kernels else name

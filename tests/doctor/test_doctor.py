@@ -13,8 +13,11 @@ from rich.console import Console
 
 from wan_mlperf.doctor import __main__ as command
 from wan_mlperf.doctor import checks as doctor
-from wan_mlperf.doctor import host_checks
+from wan_mlperf.doctor import host_checks, kernels
 from wan_mlperf.doctor.host_checks import Check, Gpu
+from wan_mlperf.kernels.backends import CANDIDATES, GEMM_CANDIDATES
+from wan_mlperf.kernels.device import gpu_count
+from wan_mlperf.kernels.features import Feature
 
 H100 = (Gpu("nvidia", "NVIDIA H100 80GB HBM3"), Gpu("nvidia", "NVIDIA H100 80GB HBM3"))
 AMD = (Gpu("amd", "gfx950"),)
@@ -213,12 +216,39 @@ def test_packages_and_torch_build() -> None:
     assert doctor.torch_build((), {}).value == "cpu"
 
 
+LACKING = Feature(name="sage_fp4", runs="", numerics="", lacks=("AITER [x]: none",))
+KERNELS = kernels.Answer(recipe="tiny", kernels=(LACKING,))
+
+
+def test_a_kernel_that_the_default_recipe_needs_and_does_not_have(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "examine", lambda **_: ())
+    monkeypatch.setattr(command.kernels, "ask", lambda: kernels.Answer(recipe="tiny", kernels=(LACKING,), without=("sage_fp4",)))
+    assert command.main([]) == 1
+    shown = capsys.readouterr().out
+    assert "AITER [x]: none" in shown and "kernels missing for recipe tiny: sage_fp4" in shown
+    assert command.main(["--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["kernels"][0]["lacks"] == ["AITER [x]: none"]
+
+
+def test_kernels_that_nobody_can_ask_for_are_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as a host without torch, which the checks name themselves."""
+    monkeypatch.setattr(command, "examine", lambda **_: ())
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert command.main([]) == 0
+    assert "kernels: could not be asked: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("worst", "code"), [("ok", 0), ("warn", 0), ("missing", 1)])
 def test_json_shape_and_exit_code(
     worst: host_checks.Status, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checks = (Check("a", "1", "1", "ok", "/a", ""), Check("b [/red]", "[x]", "2", worst, "/b", "set b"))
     monkeypatch.setattr(command, "examine", lambda **_: checks)
+    monkeypatch.setattr(command.kernels, "ask", lambda: KERNELS)  # asking takes a process of its own: see below
     assert command.main(["--json"]) == code
     answer = json.loads(capsys.readouterr().out)
     assert answer["ok"] is (code == 0) and answer["verdict"] == doctor.summary(checks)
@@ -263,8 +293,13 @@ sys.exit(code)
 """
     repository = Path(doctor.__file__).parents[1]
     env = {**os.environ, "PYTHONPATH": str(repository), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode in (0, 1), done.stderr
     answer = json.loads(done.stdout)
     assert done.returncode == (0 if answer["ok"] else 1)
+    assert answer["problem"] is None and {one["name"] for one in answer["kernels"]} == {*CANDIDATES, *GEMM_CANDIDATES}
+    if not gpu_count():
+        runs = {one["name"]: (one["runs"], one["lacks"]) for one in answer["kernels"]}
+        assert runs["sage_fp4"] == ("AITER_MXFP4 by reference (gfx950)", ["cpu has no kernel of it"])
+        assert runs["sdpa"] == ("xDiT SDPA", [])
     assert not done.stderr and list(tmp_path.iterdir()) == []

@@ -10,8 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.kernels import attention, gemm, sage
+from wan_mlperf.kernels import attention, gemm
+from wan_mlperf.kernels.backends import ATTENTION
 from wan_mlperf.kernels.device import gpu_count, probe
+from wan_mlperf.kernels.numerics import SIXTEEN_BITS
+from wan_mlperf.kernels.probe import missing_gemm
+from wan_mlperf.kernels.reference import reference
+from wan_mlperf.recipe import Gemm, GemmName
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(gpu_count() == 0, reason="this host has no GPU")]
 
@@ -27,7 +32,7 @@ def test_attention_kernels(name: str) -> None:
 
     mesh.start(mesh.Shape(replicas=1, cfg=1, ulysses=1, ring=1), probe())
     try:
-        kernels = attention.resolve([name], probe(), allow_reference=False, probe=xdit.check_backend)
+        kernels = attention.resolve([name], probe(), references=None, probe=xdit.check_backend)
     except BadInput as refusal:
         assert "it needs" in str(refusal)
         pytest.skip(str(refusal))
@@ -41,12 +46,15 @@ def test_attention_kernels(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["fp8", "mxfp4"])
-def test_linear_layers(name: str) -> None:
+def test_linear_layers(name: GemmName) -> None:
     """The GPU's layer against the reference of the same format."""
     from wan_mlperf.parallel import xdit
 
-    if not gemm.is_native(name, probe()):
-        pytest.skip(f"{probe().arch} computes {name} by reference")
+    recipe = Gemm(high_noise=name, low_noise=name)
+    try:
+        table = gemm.resolve(recipe, probe(), allow_reference=False, probe=missing_gemm)
+    except BadInput as refusal:
+        pytest.skip(str(refusal))
     torch.manual_seed(0)
     layer = torch.nn.Linear(512, 1024, device=probe().torch, dtype=torch.bfloat16).requires_grad_(False)
     hidden = torch.randn(1, 256, 512, device=probe().torch, dtype=torch.bfloat16)
@@ -54,7 +62,7 @@ def test_linear_layers(name: str) -> None:
     reference = {"fp8": gemm.Fp8Linear, "mxfp4": gemm.Mxfp4Linear}[name](layer)(hidden)
     holder = torch.nn.Module()
     holder.blocks = torch.nn.ModuleList([layer])
-    gemm.convert(holder, name, [], probe(), xdit.mxfp4_linear)
+    gemm.convert(holder, name, recipe, table, probe(), xdit.mxfp4_linear)
     native = holder.blocks[0](hidden)
     assert error(native, exact) < 1.2 * error(reference, exact) + 0.01
 
@@ -62,7 +70,7 @@ def test_linear_layers(name: str) -> None:
 def test_references_are_the_same_on_the_gpu() -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 4, 300, 128) for _ in range(3))
-    for function in (sage.sage_fp4, sage.sage_fp8):
+    for function in {reference(backend.numerics) for backend in ATTENTION.values() if backend.numerics != SIXTEEN_BITS}:
         there = function(*(one.to(probe().torch) for one in (query, key, value))).cpu()
         assert error(there, function(query, key, value)) < 0.01
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.kernels import gemm, sage
+from wan_mlperf.kernels import gemm, probe, sage
 from wan_mlperf.kernels.device import Device
 from wan_mlperf.recipe import Gemm
 
@@ -77,7 +77,10 @@ def test_packed_weights_are_small(model: Path) -> None:
 
     expert = Checkpoint("test", model).load_transformer("transformer", torch.bfloat16)
     before = {name for name, one in expert.named_modules() if isinstance(one, nn.Linear)}
-    summary = gemm.convert(expert, "mxfp4", [("blocks.1.ffn.*", "bf16"), ("blocks.0.attn1.to_q", "fp8")], CPU, no_aiter)
+    recipe = Gemm(high_noise="mxfp4", keep=(("blocks.1.ffn.*", "bf16"), ("blocks.0.attn1.to_q", "fp8")))
+    table = gemm.resolve(recipe, CPU, allow_reference=True, probe=probe.missing_gemm)
+    assert table == {"mxfp4": None, "bf16": "TORCH", "fp8": None}
+    summary = gemm.convert(expert, "mxfp4", recipe, table, CPU, no_aiter)
     kinds = {name: type(one) for name, one in expert.named_modules()}
     assert kinds["blocks.0.attn1.to_q"] is gemm.Fp8Linear
     assert kinds["blocks.1.ffn.net.2"] is nn.Linear
@@ -94,7 +97,7 @@ def test_packed_weights_are_small(model: Path) -> None:
 
 def test_what_cannot_run_is_refused() -> None:
     recipe = Gemm(high_noise="mxfp4", low_noise="bf16")
-    with pytest.raises(BadInput, match=r"gemm 'mxfp4': cannot run on cpu .* AITER's MXFP4 GEMM on gfx950"):
+    with pytest.raises(BadInput, match=r"gemm 'mxfp4': cannot run on cpu .* AITER .* on gfx950"):
         gemm.check(recipe, CPU, allow_reference=False)
     gemm.check(recipe, CPU, allow_reference=True)
     gemm.check(recipe, Device(arch="gfx950", name="MI355X", torch=torch.device("cpu")), allow_reference=False)

@@ -1,8 +1,9 @@
-"""Sage attention against a plain implementation written here, for any number of tokens, tile and shard.
+"""The references against a plain implementation written here, for each kernel's numerics and any number of tokens and tile.
 
 B batch, H heads, T tokens, D head dim.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchao.prototype.mx_formats.config import ScaleCalculationMode
+from torchao.prototype.mx_formats.mx_tensor import to_mx
+from torchao.prototype.mx_formats.nvfp4_tensor import nvfp4_quantize
 
 from wan_mlperf.kernels import sage
+from wan_mlperf.kernels.backends import ATTENTION
+from wan_mlperf.kernels.numerics import Numerics
+from wan_mlperf.kernels.reference import reference
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attention = Callable[..., Any]
+LOW_PRECISION = [key for key, backend in ATTENTION.items() if backend.numerics != Numerics()]
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
@@ -51,16 +59,25 @@ def test_round_to_mxfp4_is_quantise_then_dequantise(dtype: torch.dtype) -> None:
     assert torch.equal(sage.round_to_mxfp4(x)[0, 0, :32], upward)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, v_scales: Tensor, offset: float) -> Tensor:
-    """All scores at once in float64; tile by tile of keys a running maximum, float8 by PyTorch's own cast."""
+def test_half_way_codes_go_to_the_even_one_where_the_hardware_converts() -> None:
+    """As torchao's RCEIL, an independent implementation, has them."""
+    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    x[0, :32] = torch.tensor([6.0, *sage.E2M1_MIDPOINTS]).repeat(4)
+    even = sage.round_to_mxfp4(x, ties_away=False)
+    assert torch.equal(even, plain_operand(x, "mxfp4", "block", 0, "even"))
+    assert even[0, :8].tolist() == [6.0, 0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0]
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, v_scales: Tensor, largest: float, dtype: torch.dtype) -> Tensor:
+    """All scores at once in float64; tile by tile of keys a running maximum, probabilities by PyTorch's own casts."""
     scores = q.double() @ k.double().mT
     maximum = torch.full_like(scores[..., :1], -torch.inf)
     total, out = torch.zeros_like(maximum), torch.zeros(*q.shape[:3], v.shape[-1], dtype=torch.float64)
     for start in range(0, k.shape[-2], 64):
         tile = scores[..., start : start + 64]
         new = torch.maximum(maximum, tile.amax(-1, keepdim=True))
-        p, decay = torch.exp2(tile - new + offset), torch.exp2(maximum - new)
-        rounded = p.float().to(torch.float8_e4m3fn).double()
+        p, decay = largest * torch.exp2(tile - new), torch.exp2(maximum - new)
+        rounded = p.float().to(dtype).double()
         total, out = (
             total * decay + p.sum(-1, keepdim=True),
             out * decay + rounded @ v[..., start : start + 64, :].double(),
@@ -69,23 +86,77 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, v_scales: Tensor, offset: f
     return out / total * v_scales.double()
 
 
-def plain_fp4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q = sage.dequantise_mxfp4(*sage.quantise_mxfp4(sage.rotate(q, sage.LOG2_E * q.shape[-1] ** -0.5)))
-    k = sage.dequantise_mxfp4(*sage.quantise_mxfp4(sage.smooth(sage.rotate(k))))
-    v_scales = v.abs().amax(-2, keepdim=True) / 448
-    return plain_attention(q, k, (v / v_scales).to(torch.float8_e4m3fn).float(), v_scales, 0.0)
+def plain_operand(x: Tensor, name: str, scales: str, group: int, ties: str) -> Tensor:
+    """x in a format, by casts of PyTorch and torchao where there are any."""
+    if name == "mxfp4" and ties == "away":
+        return sage.dequantise_mxfp4(*sage.quantise_mxfp4(x))
+    if name == "mxfp4":
+        packed = to_mx(x.float().contiguous(), torch.float4_e2m1fn_x2, 32, ScaleCalculationMode.RCEIL)
+        return sage.dequantise_mxfp4(packed[1].view(torch.uint8), packed[0].view(torch.uint8).reshape(*x.shape[:-1], -1))
+    if name == "nvfp4":
+        scale, packed = nvfp4_quantize(x.float().flatten(0, -2), 16)
+        ones = torch.full((*x.shape[:-1], x.shape[-1] // 32), 127, dtype=torch.uint8)
+        codes = sage.dequantise_mxfp4(packed.view(torch.uint8).view(*x.shape[:-1], -1), ones)
+        return codes * scale.float().reshape(*x.shape[:-1], -1).repeat_interleave(16, -1)
+    if name == "int8":
+        parts = []
+        for part in x.float().split(group, dim=-2):
+            scale = (part.abs().amax((-2, -1), keepdim=True) / 127).clamp(min=1e-30)
+            halves_away = (part / scale).abs().add(0.5).floor() * part.sign()
+            parts.append(halves_away * scale)
+        return torch.cat(parts, -2)
+    if name == "fp8":
+        scale = (x.abs().amax((1, 2, 3) if scales == "tensor" else (2,), keepdim=True) / 448).float()
+        return (x.float() / scale).to(torch.float8_e4m3fn).float() * scale
+    return x.to(torch.float16 if name == "fp16" else torch.bfloat16).float()
 
 
-def plain_fp8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    tensors = (sage.rotate(q), sage.smooth(sage.rotate(k)), v)
-    scales = [(x.abs().amax((-2, -1), keepdim=True) / 448).clamp(min=1e-30) for x in tensors]
-    q, k, v = ((x / scale).to(torch.float8_e4m3fn).float() for x, scale in zip(tensors, scales, strict=True))
-    return plain_attention(q * scales[0] * scales[1] * q.shape[-1] ** -0.5 * sage.LOG2_E, k, v, scales[2], 8.0)
+def plain(key: str) -> Attention:
+    """Attention with the numerics of a kernel, straight from its entry."""
+    n = ATTENTION[key].numerics
+    dtype = {"fp8": torch.float8_e4m3fn, "fp16": torch.float16, "16 bits": torch.bfloat16}[n.probabilities]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scale = sage.LOG2_E * q.shape[-1] ** -0.5
+        first, last = (scale, 1.0) if n.qk == "mxfp4" else (1.0, scale)
+        q, k = (sage.rotate(q, first), sage.rotate(k)) if n.rotated else (q * first, k)
+        k = k - k.mean(-2, keepdim=True) if n.smoothed else k
+        q = plain_operand(q, n.qk, n.qk_scales, n.groups[0], n.ties) * last
+        k = plain_operand(k, n.qk, n.qk_scales, n.groups[1], n.ties)
+        # What a scale multiplies may come before or after the products.
+        return plain_attention(q, k, plain_operand(v, n.v, n.v_scales, 0, n.ties), torch.ones(()), n.largest, dtype)
+
+    return attend
 
 
 KERNELS = pytest.mark.parametrize(
-    ("kernel", "plain"), [(sage.sage_fp4, plain_fp4), (sage.sage_fp8, plain_fp8)], ids=["fp4", "fp8"]
+    ("kernel", "plain"), [(reference(ATTENTION[key].numerics), plain(key)) for key in LOW_PRECISION], ids=LOW_PRECISION
 )
+
+
+@pytest.mark.parametrize("part", ["rotated", "smoothed", "v_scales", "qk", "probabilities"])
+@pytest.mark.parametrize("key", LOW_PRECISION)
+def test_a_reference_follows_each_part_of_its_entry(key: str, part: str) -> None:
+    """With any one of them changed the outcome is another one, and no longer the plain implementation's."""
+    n = ATTENTION[key].numerics
+    q, k, v = random_inputs(1, 2, 197, 64)
+    k[..., 3] *= 30  # an outlier, as trained models have them
+    v[:, 1, 4] *= 9
+    others: dict[str, Any] = {
+        "v_scales": {"tensor": "channel", "channel": "tensor"}.get(n.v_scales),
+        "qk": "int8" if n.qk == "fp8" else "fp8",
+        "probabilities": "fp16" if n.probabilities == "fp8" else "fp8",
+    }
+    other = others.get(part, not getattr(n, part, None))
+    if other is None:
+        return  # this kernel has no such part
+    changes: dict[str, Any] = {part: other}
+    if part == "qk":
+        changes |= {"qk_scales": "tokens", "groups": (64, 64)} if other == "int8" else {"qk_scales": "tensor"}
+    changed = dataclasses.replace(n, **changes)
+    whole = plain(key)(q, k, v)
+    assert relative_error(reference(n)(q, k, v), whole) < 1e-3
+    assert relative_error(reference(changed)(q, k, v), whole) > 1e-3
 
 
 @KERNELS
@@ -120,14 +191,19 @@ def test_tiles_do_not_matter(kernel: Attention, plain: Attention, budget: int, m
 
 @KERNELS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_head_does_not_depend_on_the_others(kernel: Attention, plain: Attention, dtype: torch.dtype) -> None:
+def test_a_head_depends_on_the_others_by_scales_per_tensor_alone(
+    kernel: Attention, plain: Attention, dtype: torch.dtype, request: pytest.FixtureRequest
+) -> None:
     """What Ulysses relies on: a shard of the heads gives that shard of the result. Strides are diffusers'."""
     q, k, v = (x.to(dtype).transpose(1, 2).contiguous().transpose(1, 2) for x in random_inputs(2, 6, 100, 32))
-    v[:, 5] *= 1000  # a scale that spanned heads would show
+    v[:, 5] *= 3000  # a scale that spans heads shows
     shard = slice(2, 4)
     out = kernel(q, k, v)
     assert out.shape == q.shape and out.dtype == dtype
-    assert relative_error(kernel(q[:, shard], k[:, shard], v[:, shard]), out[:, shard]) < 1e-5
+    spans_heads = "tensor" in (n := ATTENTION[request.node.callspec.id.split("-")[-1]].numerics).qk_scales + n.v_scales
+    assert (relative_error(kernel(q[:, shard], k[:, shard], v[:, shard]), out[:, shard]) < 1e-5) != spans_heads
+    # Samples never share a scale.
+    assert relative_error(kernel(q[:1], k[:1], v[:1]), out[:1]) < 1e-5
 
 
 @KERNELS

@@ -121,10 +121,11 @@ def test_reuse_stays_exact(model: Path, tmp_path: Path, reference: dict[str, Any
 
 
 def test_quantised_ranks_agree(model: Path, tmp_path: Path) -> None:
-    """The default schedule on one rank and on two: no scale spans tokens or heads, so only rounding differs.
+    """The default schedule on one rank and on two.
 
     Guidance on two ranks is the same arithmetic. Ulysses gives matrix products of half the tokens, which round in another order,
-    and a value at the edge between two codes may then get the other one. A hundredth is far below what the schedule costs.
+    and a value at the edge between two codes may then get the other one. FP8's scales span the heads of a rank, as on a GPU. A
+    hundredth is far below what the schedule costs.
     """
     one = ours(tmp_path, 1, {"one": case(model, "square", exact=False)})["one"]
     two = ours(

@@ -103,9 +103,9 @@ def use_recipe(file: Path) -> None:
     recipe = load_recipe(file)
     workload = recipe.effective_workload
     plan = make_plan(recipe, workload)
-    here, allow = device.probe(), recipe.references == "allow"
-    attention.check([step.attention for step in plan], here, allow_reference=allow)
-    gemm.check(recipe.gemm, here, allow_reference=allow)
+    here, smooth_k = device.probe(), recipe.attention.smooth_k
+    attention.check([step.attention for step in plan], here, references=recipe.stands_for, smooth_k=smooth_k)
+    gemm.check(recipe.gemm, here, allow_reference=recipe.stands_for is not None)
     _, _, rows, columns = workload.latent_shape(16)
     for world in (1, 2, 8):
         works_or_refuses(lambda world=world: mesh.plan_shape(recipe.mesh, world=world, heads=8, latent_rows=max(rows, columns)))

@@ -24,8 +24,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from wan_mlperf import cli, preflight, process, ranks
 from wan_mlperf.checkpoint import Checkpoint
-from wan_mlperf.errors import BadInput
+from wan_mlperf.errors import BadInput, choose
 from wan_mlperf.files import atomic_write, writable_folder
+from wan_mlperf.kernels.backends import ARCHS
+from wan_mlperf.parallel import survey
 from wan_mlperf.parallel.launch import launch
 from wan_mlperf.pipeline import Pipeline
 from wan_mlperf.preflight import Setup
@@ -84,6 +86,9 @@ def main(arguments: Sequence[str]) -> int:
             continue  # not the replica's first rank
         rows = [compare(ours, theirs) for ours, theirs in zip(made, reference, strict=True)]
         case: dict[str, Any] = {"case": name, "mean": {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}}
+        case["kernels"] = {
+            one.name: {"runs": one.runs, "numerics": one.numerics} for one in survey.of(setup.recipe, setup.plan)[0]
+        }
         case["per_prompt"] = [{"prompt": prompt, **row} for prompt, row in zip(prompts, rows, strict=True)]
         if scenes:
             case["score"] = score([one.frames for one in made], scenes)
@@ -135,6 +140,7 @@ def parse(arguments: Sequence[str], command: str) -> argparse.Namespace:
     """Read the command line of `fidelity` or `embedded`."""
     parser = cli.Parser(prog=f"python -m wan_mlperf.bench {command}")
     cli.add_recipe_arguments(parser)
+    cli.add_arch_argument(parser, "whose kernels' numerics the references have")
     parser.add_argument("--prompts", type=int, default=16 if command == "fidelity" else 126, metavar="N", help="how many prompts")
     parser.add_argument("--batch", type=int, metavar="N", help="prompts made at once (default: 8, of a large model 1)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
@@ -149,6 +155,8 @@ def parse(arguments: Sequence[str], command: str) -> argparse.Namespace:
     for name in ("prompts", "batch"):
         if (number := getattr(options, name)) is not None and number < 1:
             raise BadInput(f"--{name}: {number} is not allowed; allowed: from 1")
+    if options.arch is not None:
+        options.set.append(f"references={choose('--as', options.arch, ARCHS)}")
     return options
 
 
@@ -240,6 +248,8 @@ def finish(report: dict[str, Any], worst: np.ndarray, fps: int, folder: Path, fi
         figures = (f"{mean['latents_high']:.4f}", f"{mean['latents_end']:.4f}", f"{mean['psnr']:.2f}", f"{mean['ssim']:.4f}")
         table.add_row(case["case"], *figures, *extra)
     console().print(table)
+    for name, line in {name: line for case in report["cases"] for name, line in case["kernels"].items()}.items():
+        print(f"{name}: {line['runs']}: {line['numerics']}")
     video = folder / f"worst-{datetime.now():%Y%m%d-%H%M%S}.mp4"
     write_mp4(video, [worst], fps)
     process.tell(f"worst prompt, exact left and recipe right: {video}")

@@ -103,11 +103,11 @@ def expert_calls(workload: Workload, device: Device, *, layers: int, **sizes: in
     mesh = meshes.start(meshes.Shape(replicas=1, cfg=1, ulysses=1, ring=1), device)
     names = ["sdpa"]
     try:
-        attention.resolve(["sage_fp8"], device, allow_reference=False, probe=xdit.check_backend)
+        attention.resolve(["sage_fp8"], device, references=None, probe=xdit.check_backend)
         names.append("sage_fp8")
     except BadInput:
         pass  # this device has no FP8 attention: there is one contestant less
-    kernels = attention.resolve(names, device, allow_reference=False, probe=xdit.check_backend)
+    kernels = attention.resolve(names, device, references=None, probe=xdit.check_backend)
     self_attend, cross_attend = split_experts.attends(kernels)
     ours = Expert(model, split=split_experts.split(mesh), self_attend=self_attend, cross_attend=cross_attend, trim_text=True)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Entry: is this host set up for the run?
+"""Entry: is this host set up for the run, and which kernel would each name of a recipe take?
 
 Exit code 1 if something that the run needs is missing; a value that only costs speed is a warning.
 """
@@ -13,8 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from wan_mlperf import cli, process
+from wan_mlperf.doctor import kernels
 from wan_mlperf.doctor.checks import examine, summary
 from wan_mlperf.doctor.host_checks import Check
+from wan_mlperf.kernels.features import as_table
 
 
 def show(checks: tuple[Check, ...], console: Console) -> None:
@@ -41,12 +43,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--outputs", type=cli.path, default="outputs", help="where run folders go")
     options = parser.parse_args(arguments)
     checks = examine(outputs=Path(options.outputs))
-    ready = all(check.ok != "missing" for check in checks)
+    asked = kernels.ask()
+    ready = all(check.ok != "missing" for check in checks) and not asked.without
     if options.json:
         listed = [asdict(check) for check in checks]
-        print(json.dumps({"ok": ready, "verdict": summary(checks), "checks": listed}, indent=2))
+        print(json.dumps({"ok": ready, "verdict": summary(checks), "checks": listed, **asdict(asked)}, indent=2))
     else:
         show(checks, Console())
+        if asked.problem:
+            process.tell(f"kernels: could not be asked: {asked.problem}")
+        else:
+            title = f"kernels, recipe {asked.recipe}"
+            cli.console(width=150).print(as_table(asked.kernels, title=title, lacks="why no better one"))
+        if asked.without:
+            process.tell(f"kernels missing for recipe {asked.recipe}: {', '.join(asked.without)}")
     return process.DONE if ready else process.INVALID
 
 

@@ -1,4 +1,4 @@
-"""Attention kernels by name: what each is on which device, and what it needs.
+"""Attention kernels by name: what each is on which device (backends.py), and what stands in for it elsewhere.
 
 On a GPU a name is a backend of xDiT, called through xDiT; everywhere else it is a PyTorch reference, and only if the recipe
 allows that. `parallel/` enters what is resolved here into xDiT's registry.
@@ -6,55 +6,51 @@ allows that. `parallel/` enters what is resolved here into xDiT's registry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.kernels import sage
+from wan_mlperf.kernels.backends import ARCHS, ATTENTION, CANDIDATES, NEEDS
 from wan_mlperf.kernels.device import Device
+from wan_mlperf.kernels.numerics import Numerics
+from wan_mlperf.kernels.reference import Function, reference
 
-# (query, key, value) -> output, or (output, log-sum-exp of the logits) for ring attention.
-Function = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
-Probe = Callable[[str], "str | None"]  # xDiT backend -> None, or what is missing for it on this machine
+Probe = Callable[[str], "str | None"]  # key of ATTENTION -> None, or what is missing for it on this machine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """Either a backend of xDiT (`xdit`), or a function of ours on [batch, heads, tokens, head_dim]."""
+    """What a name means here: a key of ATTENTION, run by xDiT or, with `function`, by ours on [batch, heads, tokens, head_dim].
 
-    xdit: str | None = None
+    `stands_for`: the architecture whose kernel a reference imitates. `passed_over`: better ones, each with what it lacks.
+    """
+
+    backend: str
     function: Function | None = None
+    stands_for: str = ""
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def xdit(self) -> str | None:
+        """The name of xDiT's backend, None for a function of ours."""
+        return ATTENTION[self.backend].xdit if self.function is None else None
 
     @property
     def is_reference(self) -> bool:
         """True for a PyTorch reference that stands in for a kernel."""
-        return self.function in REFERENCES.values()
+        return bool(self.stands_for)
 
+    @property
+    def numerics(self) -> Numerics:
+        """What it does to its operands."""
+        return ATTENTION[self.backend].numerics
 
-# name -> arch -> backends of xDiT, best first. "gpu" is any other NVIDIA or AMD GPU.
-BACKENDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "sdpa": {
-        "gfx950": ("AITER", "SDPA"),
-        "gfx942": ("AITER", "SDPA"),
-        "sm100": ("FLASH_4", "CUDNN", "FLASH", "SDPA"),
-        "sm90": ("FLASH_3", "CUDNN", "FLASH", "SDPA"),
-        "gpu": ("FLASH", "SDPA"),
-        "cpu": ("SDPA",),
-    },
-    "sage_fp8": {
-        "gfx950": ("AITER_FP8",),
-        "gfx942": ("AITER_FP8",),
-        "sm100": ("FLASH_3_FP8", "SAGE"),
-        "sm90": ("FLASH_3_FP8", "SAGE"),
-        "gpu": ("SAGE",),
-    },
-    "sage_fp4": {
-        "gfx950": ("AITER_SAGE_V2", "AITER_MXFP4"),
-        "sm100": ("FLASH_4_FP4",),
-    },
-}
+    def __str__(self) -> str:
+        if self.is_reference:
+            return f"{self.backend} by reference ({self.stands_for})"
+        return f"xDiT {self.backend}" if self.function is None else "PyTorch, with log-sum-exp"
 
 
 def sdpa_with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,32 +59,38 @@ def sdpa_with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
     return out, lse
 
 
-REFERENCES: Mapping[str, Function] = {"sage_fp8": sage.sage_fp8, "sage_fp4": sage.sage_fp4}
-
-NEEDS: Mapping[str, str] = {
-    "sdpa": "PyTorch",
-    "sage_fp8": "AITER on gfx950 or gfx942 (MI355X, MI300X), or SageAttention or FlashAttention 3 with FP8 on an NVIDIA GPU",
-    "sage_fp4": "AITER's Sage kernels on gfx950 (MI355X), or FlashAttention 4 with FP4 on sm100 (B200)",
-}
+def candidates(name: str, arch: str, *, smooth_k: bool = False) -> tuple[str, ...]:
+    """The keys of ATTENTION that a name may be on an architecture, best first; with `smooth_k` only those that smooth K."""
+    by_arch = CANDIDATES[name]
+    found = by_arch.get(arch, by_arch.get("gpu", ()) if arch != "cpu" else ())
+    return tuple(one for one in found if name == "sdpa" or not smooth_k or ATTENTION[one].numerics.smoothed)
 
 
 def resolve(
-    names: Iterable[str], device: Device, *, allow_reference: bool, probe: Probe, ring: int = 1, exact: bool = False
+    names: Iterable[str],
+    device: Device,
+    *,
+    references: str | None,
+    probe: Probe,
+    smooth_k: bool = False,
+    ring: int = 1,
+    exact: bool = False,
 ) -> dict[str, Kernel]:
     """Return name -> Kernel for this device, with "cross" for cross-attention. Raises BadInput for what cannot run.
 
-    `probe` asks xDiT whether a backend can run here; `ring` is the mesh's ring degree. `exact` keeps to PyTorch's own
-    attention, which is what diffusers calls, wherever the mesh allows it.
+    `references`: the architecture whose kernels PyTorch references may stand for, None if none may. `probe` says what a kernel
+    lacks; `ring` is the mesh's ring degree. `exact` keeps to PyTorch's own attention, which is what diffusers calls, wherever
+    the mesh allows it.
     """
-    table = {"cross": Kernel(xdit="SDPA")}
+    table = {"cross": Kernel(backend="SDPA")}
     for name in dict.fromkeys(names):
         if name == "sdpa" and ring > 1 and device.arch == "cpu":
-            table[name] = Kernel(function=sdpa_with_lse)
+            table[name] = Kernel(backend="SDPA", function=sdpa_with_lse)
             continue
         if exact and ring == 1:
-            table[name] = Kernel(xdit="SDPA")
+            table[name] = Kernel(backend="SDPA")
             continue
-        table[name] = _resolve(name, device, allow_reference, probe)
+        table[name] = _resolve(name, device, references, probe, smooth_k)
         if table[name].is_reference and ring > 1:
             raise BadInput(
                 f"attention {name!r}: its reference gives no log-sum-exp, which mesh.ring {ring} needs; allowed: ring 1"
@@ -96,25 +98,45 @@ def resolve(
     return table
 
 
-def check(names: Iterable[str], device: Device, *, allow_reference: bool) -> None:
-    """Raise BadInput for a name that no backend of this device computes, unless a reference is allowed."""
+def best(name: str, device: Device) -> Kernel:
+    """What a complete installation on a device's architecture takes for a name. Raises BadInput where there is nothing."""
+    return _resolve(name, device, None, lambda _key: None, smooth_k=False)
+
+
+def check(names: Iterable[str], device: Device, *, references: str | None, smooth_k: bool = False) -> None:
+    """Raise BadInput for a name that no kernel of this architecture computes, unless a reference stands in for it.
+
+    What is installed is asked by `resolve`, in the ranks: asking means to import it.
+    """
     for name in dict.fromkeys(names):
-        _resolve(name, device, allow_reference, probe=lambda _backend: None)
+        if not candidates(name, device.arch, smooth_k=smooth_k):
+            _stand_in(name, device, references, smooth_k, ())
 
 
-def _resolve(name: str, device: Device, allow_reference: bool, probe: Probe) -> Kernel:
-    by_arch = BACKENDS[name]
-    candidates = by_arch.get(device.arch, by_arch.get("gpu", ()) if device.is_gpu else ())
-    missing = []
-    for backend in candidates:
-        problem = probe(backend)
+def _resolve(name: str, device: Device, references: str | None, probe: Probe, smooth_k: bool) -> Kernel:
+    passed_over: list[str] = []
+    for key in candidates(name, device.arch, smooth_k=smooth_k):
+        problem = probe(key)
         if problem is None:
-            return Kernel(xdit=backend)
-        missing.append(f"{backend}: {problem}")
-    if allow_reference and name in REFERENCES:
-        return Kernel(function=REFERENCES[name])
-    tried = f" ({'; '.join(missing)})" if missing else ""
-    raise BadInput(
-        f"attention {name!r}: cannot run on {device.arch} ({device.name}){tried}; it needs {NEEDS[name]}; "
-        "allowed here: sdpa, or references: allow"
-    )
+            return Kernel(backend=key, passed_over=tuple(passed_over))
+        passed_over.append(f"{key}: {problem}")
+    return _stand_in(name, device, references, smooth_k, passed_over)
+
+
+def _stand_in(name: str, device: Device, references: str | None, smooth_k: bool, passed_over: Sequence[str]) -> Kernel:
+    tried = f" ({'; '.join(passed_over)})" if passed_over else ""
+    smoothed = ", for a kernel that smooths K (attention.smooth_k)," if smooth_k else ""
+    if references is None or name == "sdpa":
+        raise BadInput(
+            f"attention {name!r}: cannot run on {device.arch} ({device.name}){tried}; it needs{smoothed} "
+            f"{NEEDS[name]}; allowed here: sdpa, or references: allow"
+        )
+    imitated = candidates(name, references, smooth_k=smooth_k)
+    if not imitated:
+        having = [arch for arch in ARCHS if candidates(name, arch, smooth_k=smooth_k)]
+        raise BadInput(
+            f"attention {name!r}: {references} has no kernel of it{smoothed} for a reference to stand for; "
+            f"allowed: references {', '.join(having)}"
+        )
+    function = reference(ATTENTION[imitated[0]].numerics)
+    return Kernel(backend=imitated[0], function=function, stands_for=references, passed_over=tuple(passed_over))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from types import MethodType
 from typing import Any
 
@@ -25,33 +25,56 @@ from torch import nn
 
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels import sage
+from wan_mlperf.kernels.backends import GEMM_CANDIDATES, NEEDS
 from wan_mlperf.kernels.device import Device
 from wan_mlperf.recipe import Gemm
 
 BLOCK = 32
 NativeLinear = Callable[[nn.Linear], nn.Module]
+Backends = Mapping[str, "str | None"]  # format -> key of GEMM, None for a reference
+Probe = Callable[[str], "str | None"]  # key of GEMM -> None, or what is missing for it on this machine
 
-NEEDS = {
-    "fp8": "torchao's float8 on a GPU with FP8 (gfx950, gfx942, sm89 or newer)",
-    "mxfp4": "AITER's MXFP4 GEMM on gfx950 (MI355X), or torchao's MX formats on sm100 (B200)",
-}
-FP8_ARCHS = ("gfx950", "gfx942", "sm89", "sm90", "sm100", "sm103", "sm120")
-MXFP4_ARCHS = ("gfx950", "sm100", "sm103")
+FP8_FLOOR = 1e-12  # smallest largest value that an FP8 scale is made of: a row of zeros would else become NaN
 
 
-def is_native(name: str, device: Device) -> bool:
-    """True if this device computes the format itself."""
-    return name == "bf16" or (name == "fp8" and device.arch in FP8_ARCHS) or (name == "mxfp4" and device.arch in MXFP4_ARCHS)
+def backend(name: str, arch: str) -> str | None:
+    """The key of GEMM that multiplies in a format on an architecture; None if there is none."""
+    by_arch = GEMM_CANDIDATES[name]
+    return by_arch.get(arch, by_arch.get("any"))
+
+
+def names(recipe: Gemm) -> tuple[str, ...]:
+    """The formats that a recipe's linear layers take."""
+    return tuple(dict.fromkeys((recipe.high_noise, recipe.low_noise, *(kept for _, kept in recipe.keep))))
 
 
 def check(recipe: Gemm, device: Device, *, allow_reference: bool) -> None:
-    """Raise BadInput for a format that the device cannot compute, unless references are allowed."""
-    for name in dict.fromkeys((recipe.high_noise, recipe.low_noise, *(kept for _, kept in recipe.keep))):
-        if not is_native(name, device) and not allow_reference:
-            raise BadInput(
-                f"gemm {name!r}: cannot run on {device.arch} ({device.name}); it needs {NEEDS[name]}; "
-                "allowed here: bf16, or references: allow"
-            )
+    """Raise BadInput for a format that the architecture cannot compute, unless references are allowed."""
+    for name in names(recipe):
+        if backend(name, device.arch) is None and not allow_reference:
+            raise _refusal(name, device, "")
+
+
+def resolve(recipe: Gemm, device: Device, *, allow_reference: bool, probe: Probe) -> dict[str, str | None]:
+    """Return format -> key of GEMM, None where a reference stands in. Raises BadInput for what cannot run.
+
+    `probe` says what a key of GEMM lacks on this machine.
+    """
+    table: dict[str, str | None] = {}
+    for name in names(recipe):
+        key = backend(name, device.arch)
+        problem = None if key is None else probe(key)
+        if (key is None or problem is not None) and not allow_reference:
+            raise _refusal(name, device, "" if problem is None else f" ({key}: {problem})")
+        table[name] = key if problem is None else None
+    return table
+
+
+def _refusal(name: str, device: Device, tried: str) -> BadInput:
+    return BadInput(
+        f"gemm {name!r}: cannot run on {device.arch} ({device.name}){tried}; it needs {NEEDS[name]}; "
+        "allowed here: bf16, or references: allow"
+    )
 
 
 @functools.cache
@@ -84,12 +107,12 @@ def _in(products: torch.dtype, layer: nn.Linear | nn.Conv3d, hidden: torch.Tenso
     return out.to(hidden.dtype)
 
 
-def convert(expert: nn.Module, name: str, keep: Sequence[tuple[str, str]], device: Device, aiter_linear: NativeLinear) -> str:
+def convert(expert: nn.Module, name: str, recipe: Gemm, table: Backends, device: Device, aiter_linear: NativeLinear) -> str:
     """Turn the linear layers of an expert's blocks into format `name`, in place; return one line for the load summary.
 
-    `keep` maps patterns of layer names (such as "blocks.0.*" or "*.ffn.*") to another format. Norms, embeddings, modulation and
-    the output projection stay as they are. Each layer is packed and its 16-bit copy freed before the next one. `aiter_linear`
-    makes xDiT's layer for gfx950.
+    `recipe.keep` maps patterns of layer names (such as "blocks.0.*" or "*.ffn.*") to another format; `table` is what `resolve`
+    returned. Norms, embeddings, modulation and the output projection stay as they are. Each layer is packed and its 16-bit copy
+    freed before the next one. `aiter_linear` makes xDiT's layer for gfx950.
     """
     layers = [
         (full, layer) for full, layer in expert.named_modules() if full.startswith("blocks.") and isinstance(layer, nn.Linear)
@@ -97,10 +120,10 @@ def convert(expert: nn.Module, name: str, keep: Sequence[tuple[str, str]], devic
     numbers = packed = 0
     counts: dict[str, int] = {}
     for full, layer in layers:
-        chosen = next((kept for pattern, kept in keep if fnmatch.fnmatch(full, pattern)), name)
+        chosen = next((kept for pattern, kept in recipe.keep if fnmatch.fnmatch(full, pattern)), name)
         counts[chosen] = counts.get(chosen, 0) + 1
         numbers += layer.weight.numel()
-        new = _make(layer, chosen, device, aiter_linear)
+        new = _make(layer, chosen, recipe.fp8_scales, table[chosen], device, aiter_linear)
         parent, _, leaf = full.rpartition(".")
         setattr(expert.get_submodule(parent), leaf, new)
         packed += weight_bytes(new)
@@ -126,27 +149,43 @@ def _storages(tensor: Any) -> Iterator[torch.Tensor]:
         yield tensor
 
 
-def _make(layer: nn.Linear, name: str, device: Device, aiter_linear: NativeLinear) -> nn.Module:
+def _make(layer: nn.Linear, name: str, fp8_scales: str, key: str | None, device: Device, aiter_linear: NativeLinear) -> nn.Module:
     if name == "bf16":
         return layer
     layer = layer.to(device.torch)  # a reference asks the device what it multiplies in
-    if not is_native(name, device):
-        return {"fp8": Fp8Linear, "mxfp4": Mxfp4Linear}[name](layer)
-    return aiter_linear(layer) if name == "mxfp4" and device.arch == "gfx950" else _torchao(layer, name)
+    if key is None:
+        return Fp8Linear(layer, fp8_scales) if name == "fp8" else Mxfp4Linear(layer)
+    return aiter_linear(layer) if key == "AITER_A4W4" else _torchao(layer, name, fp8_scales)
 
 
-def _torchao(layer: nn.Linear, name: str) -> nn.Module:
-    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+def _torchao(layer: nn.Linear, name: str, fp8_scales: str) -> nn.Module:
+    from torchao.quantization import quantize_
 
-    if name == "fp8":
-        config: Any = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
-    else:
-        from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig
-
-        fp4 = torch.float4_e2m1fn_x2
-        config = MXDynamicActivationMXWeightConfig(activation_dtype=fp4, weight_dtype=fp4)
-    quantize_(layer, config)
+    quantize_(layer, fp8_config(fp8_scales) if name == "fp8" else _mxfp4_config())
+    if type(layer.weight.data) in (torch.Tensor, nn.Parameter):  # torchao leaves a shape that it cannot multiply, silently
+        shape = f"{layer.in_features} to {layer.out_features} features"
+        raise BadInput(f"gemm {name!r}: torchao has no kernel for a layer of {shape}; allowed: multiples of 16, or gemm.keep")
     return layer
+
+
+def fp8_config(scales: str) -> Any:
+    """torchao's configuration of FP8 layers, weights and activations with one scale per "row" or per "tensor"."""
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, PerTensor
+    from torchao.quantization.quantize_.common.kernel_preference import KernelPreference
+
+    return Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerRow() if scales == "row" else PerTensor(),
+        activation_value_lb=FP8_FLOOR,
+        kernel_preference=KernelPreference.TORCH,  # AUTO takes mslk's where it is installed: they fail under torch.compile
+        set_inductor_config=False,  # else it turns on coordinate-descent tuning for everything compiled in this process
+    )
+
+
+def _mxfp4_config() -> Any:
+    from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig
+
+    fp4 = torch.float4_e2m1fn_x2
+    return MXDynamicActivationMXWeightConfig(activation_dtype=fp4, weight_dtype=fp4)
 
 
 class _Reference(nn.Module):
@@ -160,22 +199,26 @@ class _Reference(nn.Module):
 
 
 class Fp8Linear(_Reference):
-    """Float8 reference: E4M3 with one scale per row of the weight and per token, as torchao's PerRow."""
+    """Float8 reference: E4M3 with one scale per row of the weight and per token, or one per tensor, as torchao's."""
 
     weight: torch.Tensor  # E4M3 [N, K]
-    scales: torch.Tensor  # fp32 [N, 1]
+    scales: torch.Tensor  # fp32 [N, 1] or [1, 1]
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, scales: str = "row") -> None:
         super().__init__(layer)
-        values, scales = sage.quantise_e4m3(layer.weight.detach(), (-1,))
+        self.per_row = scales == "row"
+        values, weight_scales = self._quantise(layer.weight.detach())
         self.register_buffer("weight", values.to(torch.float8_e4m3fn))
-        self.register_buffer("scales", scales)
+        self.register_buffer("scales", weight_scales)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N]."""
-        values, scales = sage.quantise_e4m3(hidden, (-1,))
+        values, scales = self._quantise(hidden)
         out = F.linear(values.to(self.products), self.weight.to(self.products)).float() * scales * self.scales.squeeze(-1)
         return (out if self.bias is None else out + self.bias).to(self.dtype)
+
+    def _quantise(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return sage.quantise_e4m3(values, (-1,) if self.per_row else tuple(range(values.ndim)))
 
 
 class Mxfp4Linear(_Reference):

@@ -1,4 +1,4 @@
-"""Sage attention in plain PyTorch: the numerics of the FP4 and FP8 kernels, on any device.
+"""The pieces of low-precision attention in plain PyTorch, on any device; reference.py puts them together.
 
 B batch, H heads, T tokens (Tq of the queries, Tk of the keys), D head dim, G = D / 32 blocks of a token, N = B x H.
 
@@ -6,8 +6,8 @@ These are references: made to be right, so that what a schedule of low-precision
 and tested without the hardware. Quantised operands are held as the float32 numbers that they stand for; their products
 are then as exact as the hardware's, which also accumulates in float32.
 
-Every scale and mean belongs to one head of one sample, so a head comes out the same whichever rank holds it: Ulysses,
-which gives a rank some heads and all of their tokens, changes nothing. Ring attention, which splits the tokens, would.
+Means, and all scales but those per tensor, belong to one head of one sample, so a head comes out the same whichever rank
+holds it. Ring attention, which splits the tokens, would change them.
 
 Sources, by their short names below:
   AITER   github.com/ROCm/aiter, `fav3_sage_attention_mxfp4` with `sage_quant_mxfp4` and `downcast_to_mxfp`
@@ -29,12 +29,14 @@ E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # by code; bit 3 is the 
 E2M1_MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 E4M3_MAX = 448.0
 E4M3_SMALLEST = 2.0**-6  # normal number
-# FA3's probabilities lie in [0, 2^8], so that small ones stay clear of E4M3's subnormals; those of AITER in [0, 1].
-FA3_OFFSET = 8.0
-AITER_OFFSET = 0.0
+INT8_MAX = 127.0
+NV_BLOCK = 16  # values that share one E4M3 scale in NVFP4
 # Scores held at a time. On a CPU 4 MiB, which stays near its caches; elsewhere 256 MiB, where few large launches win.
 CPU_SCORES = 1 << 20
 DEVICE_SCORES = 1 << 26
+
+# Mantissa bits and smallest normal number of what probabilities are rounded to.
+ROUNDING = {"fp8": (3, E4M3_SMALLEST), "fp16": (10, 2.0**-14), "16 bits": (7, 2.0**-126)}
 
 _EXPONENT = 0x7F800000  # the exponent bits of a float32
 _MANTISSA = 0x007FFFFF
@@ -119,13 +121,36 @@ def round_to_e4m3(x: Tensor) -> Tensor:
     return _round_mantissa_(x.float().clone(), E4M3_SMALLEST, 3)
 
 
-def round_to_mxfp4(x: Tensor) -> Tensor:
-    """`dequantise_mxfp4(*quantise_mxfp4(x))` without making codes: x [..., D] to float32 [..., D]."""
+def round_to_mxfp4(x: Tensor, *, ties_away: bool = True) -> Tensor:
+    """`dequantise_mxfp4(*quantise_mxfp4(x))` without making codes: x [..., D] to float32 [..., D].
+
+    Half-way values go to the code away from zero, as AITER's Triton quantiser has it, or to the even one, as gfx950 converts.
+    """
     blocks = x.float().contiguous().unflatten(-1, (-1, MX_BLOCK))
     smallest = _mx_scales(blocks).clamp_(min=_SMALLEST_NORMAL)
     # A set last bit breaks ties away from zero and cannot reach the next tie: ties end in zeros.
-    sticky = (blocks.view(torch.int32) | 1).view(torch.float32)
-    return _round_mantissa_(sticky, smallest, 1).flatten(-2)
+    rounded = (blocks.view(torch.int32) | 1).view(torch.float32) if ties_away else blocks.clone()
+    return _round_mantissa_(rounded, smallest, 1).flatten(-2)
+
+
+def round_to_nvfp4(x: Tensor) -> Tensor:
+    """x [..., D] to NVFP4's numbers as float32: E2M1, one scale amax / 6 in E4M3 per 16 values, as FlashInfer's quantiser."""
+    if x.shape[-1] % NV_BLOCK:
+        raise ValueError(f"last dimension {x.shape[-1]}: NVFP4 needs a multiple of {NV_BLOCK}")
+    blocks = x.float().contiguous().unflatten(-1, (-1, NV_BLOCK))
+    scales = round_to_e4m3((blocks.abs().amax(-1, keepdim=True) / E2M1_MAX).clamp_(max=E4M3_MAX))
+    scaled = blocks * torch.where(scales == 0, 0.0, 1 / scales)
+    # A scale that was rounded down leaves its largest value above 6, where E2M1 ends.
+    return _round_mantissa_(scaled, 1.0, 1).clamp_(-E2M1_MAX, E2M1_MAX).mul_(scales).flatten(-2)
+
+
+def round_to_int8(x: Tensor, group: int) -> Tensor:
+    """x [B, H, T, D] to INT8's numbers as float32: one scale amax / 127 for `group` tokens of a head, halves away from zero."""
+    padded = torch.nn.functional.pad(x.float(), (0, 0, 0, -x.shape[-2] % group)).unflatten(-2, (-1, group))
+    scales = (padded.abs().amax((-2, -1), keepdim=True) / INT8_MAX).clamp_(min=_SMALLEST_NORMAL)
+    rounded = padded / scales
+    rounded = (rounded + 0.5 * rounded.sign()).trunc_().mul_(scales)
+    return rounded.flatten(-3, -2)[..., : x.shape[-2], :].contiguous()
 
 
 def quantise_e4m3(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -149,14 +174,17 @@ def _tiles(scores: Tensor) -> list[tuple[slice, Tensor]]:
     return tiles
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, v_scales: Tensor, offset: float, dtype: torch.dtype) -> Tensor:
-    """Base-2 softmax attention with E4M3 probabilities: q [B, H, Tq, D] in units of log2, k and v [B, H, Tk, D].
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, v_scales: Tensor, offset: float, dtype: torch.dtype, probabilities: str = "fp8"
+) -> Tensor:
+    """Base-2 softmax attention with rounded probabilities: q [B, H, Tq, D] in units of log2, k and v [B, H, Tk, D].
 
     A tile of 64 keys sees the largest score of its row up to and including itself, and its unnormalised probabilities
-    2^(score - that maximum + offset) are rounded to E4M3 for the product with V, not for their sum: AITER's and FA3's
-    loops. Where those rescale after every tile what they have accumulated, here as many tiles as the budget allows are
-    taken at once and weighted to the last maximum; what came before them counts as tile 0.
+    2^(score - that maximum + offset) are rounded for the product with V, not for their sum: AITER's and FA3's loops.
+    Where those rescale after every tile what they have accumulated, here as many tiles as the budget allows are taken at
+    once and weighted to the last maximum; what came before them counts as tile 0.
     """
+    bits, smallest = ROUNDING[probabilities]
     batch, heads, queries, _ = q.shape
     keys, n = k.shape[-2], batch * heads
     budget = CPU_SCORES if q.device.type == "cpu" else DEVICE_SCORES
@@ -179,7 +207,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, v_scales: Tensor, offset: float, dt
                 tile.sub_(shifts[..., numbers, :])
             scores.exp2_()
             total = torch.cat([total, *(tile.sum(-1) for _, tile in tiles)], -1).mul_(weights).sum(-1, keepdim=True)
-            _round_mantissa_(scores, E4M3_SMALLEST, 3)
+            _round_mantissa_(scores, smallest, bits)
             for numbers, tile in tiles:
                 tile.mul_(weights[..., numbers, None])
             weighted = torch.baddbmm(weighted * weights[..., :1], scores, v[:, columns])
@@ -204,42 +232,4 @@ def sage_fp4_from_quantised(
     v_fp8 [B, H, Tk, D], E4M3 or its numbers as float32; v_scales float32 [B, H, D].
     """
     q, k = dequantise_mxfp4(q_codes, q_scales), dequantise_mxfp4(k_codes, k_scales)
-    return _attend(q, k, v_fp8.float(), v_scales.unsqueeze(-2), AITER_OFFSET, dtype)
-
-
-@torch.no_grad()
-def sage_fp4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """FP4 Sage attention: q [B, H, Tq, D], k and v [B, H, Tk, D], D a multiple of 32; returns q's shape and dtype.
-
-    Follows AITER's kernel, xDiT's `AITER_SAGE_V2`: Q and K rotated, K smoothed, Q scaled by log2(e) / sqrt(D), both to
-    MXFP4; V to E4M3 with one scale per channel of a head; base-2 softmax with E4M3 probabilities. Like AITER it smooths
-    K after the rotation; as the mean rotates with K, only roundings depend on that order.
-    """
-    _check(q, k, v)
-    queries = round_to_mxfp4(rotate(q, LOG2_E * q.shape[-1] ** -0.5))
-    keys = round_to_mxfp4(smooth(rotate(k)))
-    values, v_scales = quantise_e4m3(v, (-2,))
-    return _attend(queries, keys, values, v_scales, AITER_OFFSET, q.dtype)
-
-
-@torch.no_grad()
-def sage_fp8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """FP8 Sage attention: q [B, H, Tq, D], k and v [B, H, Tk, D], D a multiple of 32; returns q's shape and dtype.
-
-    Follows FA3's FP8 forward: Q and K rotated, Q, K, V to E4M3 with a scale each, E4M3 probabilities times 2^8. K is
-    smoothed too (Sage). xDiT's `AITER_FP8` rotates alike, does not smooth, and scales whole tensors, that is, over the
-    heads that a rank happens to hold; here a scale is per batch and head, as FA3's descale arguments are.
-    """
-    _check(q, k, v)
-    queries, q_scales = quantise_e4m3(rotate(q), (-2, -1))
-    keys, k_scales = quantise_e4m3(smooth(rotate(k)), (-2, -1))
-    values, v_scales = quantise_e4m3(v, (-2, -1))
-    queries.mul_(q_scales * k_scales * (LOG2_E * q.shape[-1] ** -0.5))
-    return _attend(queries, keys, values, v_scales, FA3_OFFSET, q.dtype)
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
-    if q.dim() != 4 or q.shape[-1] % MX_BLOCK:
-        raise ValueError(f"q {tuple(q.shape)}: needed is [batch, heads, tokens, head_dim], a multiple of {MX_BLOCK}")
-    if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[-1] != q.shape[-1]:
-        raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} do not fit q {tuple(q.shape)}")
+    return attend(q, k, v_fp8.float(), v_scales.unsqueeze(-2), 0.0, dtype)

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +22,10 @@ import torch.distributed as dist
 
 from wan_mlperf import ranks
 from wan_mlperf.errors import BadInput
-from wan_mlperf.kernels.attention import Function
+from wan_mlperf.kernels import probe
+from wan_mlperf.kernels.backends import ATTENTION
 from wan_mlperf.kernels.device import Device, gpu_count
+from wan_mlperf.kernels.reference import Function
 
 
 @functools.cache
@@ -33,8 +35,17 @@ def load() -> ModuleType:
         if importlib.util.find_spec(needed) is None:
             extra = "; without a GPU: pip install -e '.[cpu]'" if needed == "triton" else ""
             raise BadInput(f"package {needed} is not installed; xDiT needs it{extra}")
-    with _quiet_imports():
-        return importlib.import_module("xfuser") if gpu_count() else _load_without_gpu()
+    if gpu_count() and torch.version.hip and probe.is_another_aiter():
+        raise BadInput(
+            "package aiter is not AITER, which has aiter.ops: on it xDiT cannot be imported; allowed: pip uninstall aiter"
+        )
+    try:
+        with _quiet_imports():
+            return importlib.import_module("xfuser") if gpu_count() else _load_without_gpu()
+    except ImportError as error:  # of a package that it imports where it finds another: FlashInfer where FlashAttention has FP4
+        raise BadInput(
+            f"package xfuser cannot be imported here: {error}; allowed: what it lacks, or without what needs that"
+        ) from None
 
 
 @contextmanager
@@ -207,11 +218,25 @@ def backend_key(name: str) -> Any:
     return importlib.import_module("xfuser.core.distributed.attention_backend").AttentionBackendType[name]
 
 
-def check_backend(name: str) -> str | None:
-    """Return None if xDiT can run this backend on this machine, else what it reports as missing."""
-    runtime = importlib.import_module("xfuser.core.distributed.runtime_state").get_runtime_state()
+def check_backend(key: str, *, dtype: torch.dtype | None = None, head_dim: int | None = None, ring: int = 1) -> str | None:
+    """What a kernel (a key of backends.ATTENTION) lacks on this machine, in one phrase; None if xDiT can run it.
+
+    First what the table says that it needs, then xDiT's own checks, which need no running groups.
+    """
+    problem = probe.missing(key, dtype=dtype, head_dim=head_dim)
+    if problem is not None or (key == "SDPA" and ring == 1):
+        return problem
+    load()
+    backend, envs = ATTENTION[key], importlib.import_module("xfuser.envs")
+    # xDiT imports a package's functions only where its own check has found it: without that, the call is a NameError.
+    if backend.flag and not envs.PACKAGES_CHECKER.packages_info[backend.flag]:
+        return f"xDiT does not find it here ({backend.flag} is False)"
+    kind = importlib.import_module("xfuser.core.distributed.runtime_state").RuntimeState
+    state = object.__new__(kind)
+    state.parallel_config = SimpleNamespace(ring_degree=ring)
+    state.runtime_config = SimpleNamespace(use_hybrid_attn_schedule=False)
     try:
-        runtime._check_if_backend_compatible_with_current_configuration(backend_key(name))
+        state._check_if_backend_compatible_with_current_configuration(backend_key(backend.xdit))
     except (RuntimeError, ImportError) as error:
         return str(error)
     return None

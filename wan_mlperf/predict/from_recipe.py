@@ -65,9 +65,7 @@ def shape_of(recipe: Recipe, workload: Workload, sizes: Sizes, *, gpus: int, fab
 def kernels_of(names: Iterable[str], gpu: Hardware, overrides: Mapping[str, str]) -> dict[str, str]:
     """Recipe name -> the kernel that a run on this GPU takes, every package in place. Raises BadInput."""
     chosen = {name: kernel for name, kernel in overrides.items() if rates.attention(kernel, gpu)}
-    wanted = [name for name in names if name not in chosen]
-    resolved = attention.resolve(wanted, device_of(gpu), allow_reference=False, probe=lambda _backend: None)
-    return chosen | {name: resolved[name].xdit or name for name in wanted}
+    return chosen | {name: attention.best(name, device_of(gpu)).backend for name in names if name not in chosen}
 
 
 def ways_of(recipe: Recipe) -> Ways:

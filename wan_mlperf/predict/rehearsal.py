@@ -135,8 +135,9 @@ def _build(subject: Subject, mesh: Mesh, counting: Counting) -> tuple[Any, dict[
     kernels = attention.resolve(
         names,
         subject.device,
-        allow_reference=recipe.references == "allow" or not subject.device.is_gpu,
-        probe=lambda _backend: None,
+        references=recipe.stands_for or (None if subject.device.is_gpu else "gfx950"),
+        probe=lambda _key: None,  # every package in place
+        smooth_k=recipe.attention.smooth_k,
         ring=subject.shape.ring,
         exact=recipe.exact,
     )
@@ -181,7 +182,8 @@ def keep_in_fp32(transformer: Any) -> None:
 def _as_record(name: str, kernel: Kernel, device: Device, counting: Counting) -> Kernel:
     if not device.is_gpu and kernel.xdit == "SDPA":
         return kernel  # runs on fake tensors as it is
-    return Kernel(function=counting.kernel(f"{kernel.xdit or name}{' cross' if name == 'cross' else ''}"))
+    shown = name if kernel.is_reference else kernel.backend
+    return replace(kernel, function=counting.kernel(f"{shown}{' cross' if name == 'cross' else ''}"))
 
 
 def _encode(subject: Subject, mesh: Mesh, model: Any, counting: Counting) -> Prompt:

@@ -22,6 +22,9 @@ Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["checkpoint", "bfloat16", "float32"]
 AttentionName = Literal["sdpa", "sage_fp8", "sage_fp4"]
 GemmName = Literal["bf16", "fp8", "mxfp4"]
+Arch = Literal["gfx950", "gfx942", "sm80", "sm86", "sm89", "sm90", "sm100", "sm103", "sm120"]
+# May a PyTorch reference stand in for a kernel that this device lacks, and for which architecture's? allow: for gfx950's.
+References = Literal["forbid", "allow"] | Arch
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -65,6 +68,7 @@ class Attention:
     late: AttentionName = "sdpa"
     early_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.85
     steps: tuple[AttentionName, ...] | None = None
+    smooth_k: bool = False  # only low-precision kernels that subtract K's mean over the tokens, though others may be faster
     cross: Literal["sdpa"] = "sdpa"
 
 
@@ -106,11 +110,15 @@ class Reuse:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Gemm:
-    """Format of each expert's linear layers; `keep` maps name patterns to another format, the first match wins."""
+    """Format of each expert's linear layers; `keep` maps name patterns to another format, the first match wins.
+
+    `fp8_scales`: one per row of the weight and per token, or one per tensor.
+    """
 
     high_noise: GemmName = "bf16"
     low_noise: GemmName = "bf16"
     keep: tuple[tuple[str, Literal["bf16", "fp8"]], ...] = ()
+    fp8_scales: Literal["row", "tensor"] = "row"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -171,7 +179,7 @@ class Recipe:
     guidance: Guidance = Guidance()
     reuse: Reuse = Reuse()
     gemm: Gemm = Gemm()
-    references: Literal["allow", "forbid"] = "forbid"  # may a PyTorch reference stand in for a kernel this device lacks?
+    references: References = "forbid"
     trim_text: bool = False  # the equal padding tokens of the text as one token with the log of their number as bias
     vae: Vae = Vae()
     compile: Compile = Compile()
@@ -186,6 +194,13 @@ class Recipe:
     def effective_workload(self) -> Workload:
         """The workload of this run: the benchmark's unless the recipe names its own."""
         return self.workload or MLPERF
+
+    @property
+    def stands_for(self) -> Arch | None:
+        """The architecture whose kernels PyTorch references may stand for; None if they may not stand in."""
+        if self.references == "forbid":
+            return None
+        return "gfx950" if self.references == "allow" else self.references
 
     @property
     def user_conf_path(self) -> Path:

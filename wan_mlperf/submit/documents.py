@@ -9,19 +9,6 @@ import yaml
 
 from sut.result import Result
 
-FORMATS = {
-    "bf16": "bf16, as in the checkpoint",
-    "fp8": "FP8 E4M3, scaled from the values themselves: weights once when they are loaded, activations in every call",
-    "mxfp4": "MXFP4 (E2M1, one E8M0 scale per 32 values along the reduced dimension, rounded up to a power of two): weights once "
-    "when they are loaded, activations in every call",
-}
-ATTENTION = {
-    "sdpa": "in bf16",
-    "sage_fp8": "Sage FP8: K minus its mean over the tokens; Q, K and V in FP8 E4M3, scaled per call",
-    "sage_fp4": "Sage FP4: K minus its mean over the tokens; Q and K rotated by a Hadamard matrix and in MXFP4; V in FP8 E4M3 "
-    "with one scale per channel",
-}
-
 
 def measurements(recipe: Mapping[str, Any], result: Result) -> dict[str, str]:
     """Return measurements.json: which weights, and what became of them."""
@@ -70,8 +57,8 @@ The experts: {"; ".join(result.experts)}. Initial noise: {result.noise}.
 """
 
 
-def calibration(recipes: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return calibration.md: what was quantised and how, per scenario."""
+def calibration(recipes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]) -> str:
+    """Return calibration.md: what was quantised and how, per scenario. Of each kernel what ran is told, by its result."""
     parts = [
         "# Calibration",
         "No data set was used for calibration. Every scale is computed from the tensor that is being quantised: weights when "
@@ -79,22 +66,23 @@ def calibration(recipes: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for scenario, recipe in recipes.items():
         gemm, attention, model = recipe["gemm"], recipe["attention"], recipe["model"]
+        kernels, numerics = results[scenario].kernels, results[scenario].numerics
         lines = [
-            f"- Linear layers of the {name.replace('_', '-')} expert: {FORMATS[gemm[name]]}."
+            f"- Linear layers of the {name.replace('_', '-')} expert: {numerics[gemm[name]]}."
             for name in ("high_noise", "low_noise")
         ]
-        lines += [f"- Except those whose name matches `{pattern}`: {FORMATS[name]}." for pattern, name in gemm["keep"]]
+        lines += [f"- Except those whose name matches `{pattern}`: {numerics[name]}." for pattern, name in gemm["keep"]]
         if attention["steps"]:
             lines.append(f"- Self-attention, step by step: {', '.join(attention['steps'])}.")
-            kernels = dict.fromkeys(attention["steps"])
+            used = dict.fromkeys(attention["steps"])
         else:
             lines.append(
                 f"- Self-attention: `{attention['early']}` in the first {attention['early_fraction']:.0%} of the steps, then "
                 f"`{attention['late']}`."
             )
-            kernels = dict.fromkeys((attention["early"], attention["late"]))
-        lines += [f"  - `{name}`: {ATTENTION[name]}." for name in kernels]
-        lines.append("- Cross-attention: in bf16.")
+            used = dict.fromkeys((attention["early"], attention["late"]))
+        lines += [f"  - `{name}` ({kernels[name]}): {numerics[name]}." for name in used]
+        lines.append(f"- Cross-attention ({kernels['cross']}): {numerics['cross']}.")
         lines.append(f"- VAE: {model['vae_dtype']}, not quantised. Everything else: {model['dtype']}.")
         parts += [f"## {scenario}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"

@@ -59,8 +59,7 @@ def pack(
             place = root / "results" / system.stem / loadgen.MODEL / loadgen.SCENARIOS[scenario]
             notes += _scenario(place, scenario, campaign, states)
         _write(root / "systems" / f"{system.stem}.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
-        recipes = {loadgen.SCENARIOS[scenario]: yaml.safe_load(text) for scenario, text in campaign.recipes.items()}
-        _write(root / "documentation" / "calibration.md", documents.calibration(recipes))
+        _write(root / "documentation" / "calibration.md", _calibration(campaign, states))
         _archive(source, campaign.commit, root / "src")
         if output.exists():
             output.rmdir()
@@ -138,6 +137,15 @@ def _scenario(place: Path, scenario: Scenario, campaign: Campaign, states: Mappi
     notes_of_runs = {kind: state.note for kind, state in runs.items()}
     _write(place / "README.md", documents.readme(scenario, recipe, runs["performance"].result, notes_of_runs))
     return [f"{scenario}: {note}" for note in notes]
+
+
+def _calibration(campaign: Campaign, states: Mapping[Stage, State]) -> str:
+    recipes, results = {}, {}
+    for scenario, text in campaign.recipes.items():
+        name, state = loadgen.SCENARIOS[scenario], states[Stage(scenario=scenario, kind="performance")]
+        assert state.result
+        recipes[name], results[name] = yaml.safe_load(text), state.result
+    return documents.calibration(recipes, results)
 
 
 def _logs(run: Path, place: Path) -> None:

@@ -1,0 +1,92 @@
+"""What a kernel does to its operands, in one place: the references compute it, and every document about a run quotes its text.
+
+Imports no torch: the submission's documents, the report and the host check read it, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Format = Literal["16 bits", "fp16", "int8", "fp8", "mxfp4", "nvfp4"]
+Scales = Literal["none", "tensor", "tokens", "channel", "block"]
+
+FORMATS: dict[str, str] = {
+    "16 bits": "16 bits",
+    "fp16": "FP16",
+    "int8": "INT8",
+    "fp8": "FP8 E4M3",
+    "mxfp4": "MXFP4 (E2M1)",
+    "nvfp4": "NVFP4 (E2M1)",
+}
+SCALES: dict[tuple[str, str], str] = {
+    ("int8", "tokens"): "one scale per group of tokens of a head",
+    ("fp8", "tensor"): "one scale per tensor, that is, over all tokens of the heads that a GPU holds",
+    ("fp8", "channel"): "one scale per channel of a head",
+    ("mxfp4", "block"): "one E8M0 scale per 32 values of the head dimension, rounded up to a power of two",
+    ("nvfp4", "block"): "one E4M3 scale per 16 values of the head dimension",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """An attention kernel's arithmetic: Q, K and V as they are multiplied, and the probabilities that meet V.
+
+    `rotated`: Q and K times a Hadamard matrix along the head dimension, which leaves Q K^T as it is and spreads outliers.
+    `smoothed`: K minus its mean over the tokens, which leaves the softmax as it is (SageAttention). `groups`: how many tokens of
+    Q and of K share a scale. `largest`: what the largest probability is before it is rounded. `ties`: where a value goes that
+    lies half-way between two FP4 codes.
+    """
+
+    qk: Format = "16 bits"
+    qk_scales: Scales = "none"
+    rotated: bool = False
+    smoothed: bool = False
+    v: Format = "16 bits"
+    v_scales: Scales = "none"
+    probabilities: Format = "16 bits"
+    largest: float = 1.0
+    groups: tuple[int, int] = (0, 0)
+    ties: Literal["even", "away"] = "even"
+
+    @property
+    def text(self) -> str:
+        """One phrase for people."""
+        if self == SIXTEEN_BITS:
+            return "Q, K and V in the dtype that the model computes in, not quantised"
+        parts = ["Q and K " + ("rotated by a Hadamard matrix" if self.rotated else "not rotated")]
+        parts.append("K minus its mean over the tokens (smoothed)" if self.smoothed else "K not smoothed")
+        parts.append("Q and K in " + _operand(self.qk, self.qk_scales))
+        parts.append("V in " + _operand(self.v, self.v_scales))
+        parts.append(f"probabilities in {FORMATS[self.probabilities]}")
+        return "; ".join(parts)
+
+
+SIXTEEN_BITS = Numerics()
+
+
+def _operand(name: str, scales: str) -> str:
+    return FORMATS[name] + (f" with {SCALES[name, scales]}" if scales != "none" else "")
+
+
+# Linear layers: format and granularity -> its text. Weights are quantised once, when they are loaded.
+GEMM_TEXTS: dict[tuple[str, str], str] = {
+    ("bf16", ""): "the dtype that the model computes in, not quantised",
+    (
+        "fp8",
+        "row",
+    ): "FP8 E4M3 with one scale per row of the weight and one per token, computed from the values themselves: weights "
+    "once when they are loaded, activations in every call",
+    ("fp8", "tensor"): "FP8 E4M3 with one scale per weight and one per activation tensor, computed from the values themselves: "
+    "weights once when they are loaded, activations in every call",
+    (
+        "mxfp4",
+        "",
+    ): "MXFP4 (E2M1, one E8M0 scale per 32 values along the reduced dimension, rounded up to a power of two): weights "
+    "once when they are loaded, activations in every call",
+}
+
+
+def gemm_text(name: str, fp8_scales: str = "row") -> str:
+    """What a format of linear layers is, for people; `fp8_scales` is the recipe's."""
+    return GEMM_TEXTS[name, fp8_scales if name == "fp8" else ""]
