@@ -28,6 +28,7 @@ from wan_mlperf.text_encoder import TextEncoder, check_prompt
 from wan_mlperf.vae_decode import VaeDecoder, compile_decoder, to_host
 from wan_mlperf.workload import Workload
 
+PARTS = 5  # that are loaded one after another: groups, two experts, decoder, text encoder
 OnStep = Callable[[Step, torch.Tensor], None]
 
 
@@ -59,13 +60,14 @@ class Pipeline:
     load_summary: list[str] = field(default_factory=list)
 
     @classmethod
-    def load(cls, setup: Setup | Recipe, *, timeout_s: float = 600.0) -> Pipeline:
+    def load(cls, setup: Setup | Recipe, *, timeout_s: float = 600.0, on_part: Callable[[], object] = lambda: None) -> Pipeline:
         """Start the groups and load the weights of this rank. A collective that waits longer than `timeout_s` fails.
 
-        With a recipe instead of a Setup everything is checked first. Raises BadInput before weights are read.
+        With a recipe instead of a Setup everything is checked first. `on_part` is called after each of `PARTS` parts. Raises
+        BadInput before weights are read.
         """
         with device.alone():
-            return load(setup if isinstance(setup, Setup) else prepare(setup), timeout_s)
+            return load(setup if isinstance(setup, Setup) else prepare(setup), timeout_s, on_part)
 
     def generate(self, prompt: str, *, seed: int | None = None, negative_prompt: str | None = None) -> np.ndarray | None:
         """Return the video of `prompt`: uint8 [frames, height, width, 3] on the replica's first rank, None elsewhere.
@@ -175,11 +177,12 @@ class Pipeline:
         return seconds
 
 
-def load(setup: Setup, timeout_s: float) -> Pipeline:
+def load(setup: Setup, timeout_s: float, on_part: Callable[[], object]) -> Pipeline:
     """See `Pipeline.load`."""
     here = device.probe()
     recipe, workload, found, plan, shape = setup.recipe, setup.workload, setup.checkpoint, setup.plan, setup.shape
     mesh = meshes.start(shape, here, timeout_s=timeout_s, unguided=any_unguided(plan))
+    on_part()
     kernels, gemms = resolve_kernels(setup, here)
     split, unguided_split = split_experts.split(mesh), split_experts.unguided_split(mesh)
     bitwise = recipe.exact and shape.per_replica == 1  # nothing may even round in another order
@@ -202,6 +205,7 @@ def load(setup: Setup, timeout_s: float) -> Pipeline:
         )
         if recipe.compile.experts:
             experts[name].compile()
+        on_part()
     if not bitwise:
         kernels_vae.set_up(here.torch, tf32=recipe.vae.tf32)
     vae = found.load_vae(found.dtype("vae", recipe.model.vae_dtype)).to(here.torch)
@@ -210,9 +214,11 @@ def load(setup: Setup, timeout_s: float) -> Pipeline:
     decoder = VaeDecoder(vae, chunk=1 if bitwise else recipe.vae.chunk, gather=gather, bitwise=bitwise)
     if recipe.compile.decoder:
         compile_decoder(decoder)
+    on_part()
     text_dtype = found.dtype("text_encoder", recipe.model.dtype)
     text_model = found.load_text_encoder(text_dtype).to(here.torch)
     text_encoder = TextEncoder(found.load_tokenizer(), text_model if bitwise else gemm.widen(text_model), dtype)
+    on_part()
     return Pipeline(
         recipe=recipe,
         workload=workload,

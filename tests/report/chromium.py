@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ def find() -> str:
 
 
 class Browser:
-    """One Chromium. `console` collects every console message of a page."""
+    """One Chromium. `console` collects every console message of a page, and every request to elsewhere than `home`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, home: str = "file:") -> None:
         self.console: list[str] = []
+        self._home = home
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # its helpers write a little longer
         read_by_chromium, self._to = os.pipe()
         self._from, written_by_chromium = os.pipe()
@@ -69,19 +71,36 @@ class Browser:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
 
-    def open(self, page: Path, *, width: int, dark: bool = False) -> None:
-        """Load a page and wait for it."""
+    def open(self, page: Path | str, *, width: int, dark: bool = False) -> None:
+        """Load a file or an address and wait for it."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
         self._loaded = False
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not self._loaded:
             self._receive()
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression on the page."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def await_true(self, expression: str, *, timeout: float = 120.0) -> None:
+        """Wait until a JavaScript expression is true."""
+        until = time.monotonic() + timeout
+        while not self.evaluate(expression):
+            assert time.monotonic() < until, f"never true: {expression}"
+            time.sleep(0.03)
+
+    def type(self, selector: str, text: str) -> None:
+        """Put the focus on an element and type into it."""
+        self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
+        self.call("Input.insertText", text=text)
+
+    def press(self, key: str, *, code: int, modifiers: int = 0) -> None:
+        """Press a key and let it go; `code` is its Windows virtual key code."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, modifiers=modifiers)
 
     def screenshot(self, file: Path) -> None:
         """Save the whole page as a PNG."""
@@ -98,8 +117,12 @@ class Browser:
         method, parameters = message.get("method"), message.get("params", {})
         if method == "Page.loadEventFired":
             self._loaded = True
+        elif method == "Network.loadingFailed" and parameters.get("canceled"):
+            pass  # a page that changes a video's source has asked for it
         elif method in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Network.loadingFailed"):
             self.console.append(json.dumps(parameters))
-        elif method == "Network.requestWillBeSent" and not parameters["request"]["url"].startswith(("file:", "data:", "about:")):
-            self.console.append(f"asks for {parameters['request']['url']}")
+        elif method == "Network.requestWillBeSent":
+            url = parameters["request"]["url"]
+            if not url.startswith((self._home, "blob:", "data:", "about:")):
+                self.console.append(f"asks for {url}")
         return message

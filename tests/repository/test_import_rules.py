@@ -10,9 +10,9 @@ from tests.conftest import ROOT
 # From the top of the house to its ground.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("wan_mlperf/run.py",),
-    tuple(f"wan_mlperf/{room}/" for room in ("bench", "generate", "report", "search", "submit", "vbench")),
+    tuple(f"wan_mlperf/{room}/" for room in ("bench", "generate", "report", "search", "serve", "submit", "vbench")),
     ("sut/",),
-    ("wan_mlperf/cli.py", "wan_mlperf/doctor/", "wan_mlperf/predict/", "wan_mlperf/shapes/"),
+    ("wan_mlperf/cli.py", "wan_mlperf/doctor/", "wan_mlperf/predict/", "wan_mlperf/shapes/", "wan_mlperf/videos/"),
     ("wan_mlperf/replicas/",),
     ("wan_mlperf/pipeline.py",),
     ("wan_mlperf/preflight.py",),
@@ -41,6 +41,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "yunchang": ("wan_mlperf/parallel/",),
     "torch.distributed": ("wan_mlperf/parallel/", "wan_mlperf/replicas/"),
     "tools": (),
+    **dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), ("wan_mlperf/serve/",)),
     # The worker runs in VBench's own environment, under another interpreter.
     "vbench": ("wan_mlperf/vbench/worker.py",),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -14,8 +15,11 @@ from wan_mlperf import files, process
 from wan_mlperf.inputs import text
 
 
-def launch(module: str, arguments: Sequence[str], world: int) -> int:
-    """Start `python -m module arguments` on `world` ranks of this host through torchrun's own library; return the exit code."""
+def launch(module: str, arguments: Sequence[str], world: int, *, stop_s: float = 30.0) -> int:
+    """Start `python -m module arguments` on `world` ranks of this host through torchrun's own library; return the exit code.
+
+    After a signal the ranks have `stop_s` to end by themselves; the first one's exit code counts.
+    """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -31,8 +35,9 @@ def launch(module: str, arguments: Sequence[str], world: int) -> int:
         before = {name: os.environ.get(name) for name in changed}
         os.environ.update(changed)
         more: dict[str, Any] = {}
-        if "signals_to_handle" in LaunchConfig.__dataclass_fields__:  # not in every torch that we take
-            more["signals_to_handle"] = ",".join(handled)
+        for name, value in (("signals_to_handle", ",".join(handled)), ("shutdown_timeout", math.ceil(stop_s))):
+            if name in LaunchConfig.__dataclass_fields__:  # not in every torch that we take
+                more[name] = value
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -56,8 +61,9 @@ def launch(module: str, arguments: Sequence[str], world: int) -> int:
             number = getattr(error, "sigval", signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
             if number is None:
                 raise
-            if not file.exists():  # else rank 0 has said it
-                process.say(f"stopped by {signal.Signals(number).name}")
+            if file.exists():  # rank 0 has said it
+                return int(file.read_text())
+            process.say(f"stopped by {signal.Signals(number).name}")
             return 128 + int(number)
         finally:
             for name, value in before.items():

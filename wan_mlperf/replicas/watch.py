@@ -34,11 +34,14 @@ COLLECTIVE = ("gloo", "nccl", "connection closed", "connection reset", "connecti
 class Watch:
     """This rank's watch. Enter it before the groups are started; an exception that leaves the block ends the whole job.
 
-    `on_end` is called once on rank 0, with the reason, before it leaves early.
+    `on_end` is called once on rank 0, with the reason, before it leaves early. With `drains`, SIGTERM on any rank ends nothing:
+    `on_drain` is called once on rank 0, from a thread of the watch.
     """
 
-    def __init__(self, faults: Faults) -> None:
+    def __init__(self, faults: Faults, *, drains: bool = False) -> None:
         self.on_end: Callable[[str], object] = lambda _reason: None
+        self.on_drain: Callable[[], object] | None = None
+        self._drains = drains
         self._faults = faults
         self._limit_s: float = faults.start_s
         self._progress: Callable[[], int] = lambda: 0
@@ -214,6 +217,7 @@ class Watch:
                 self._end_if_claimed()
                 self._show()
                 self._read_heartbeats(now)
+                self._drain_if_asked()
             except Exception as error:
                 if not self._closed.is_set():
                     address = ":".join(map(str, ranks.master() or ("?",)))
@@ -269,9 +273,19 @@ class Watch:
                 )
                 self.end(f"failed: {reason}", process.FAILED)
 
-    def _signalled(self, number: int) -> NoReturn:
+    def _drain_if_asked(self) -> None:
+        if self._rank == 0 and self.on_drain is not None and self._store.check(["drain"]):
+            drain, self.on_drain = self.on_drain, None
+            drain()
+
+    def _signalled(self, number: int) -> None:
         """A signal means that someone stops the job, or that torchrun ends this rank because another died."""
         name = signal.Signals(number).name
+        if self._drains and number == signal.SIGTERM:
+            self._bury_local_dead()
+            self._end_if_claimed()
+            self._store.set("drain", name)
+            return
         try:
             self._bury_local_dead(unless=lambda: bool(self._store.check(["stopped"])))
             self._end_if_claimed()

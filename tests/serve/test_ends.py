@@ -1,0 +1,148 @@
+"""How a server ends, and what its next start knows."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.replicas import jobs
+from tests.serve.client import ROW, Answer, Server
+
+OPEN = "/v1/videos/generations"
+
+
+def hold(server: Server, number: int, answers: dict[int, Answer | BaseException]) -> list[threading.Thread]:
+    """Send `number` requests and leave them open."""
+
+    def one(which: int) -> None:
+        try:
+            answers[which] = server.ask("POST", OPEN, {**ROW, "prompt": f"a circle {which}"}, timeout=60)
+        except OSError as error:
+            answers[which] = error
+
+    threads = [threading.Thread(target=one, args=(which,)) for which in range(number)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_killed_worker_ends_the_server_with_every_request_answered(tmp_path: Path, model: Path, replicas: int) -> None:
+    recipe, folder = jobs.write_recipe(tmp_path, model, replicas=replicas), tmp_path / "videos"
+    server = Server(recipe, folder, fault="kill@1:12").ready()
+    answers: dict[int, Answer | BaseException] = {}
+    queued = [server.ask("POST", "/v1/videos", {"prompt": f"queued {number}"}).json["id"] for number in range(3)]
+    threads = hold(server, 40, answers)
+    when = server.job.await_line("test: kill")
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - when < 30
+    statuses = [answer.status for answer in answers.values() if isinstance(answer, Answer)]
+    assert len(statuses) == 40 and set(statuses) == {200, 503}, answers
+    code, ended = server.job.finish()
+    assert code == 3 and ended - when < 30, server.job.output
+    assert len(server.job.failures()) == 1 and "failed: rank 1 on" in server.job.failures()[0]
+    assert jobs.partial_files(folder) == []
+    finished = [answer for answer in answers.values() if isinstance(answer, Answer) and answer.status == 200]
+    with Server(recipe, folder).ready().running() as again:
+        listed = {video["id"]: video for video in again.ask("GET", "/v1/videos?limit=100").json["data"]}
+        for answer in finished:
+            video = listed[answer.json["video_id"]]
+            assert video["status"] == "completed"
+            assert again.ask("GET", f"/v1/videos/{video['id']}/content").body == Path(answer.json["video_path"]).read_bytes()
+        assert {listed[one]["status"] for one in queued} <= {"completed", "failed"}
+        assert sum(video["status"] == "completed" for video in listed.values()) >= len(finished)
+        assert "finished videos" in again.job.output
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_knows_its_jobs_again(tmp_path: Path, model: Path) -> None:
+    """All ranks at once, in the middle of work: nothing could be written down any more."""
+    recipe, folder = jobs.write_recipe(tmp_path, model), tmp_path / "videos"
+    server = Server(recipe, folder).ready()
+    begun = [server.ask("POST", "/v1/videos", {"prompt": f"queued {number}"}).json["id"] for number in range(20)]
+    while server.ask("GET", f"/v1/videos/{begun[4]}").json["status"] != "completed":
+        time.sleep(0.02)
+    server.job.kill()
+    server.job.finish()
+    with Server(recipe, folder).ready().running() as again:
+        states = [again.ask("GET", f"/v1/videos/{one}").json for one in begun]
+        assert [state["status"] for state in states[:5]] == ["completed"] * 5
+        lost = [state["id"] for state in states if state["status"] == "failed"]
+        assert lost and all(state["error"]["code"] == "lost" for state in states if state["status"] == "failed")
+        assert f"{len(lost)} lost when the server ended: {', '.join(lost)}" in again.job.output
+        completed = [state["id"] for state in states if state["status"] == "completed"]
+        assert {file.stem for file in folder.glob("*.mp4")} == set(completed)
+        again.ask("DELETE", f"/v1/videos/{completed[0]}")
+        (folder / f"{completed[1]}.mp4").unlink()
+        assert again.ask("GET", f"/v1/videos/{completed[1]}/content").status == 404
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(manifest["videos"]) == {f"{one}.mp4" for one in completed[1:]} and len(manifest["jobs"]) == 19
+
+
+@pytest.mark.slow
+def test_sigterm_lets_what_is_under_way_finish(tmp_path: Path, model: Path) -> None:
+    recipe, folder = jobs.write_recipe(tmp_path, model), tmp_path / "videos"
+    server = Server(recipe, folder, fault="long@0,1:2-999").ready()  # each takes 1.5 s more
+    answers: dict[int, Answer | BaseException] = {}
+    threads = hold(server, 20, answers)
+    while not any(folder.glob("*.mp4")):
+        time.sleep(0.02)
+    assert server.stop() == 0, server.job.output
+    for thread in threads:
+        thread.join()
+    statuses = [answer.status for answer in answers.values() if isinstance(answer, Answer)]
+    assert len(statuses) == 20 and set(statuses) == {200, 503}
+    assert statuses.count(200) == len(list(folder.glob("*.mp4"))) >= 3
+    assert server.job.failures() == []
+
+
+@pytest.mark.slow
+def test_sigterm_does_not_wait_for_ever(tmp_path: Path, model: Path) -> None:
+    recipe = jobs.write_recipe(tmp_path, model)
+    server = Server(recipe, tmp_path / "videos", "--drain", "0.5", fault="long@0,1:2-999").ready()
+    answers: dict[int, Answer | BaseException] = {}
+    threads = hold(server, 2, answers)
+    time.sleep(0.5)
+    assert server.stop() in (0, 128 + signal.SIGTERM)
+    for thread in threads:
+        thread.join()
+    assert all(isinstance(answer, Answer) for answer in answers.values())
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_at_once_with_every_request_answered(tmp_path: Path, model: Path) -> None:
+    recipe = jobs.write_recipe(tmp_path, model)
+    server = Server(recipe, tmp_path / "videos", fault="long@0,1:2-999").ready()
+    answers: dict[int, Answer | BaseException] = {}
+    threads = hold(server, 12, answers)
+    time.sleep(1)
+    assert server.stop(signal.SIGINT) == 128 + signal.SIGINT
+    for thread in threads:
+        thread.join()
+    assert all(isinstance(answer, Answer) and answer.status in (200, 503) for answer in answers.values())
+
+
+@pytest.mark.slow
+def test_a_full_disk_fails_a_job_and_not_the_server(tmp_path: Path, model: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        with Server(jobs.write_recipe(tmp_path, model), folder).ready().running() as server:
+            statuses: list[Any] = [server.ask("POST", "/v1/videos/sync", ROW).status for _ in range(20)]
+            assert statuses[0] == 200 and statuses[-1] == 500
+            for video in server.ask("GET", "/v1/videos?limit=100").json["data"]:
+                server.ask("DELETE", f"/v1/videos/{video['id']}")
+            assert server.ask("POST", "/v1/videos/sync", ROW).status == 200
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

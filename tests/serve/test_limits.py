@@ -1,0 +1,173 @@
+"""What a server refuses, and that nothing that is sent to it brings it down or makes it wait."""
+
+from __future__ import annotations
+
+import json
+import socket
+import string
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.replicas import jobs
+from tests.serve.client import ROW, Server
+
+POSTS = ("/v1/videos/generations", "/v1/videos/sync", "/v1/videos", "/session")
+# Values of every kind of JSON for every field: what is right by chance must still break one rule, so a field is always wrong.
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+WRONG = {"prompt": "", "size": "720x1280", "num_frames": 7, "seed": -5, "guidance_scale": "x", "unknown": 1, "model": 5}
+FIELDS = st.dictionaries(st.sampled_from([*ROW, "model", "latent_path"]), ANY, max_size=4)
+BODIES = st.one_of(
+    st.binary(max_size=300),
+    st.builds(lambda values, name: json.dumps({**ROW, **values, name: WRONG[name]}).encode(), FIELDS, st.sampled_from([*WRONG])),
+    st.builds(lambda depth: b'{"prompt":' + b"[" * depth, st.integers(1, 60_000)),
+    st.builds(lambda text: f"prompt={text}&size=1".encode(errors="replace"), st.text(max_size=50)),
+)
+KINDS = st.sampled_from(
+    ["application/json", "multipart/form-data", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded", "", "x"]
+)
+PATHS = st.sampled_from(POSTS) | st.text(string.ascii_letters + string.digits + "/._-%", max_size=30).map(
+    lambda text: f"/v1/{text}"
+)
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(method=st.sampled_from(["POST", "PUT", "PATCH"]), path=PATHS, kind=KINDS, body=BODIES)
+@example(method="POST", path="/v1/videos", kind="multipart/form-data; boundary=x", body=b"--x\r\n\r\n\r\n--x--")
+@example(method="POST", path="/v1/videos", kind="application/json", body=b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}")
+@example(method="POST", path="/v1/videos/sync", kind="application/json", body=b'{"prompt": "a", "prompt": "b"}')
+@example(method="POST", path="/v1/videos/sync", kind="application/json", body=b'{"prompt": "a", "seconds": NaN}')
+@example(method="POST", path="/v1/videos/sync", kind="application/json", body=b'{"prompt": "a", "guidance_scale": 1e999}')
+def test_malformed_requests_are_refused(served: Server, method: str, path: str, kind: str, body: bytes) -> None:
+    answer = served.ask(method, path, body, headers={"Content-Type": kind} if kind else {}, timeout=20)
+    assert 400 <= answer.status < 500, (answer.status, answer.body)
+    assert answer.error["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/videos?limit=0", "/v1/videos?limit=x", "/v1/videos?order=up", "/v1/videos?after=nobody"])
+def test_malformed_queries_are_refused(served: Server, path: str) -> None:
+    assert served.ask("GET", path).status == 400
+
+
+@pytest.mark.parametrize("name", ["..", "%2e%2e%2fmanifest.json", "manifest.json", "video_", "a" * 5000])
+def test_names_of_a_request_reach_no_file(served: Server, name: str) -> None:
+    for method, path in (("GET", f"/v1/videos/{name}/content"), ("GET", f"/v1/videos/{name}"), ("DELETE", f"/v1/videos/{name}")):
+        assert served.ask(method, path).status in (404, 405)
+    assert (served.folder / "manifest.json").is_file()
+
+
+def test_raw_bytes_that_are_not_http(served: Server) -> None:
+    for content in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"POST / HTTP/9.9\r\n\r\n", b"\0" * 100 + b"\r\n\r\n"):
+        with socket.create_connection((served.host, served.port), timeout=20) as connection:
+            connection.sendall(content)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(100)[:12] in (b"", b"HTTP/1.1 400")
+
+
+def test_a_body_that_is_too_long(served: Server) -> None:
+    answer = served.ask("POST", "/v1/videos", {"prompt": "a" * 300_000})
+    assert answer.status == 413 and answer.error["code"] == "body_too_long"
+
+
+def test_a_body_that_never_ends_is_given_up(served: Server) -> None:
+    with socket.create_connection((served.host, served.port), timeout=60) as connection:
+        connection.sendall(b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        connection.shutdown(socket.SHUT_WR)  # as a client that died
+        connection.recv(1000)
+    assert served.ask("GET", "/health").status == 200
+
+
+@pytest.mark.slow
+def test_a_body_that_does_not_come_times_out(served: Server) -> None:
+    with socket.create_connection((served.host, served.port), timeout=60) as connection:
+        connection.sendall(b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        begin = time.monotonic()
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - begin < 45
+
+
+def test_pages_of_other_sites_are_kept_out(served: Server) -> None:
+    """No CORS; and a form that another site's page sends in its visitor's name makes no video."""
+    own = {"Origin": served.url}
+    assert served.ask("GET", "/health", headers=own).status == 200
+    for headers in ({"Origin": "https://example.com"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+        answer = served.ask("POST", "/v1/videos", {"prompt": "a red circle"}, headers=headers)
+        assert answer.status == 403 and "access-control-allow-origin" not in answer.headers
+    rebound = served.ask("GET", "/v1/videos", headers={"Host": "evil.example:80"})
+    assert rebound.status == 403 and rebound.error["code"] == "host_not_allowed"
+    assert served.ask("OPTIONS", "/v1/videos", headers={**own, "Access-Control-Request-Method": "POST"}).status == 405
+
+
+def test_the_page_runs_its_own_script_only(served: Server) -> None:
+    answer = served.ask("GET", "/")
+    policy = answer.headers["content-security-policy"]
+    assert answer.status == 200 and "default-src 'none'" in policy and "unsafe" not in policy and policy.count("sha256-") == 2
+    text = answer.body.decode()
+    assert "http://" not in text and "https://" not in text and "innerHTML" not in text
+
+
+def test_health_and_metrics(served: Server) -> None:
+    served.ask("POST", "/v1/videos/sync", ROW)
+    served.ask("POST", "/v1/videos/sync", {})
+    assert served.ask("GET", "/health").json == {"status": "ok"}
+    lines = dict(line.rsplit(" ", 1) for line in served.ask("GET", "/metrics").body.decode().splitlines() if line[0] != "#")
+    assert float(lines['wan_mlperf_videos_total{outcome="completed",route="sync"}']) >= 1
+    assert float(lines['wan_mlperf_stage_seconds_sum{stage="denoise_low"}']) > 0
+    assert float(lines['wan_mlperf_refused_total{status="400"}']) >= 1
+    assert float(lines['wan_mlperf_jobs{state="waiting"}']) == 0
+    about = served.ask("GET", "/about").json
+    assert len(about["plan"]) == about["workload"]["steps"] == 2 and served.ask("GET", "/live").json["jobs"] == []
+
+
+@pytest.mark.slow
+def test_a_token_is_asked_for(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "token").write_text("a secret\n".replace(" ", "-"))
+    recipe = jobs.write_recipe(tmp_path, model)
+    with Server(recipe, tmp_path / "videos", "--token-file", str(tmp_path / "token")).ready().running() as server:
+        for path in ("/v1/videos", "/metrics", "/live", "/about", "/v1/models"):
+            for headers in ({}, {"Authorization": "Bearer a-secre"}, {"Cookie": "wan_mlperf_session=a-secret"}):
+                answer = server.ask("GET", path, headers=headers)
+                assert answer.status == 401 and answer.headers["www-authenticate"] == "Bearer"
+            assert server.ask("GET", path, headers={"Authorization": "Bearer a-secret"}).status == 200
+        assert server.ask("POST", "/v1/videos/sync", ROW).status == 401
+        assert server.ask("GET", "/health").status == server.ask("GET", "/").status == 200
+        assert server.ask("POST", "/session", {"token": "wrong"}).status == 401
+        cookie = server.ask("POST", "/session", {"token": "a-secret"}).headers["set-cookie"]
+        assert "HttpOnly" in cookie and "samesite=strict" in cookie.lower() and "a-secret" not in cookie
+        assert server.ask("GET", "/v1/videos", headers={"Cookie": cookie.partition(";")[0]}).status == 200
+    assert "a-secret" not in server.job.output
+
+
+def test_bad_flags_are_one_line(tmp_path: Path, model: Path) -> None:
+    from wan_mlperf.errors import BadInput
+    from wan_mlperf.serve.__main__ import main
+
+    recipe = jobs.write_recipe(tmp_path, model)
+    (tmp_path / "empty").write_text("\n")
+    taken = socket.create_server(("127.0.0.1", 0))
+    cases: list[tuple[list[Any], str]] = [
+        (["--most-waiting", "0"], "--most-waiting: 0"),
+        (["--drain", "-1"], "--drain: -1"),
+        (["--any-workload", "--recipe-workload"], "allowed: one of them"),
+        (["--latents", tmp_path / "nowhere"], "--latents"),
+        (["--token-file", tmp_path / "nowhere"], "--token-file"),
+        (["--token-file", tmp_path / "empty"], "does not hold one line"),
+        (["--port", "70000"], "--port: 70000"),
+        (["--port", taken.getsockname()[1]], "Address already in use"),
+        (["--host", "no such host"], "--host no such host"),
+        (["--folder", recipe], "not writable"),
+        (["--recipe", "nobody"], "recipe 'nobody'"),
+    ]
+    for arguments, message in cases:
+        words = ["--recipe", str(recipe), "--folder", str(tmp_path / "videos"), "--port", "0", *map(str, arguments)]
+        with pytest.raises(BadInput, match=message):
+            main(words)
+    taken.close()

@@ -1,0 +1,244 @@
+"""Every video job that this server knows, in memory and in its folder, where a restart finds them again.
+
+A job is in the manifest on disk before it is begun; its video appears under its name when it is whole. Names are made here,
+never taken from a request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from wan_mlperf import process
+from wan_mlperf.errors import BadInput
+from wan_mlperf.files import atomic_write
+from wan_mlperf.videos.manifest import MANIFEST, Entry, Manifest, line, written
+
+Status = Literal["queued", "in_progress", "completed", "failed"]
+PAUSE_S, SHARE = 0.02, 10  # after a manifest was written, its writer rests as long as this, and ten times as long as it took
+LOST = "the server ended before this video was finished"
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Video:
+    """A video job. `number` orders the jobs; `size` is width x height, `seconds` the length as OpenAI writes it; times are Unix'.
+
+    `recipe` is the key, in the manifest, of all that decides how the video looks; `error` is (code, message).
+    """
+
+    id: str
+    number: int
+    route: str
+    prompt: str
+    seed: int
+    negative_prompt: str | None
+    size: str
+    seconds: str
+    recipe: str
+    created_at: float
+    status: Status = "queued"
+    completed_at: float | None = None
+    error: tuple[str, str] | None = None
+    sha256: str | None = None
+
+    @property
+    def file(self) -> str:
+        """The name of its MP4."""
+        return f"{self.id}.mp4"
+
+    @property
+    def is_over(self) -> bool:
+        """True if nothing more will become of it."""
+        return self.status in ("completed", "failed")
+
+
+_READ = TypeAdapter(Video)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was in the folder at the start: how many finished videos, and the ids of jobs that were lost."""
+
+    finished: int
+    lost: tuple[str, ...]
+
+
+class Book:
+    """All jobs. Safe to use from any thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self._videos: dict[str, Video] = {}
+        self._lines: dict[str, tuple[str | None, str]] = {}  # a job's lines in the manifest: of its video, of the job
+        self._recipes: dict[str, str] = {}
+        self._lock = threading.Condition()
+        self._last = 0  # the number of the newest job
+        self._version = self._on_disk = 0
+        self._closing = False
+        self._writer: threading.Thread | None = None
+
+    def open(self) -> Found:
+        """Read what is in the folder and start to write. Raises BadInput for a manifest that is none."""
+        manifest = Manifest.read(self.folder / MANIFEST)
+        finished, lost = 0, []
+        try:
+            videos = [_READ.validate_python({**job, "id": name}) for name, job in manifest.jobs.items()]
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            what = ".".join(map(str, first["loc"]))
+            problem = f"jobs: {what}: {first['msg']}"
+            raise BadInput(
+                f"manifest {str(self.folder / MANIFEST)!r}: cannot be used ({problem}); allowed: another folder"
+            ) from None
+        for video in videos:
+            there = (self.folder / video.file).is_file()
+            if there and video.status != "completed":  # it was whole before the manifest could say so
+                content = (self.folder / video.file).read_bytes()
+                video = replace(video, status="completed", error=None, sha256=hashlib.sha256(content).hexdigest())
+                video = replace(video, completed_at=(self.folder / video.file).stat().st_mtime)
+            elif not there and video.status == "completed":
+                continue  # its owner has removed it
+            elif not video.is_over:
+                video = replace(video, status="failed", error=("lost", LOST), completed_at=time.time())
+                lost.append(video.id)
+            finished += video.status == "completed"
+            self._put(video)
+        self._recipes = {key: line(key, recipe) for key, recipe in manifest.recipes.items()}
+        self._writer = threading.Thread(target=self._write_on, name="manifest", daemon=True)
+        self._writer.start()
+        return Found(finished=finished, lost=tuple(lost))
+
+    def add(self, *, recipe: tuple[str, dict[str, Any]], **values: Any) -> Video:
+        """Begin a job and return it; `recipe` is its key and what it stands for. Its other values are `Video`'s."""
+        with self._lock:
+            key, identity = recipe
+            if key not in self._recipes:
+                self._recipes[key] = line(key, identity)
+            number = self._last + 1
+            video = Video(id=f"video_{uuid.uuid4().hex}", number=number, recipe=key, created_at=time.time(), **values)
+            self._put(video)
+            return video
+
+    def change(self, video_id: str, **changes: Any) -> Video | None:
+        """Change a job and return it as it is now; None if it is gone."""
+        with self._lock:
+            video = self._videos.get(video_id)
+            if video is None:
+                return None
+            video = replace(video, **changes)
+            self._put(video)
+            return video
+
+    def complete(self, video_id: str, content: bytes) -> Video | None:
+        """Keep the MP4 of a job. None if the job is gone. Raises OSError."""
+        video = self.get(video_id)
+        if video is None:
+            return None
+        atomic_write(self.folder / video.file, content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        completed = self.change(video_id, status="completed", completed_at=time.time(), sha256=sha256)
+        if completed is None:  # deleted in this very moment
+            self.path(video).unlink(missing_ok=True)
+        return completed
+
+    def fail(self, video_id: str, code: str, message: str) -> Video | None:
+        """Say why there will be no video."""
+        return self.change(video_id, status="failed", completed_at=time.time(), error=(code, message))
+
+    def remove(self, video_id: str) -> None:
+        """Forget a job and remove its MP4."""
+        with self._lock:
+            video = self._videos.pop(video_id, None)
+            self._lines.pop(video_id, None)
+            self._touch()
+        if video is not None:
+            with suppress(FileNotFoundError):
+                (self.folder / video.file).unlink()
+
+    def get(self, video_id: str) -> Video | None:
+        """The job of this id."""
+        return self._videos.get(video_id)
+
+    def path(self, video: Video) -> Path:
+        """Where its MP4 is, or will be."""
+        return self.folder / video.file
+
+    def page(self, *, after: str | None, limit: int, newest_first: bool) -> tuple[list[Video], bool]:
+        """Return up to `limit` jobs that come after the job `after`, and whether there are more. KeyError for an unknown one."""
+        with self._lock:
+            videos = list(self._videos.values())
+            begin = self._videos[after].number if after is not None else None
+        ordered: Iterator[Video] = reversed(videos) if newest_first else iter(videos)
+        found: list[Video] = []
+        for video in ordered:
+            if begin is None or (video.number < begin if newest_first else video.number > begin):
+                if len(found) == limit:
+                    return found, True
+                found.append(video)
+        return found, False
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Wait until all that was changed before is on disk."""
+        with self._lock:
+            wanted = self._version
+            self._lock.wait_for(lambda: self._on_disk >= wanted, timeout_s)
+
+    def close(self) -> None:
+        """Write what is left and end."""
+        with self._lock:
+            self._closing = True
+            self._lock.notify_all()
+        if self._writer is not None:
+            self._writer.join(30)
+
+    def _put(self, video: Video) -> None:
+        with self._lock:
+            self._last = max(self._last, video.number)
+            self._videos[video.id] = video
+            job = {name: value for name, value in asdict(video).items() if name != "id"}
+            of_video = None
+            if video.status == "completed":
+                entry = {field.name: getattr(video, field.name) for field in fields(Entry)}
+                of_video = line(video.file, entry)
+            self._lines[video.id] = of_video, line(video.id, job)
+            self._touch()
+
+    def _touch(self) -> None:
+        self._version += 1
+        self._lock.notify_all()
+
+    def _write_on(self) -> None:
+        """Thread: write the manifest whenever something has changed, all changes since the last time at once."""
+        said = ""
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._version > self._on_disk or self._closing)
+                if self._version == self._on_disk:
+                    return
+                version, lines, recipes = self._version, list(self._lines.values()), list(self._recipes.values())
+            begin = time.perf_counter()
+            try:
+                text = written(recipes=recipes, videos=[one for one, _ in lines if one], jobs=[job for _, job in lines])
+                atomic_write(self.folder / MANIFEST, text)
+            except OSError as error:  # a full disk, perhaps not for long
+                if said != (said := f"{MANIFEST} cannot be written: {process.one_line(error)}"):
+                    process.say(said)
+                if self._closing:
+                    return
+                time.sleep(1.0)
+                continue
+            with self._lock:
+                self._on_disk = version
+                self._lock.notify_all()
+            if not self._closing:
+                time.sleep(PAUSE_S + SHARE * (time.perf_counter() - begin))

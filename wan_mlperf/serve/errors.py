@@ -1,0 +1,36 @@
+"""What a client is told when its request is not taken: a status, and OpenAI's form of an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class Refused(Exception):
+    """A request that is answered with `status` 4xx or 5xx. `param` names the field that was wrong."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, status: int = 400, code: str = "invalid_value", **headers: str
+    ) -> None:
+        super().__init__(message)
+        self.message, self.param, self.status, self.code = message, param, status, code
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+    def answer(self) -> JSONResponse:
+        """Return the response."""
+        kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        body: dict[str, Any] = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return JSONResponse({"error": body}, self.status, headers=self.headers)
+
+
+def not_found(what: str) -> Refused:
+    """There is no such thing."""
+    return Refused(f"there is no {what}", status=404, code="not_found")
+
+
+def stopping() -> Refused:
+    """The server takes no more work."""
+    return Refused("the server is stopping", status=503, code="server_stopping", retry_after="10")

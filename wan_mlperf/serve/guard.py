@@ -1,0 +1,136 @@
+"""What stands before every route: who may ask, from which page, and how much they may send."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from wan_mlperf.serve.errors import Refused
+from wan_mlperf.serve.metrics import Metrics
+
+COOKIE = "wan_mlperf_session"
+OPEN = ("/", "/health", "/session")  # without a token: they tell nothing of what users made
+BODY_BYTES = 256 * 1024
+BODY_S = 30.0
+DISCARDED_BYTES = 8 * 1024 * 1024  # read of a body that is too long, so that its sender gets to read the answer
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Who may ask: everyone who reaches the port, or those with the token. `only_local`: the page's host must be this one."""
+
+    token: str | None
+    only_local: bool
+
+    def session(self, token: str) -> str | None:
+        """The cookie of a browser that has named the right token."""
+        if self.token is None or not hmac.compare_digest(token.encode(), self.token.encode()):
+            return None
+        return hashlib.sha256(f"session of {self.token}".encode()).hexdigest()
+
+    def check(self, path: str, headers: Headers) -> None:
+        """Raise Refused for a request that may not ask."""
+        host = headers.get("host", "")
+        if self.only_local and not _is_local(host):
+            # A page elsewhere may give its own name this host's address; a browser then lets it read the answers.
+            raise Refused("this server answers to localhost only", status=403, code="host_not_allowed")
+        origin = headers.get("origin")
+        if (origin is not None and urlsplit(origin).netloc != host) or headers.get("sec-fetch-site") == "cross-site":
+            raise Refused("pages of other sites may not use this server", status=403, code="origin_not_allowed")
+        if self.token is None or path in OPEN:
+            return
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        session = self.session(self.token)
+        assert session is not None
+        by_header = kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token.encode())
+        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        if not by_header and not hmac.compare_digest(cookie.encode(), session.encode()):
+            message = "this server asks for a token: Authorization: Bearer ..."
+            raise Refused(message, status=401, code="invalid_token", www_authenticate="Bearer")
+
+
+class Guard:
+    """ASGI middleware. What it refuses never reaches a route."""
+
+    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
+        self._app, self._access, self._metrics = app, access, metrics
+        self.open_requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if message["status"] >= 400:
+                    self._metrics.refused(message["status"])
+            await send(message)
+
+        try:
+            self._access.check(scope["path"], Headers(scope=scope))
+        except Refused as refused:
+            await refused.answer()(scope, receive, send_with_headers)
+            return
+        self.open_requests += 1
+        try:
+            await self._app(scope, _Body(receive), send_with_headers)
+        finally:
+            self.open_requests -= 1
+
+
+class _Body:
+    """`receive` with a limit to a body's length and to the time it may take."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._length = 0
+        self._is_complete = False
+
+    async def __call__(self) -> Any:
+        if self._is_complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(BODY_S):
+                message = await self._receive()
+                while self._counts(message):  # too long: read on, for a while
+                    message = await self._receive()
+        except TimeoutError:
+            self._is_complete = True
+            raise Refused(f"the body did not arrive within {BODY_S:.0f} s", status=408, code="timeout") from None
+        if self._length > BODY_BYTES:
+            self._is_complete = True
+            raise Refused(f"the body is too long; allowed: {BODY_BYTES:,} bytes", status=413, code="body_too_long")
+        return message
+
+    def _counts(self, message: Message) -> bool:
+        self._length += len(message.get("body", b""))
+        self._is_complete = not message.get("more_body", False)
+        return BODY_BYTES < self._length <= DISCARDED_BYTES and not self._is_complete
+
+
+def _is_local(host: str) -> bool:
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")

@@ -1,0 +1,151 @@
+"""OpenAI's video API: create, retrieve, list, download, delete; and a stream of a video that is being decoded."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from wan_mlperf.serve import body
+from wan_mlperf.serve.book import Video
+from wan_mlperf.serve.desk import Task
+from wan_mlperf.serve.errors import Refused, not_found
+from wan_mlperf.serve.site import Site
+
+POLL_S = 0.05  # how often a stream looks for the next fragment
+
+
+def routes(site: Site) -> list[Route]:
+    """The routes of /v1/videos and /v1/models."""
+
+    async def create(request: Request) -> Response:
+        values, text = await body.read(request)
+        wanted, _ = await run_in_threadpool(site.reader.read, values, "openai", text=text)
+        task = await run_in_threadpool(site.desk.accept, wanted, route="videos", held=False)
+        return _answer(site, _known(site, task.video_id))
+
+    async def listing(request: Request) -> Response:
+        after, limit, order = (request.query_params.get(name) for name in ("after", "limit", "order"))
+        if order not in (None, "asc", "desc"):
+            raise Refused(f"order: {order[:80]!r} is not allowed; allowed: asc, desc", param="order")
+        if limit is not None and not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= 100):
+            raise Refused(f"limit: {limit[:80]!r} is not allowed; allowed: 1 to 100", param="limit")
+        try:
+            videos, more = site.book.page(after=after, limit=int(limit or 20), newest_first=order != "asc")
+        except KeyError:
+            raise Refused(f"after: there is no video {(after or '')[:80]!r}", param="after") from None
+        data = [video_object(site, video) for video in videos]
+        ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
+        return JSONResponse({"object": "list", "data": data, **ends, "has_more": more})
+
+    async def retrieve(request: Request) -> Response:
+        return _answer(site, _asked(site, request))
+
+    async def delete(request: Request) -> Response:
+        video = _asked(site, request)
+        await run_in_threadpool(site.desk.delete, video.id)
+        return JSONResponse({"id": video.id, "object": "video.deleted", "deleted": True})
+
+    async def content(request: Request) -> Response:
+        video = _asked(site, request)
+        variant = request.query_params.get("variant", "video")
+        if variant != "video":
+            raise Refused(f"variant: {variant[:80]!r} is not made here; allowed: video", param="variant")
+        if video.status != "completed":
+            raise Refused(f"the video is not there yet: it is {video.status}", status=404, code="video_not_ready")
+        try:
+            found = await run_in_threadpool(site.book.path(video).stat)
+        except OSError:  # its owner has removed the file
+            raise not_found(f"file of video {video.id}") from None
+        return FileResponse(
+            site.book.path(video),
+            media_type="video/mp4",
+            filename=video.file,
+            content_disposition_type="inline",
+            stat_result=found,
+        )
+
+    async def stream(request: Request) -> Response:
+        video = _asked(site, request)
+        task = site.desk.task(video.id)
+        if video.status == "completed":
+            return RedirectResponse(f"/v1/videos/{video.id}/content")
+        if task is None or not task.job.preview:
+            raise not_found(f"stream of video {video.id}")
+        return StreamingResponse(_fragments(task), media_type="video/mp4")
+
+    async def models(_request: Request) -> Response:
+        model = {"id": site.model, "object": "model", "created": 0, "owned_by": "wan_mlperf"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    return [
+        Route("/v1/videos", create, methods=["POST"]),
+        Route("/v1/videos", listing, methods=["GET"]),
+        Route("/v1/videos/{video_id}", retrieve, methods=["GET"]),
+        Route("/v1/videos/{video_id}", delete, methods=["DELETE"]),
+        Route("/v1/videos/{video_id}/content", content, methods=["GET"]),
+        Route("/v1/videos/{video_id}/stream", stream, methods=["GET"]),
+        Route("/v1/models", models, methods=["GET"]),
+    ]
+
+
+def video_object(site: Site, video: Video) -> dict[str, Any]:
+    """OpenAI's object of a video."""
+    task = site.desk.task(video.id)
+    progress = 100 if video.status == "completed" else min(99, math.floor(100 * task.share)) if task is not None else 0
+    error = None if video.error is None else {"code": video.error[0], "message": video.error[1]}
+    return {
+        "id": video.id,
+        "object": "video",
+        "created_at": int(video.created_at),
+        "status": video.status,
+        "progress": progress,
+        "model": site.model,
+        "size": video.size,
+        "seconds": video.seconds,
+        "prompt": video.prompt,
+        "completed_at": None if video.completed_at is None else int(video.completed_at),
+        "expires_at": None,
+        "error": error,
+        "remixed_from_video_id": None,
+    }
+
+
+def _answer(site: Site, video: Video) -> Response:
+    """The object, and for one that is not over when to ask again."""
+    headers = {}
+    if not video.is_over:
+        task = site.desk.task(video.id)
+        seconds = site.desk.forecast.seconds(task.workload) if task is not None else None
+        headers["openai-poll-after-ms"] = str(int(1e3 * min(5.0, max(0.1, (seconds or 2.0) / 20))))
+    return JSONResponse(video_object(site, video), headers=headers)
+
+
+def _asked(site: Site, request: Request) -> Video:
+    return _known(site, request.path_params["video_id"])
+
+
+def _known(site: Site, video_id: str) -> Video:
+    video = site.book.get(video_id)
+    if video is None:
+        raise not_found(f"video {video_id[:80]!r}")
+    return video
+
+
+async def _fragments(task: Task) -> AsyncIterator[bytes]:
+    """The preview's fragments as they come."""
+    sent = 0
+    while True:
+        over = task.is_over  # asked first: what came before it is sent
+        while sent < len(task.fragments):
+            yield task.fragments[sent]
+            sent += 1
+        if over:
+            return
+        await asyncio.sleep(POLL_S)

@@ -1,0 +1,78 @@
+"""What the command line says of the server itself, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from wan_mlperf.errors import BadInput
+from wan_mlperf.files import writable_folder
+from wan_mlperf.serve import server
+from wan_mlperf.serve.guard import Access
+from wan_mlperf.serve.wanted import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where videos are kept, who may ask, for what, and how much may wait."""
+
+    folder: Path
+    latents: Path | None
+    access: Access
+    policy: Policy
+    most_waiting: int
+    drain_s: float
+
+
+def check(options: argparse.Namespace) -> Options:
+    """Check what does not need the model. Raises BadInput."""
+    if options.any_workload and options.recipe_workload:
+        raise BadInput("--any-workload with --recipe-workload; allowed: one of them")
+    if options.most_waiting < 1:
+        raise BadInput(f"--most-waiting: {options.most_waiting} is not allowed; allowed: at least 1")
+    if not 0 <= options.drain <= 3600:
+        raise BadInput(f"--drain: {options.drain:g} is not allowed; allowed: 0 to 3600 s")
+    latents = None
+    if options.latents is not None:
+        latents = Path(options.latents).resolve()
+        if not latents.is_dir():
+            raise BadInput(f"--latents: {options.latents!r} is not a folder; allowed: a folder of tensor files")
+    token = read_token(options.token_file) if options.token_file is not None else None
+    return Options(
+        folder=writable_folder(Path(options.folder), what="folder"),
+        latents=latents,
+        access=Access(token=token, only_local=token is None and is_loopback(options.host)),
+        policy="any" if options.any_workload else "recipe" if options.recipe_workload else "fixed",
+        most_waiting=options.most_waiting,
+        drain_s=options.drain,
+    )
+
+
+def take_port(options: argparse.Namespace) -> socket.socket:
+    """Take the port on rank 0. Raises BadInput."""
+    if not 0 <= options.port <= 65535:
+        raise BadInput(f"--port: {options.port} is not allowed; allowed: 0 to 65535")
+    return server.bind(options.host, options.port)
+
+
+def read_token(file: str) -> str:
+    """Read a token. Raises BadInput; the token itself is never printed."""
+    try:
+        token = Path(file).read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not plain text"
+        raise BadInput(f"--token-file: {file!r} cannot be read ({reason}); allowed: a file with one line") from None
+    if not token or not token.isprintable() or " " in token or len(token) > 1000:
+        raise BadInput(f"--token-file: {file!r} does not hold one line of 1 to 1000 printable characters without spaces")
+    return token
+
+
+def is_loopback(host: str) -> bool:
+    """True if only this host can reach the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,92 @@
+"""The HTTP server: its port, taken before anything is loaded, and uvicorn in a thread of rank 0."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from wan_mlperf import process
+from wan_mlperf.errors import BadInput
+
+BACKLOG = 4096  # MLCommons' client opens some 7,000 connections at once, before it asks for anything
+FILES = 16384
+KEEP_ALIVE_S = 75  # MLCommons' client drops idle connections itself after 4 s; one that the server closes first would fail
+STOP_S = 5
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the port, without listening: who connects is refused until the model is ready. Raises BadInput."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        taken = socket.socket(family, kind, protocol)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+        return taken
+    except (OSError, UnicodeError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        named = f"--host {host} --port {port}"
+        raise BadInput(f"{named}: cannot be used ({reason}); allowed: an address of this host, a free port") from None
+
+
+def raise_limit_of_files() -> None:
+    """Let this process hold as many connections as the system allows, and say where that is few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if most == resource.RLIM_INFINITY else most
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    if wanted < FILES:
+        process.say(f"note: this process may open {wanted} files; MLCommons' client opens over 7,000 connections (ulimit -n)")
+
+
+class HttpServer:
+    """Serves `app` on a bound socket from its own thread. `open_requests` counts those that are being answered."""
+
+    def __init__(self, app: ASGIApp, taken: socket.socket, *, open_requests: Callable[[], int]) -> None:
+        self._socket, self._open_requests = taken, open_requests
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=STOP_S,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+
+    @property
+    def address(self) -> str:
+        """Where it is reached."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def start(self) -> None:
+        """Listen; return when connections are taken."""
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            time.sleep(0.005)
+
+    def await_answers(self, timeout_s: float) -> None:
+        """Wait until every open request has its answer."""
+        until = time.monotonic() + timeout_s
+        while self._open_requests() and time.monotonic() < until:
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Close the port, let open answers out, and end."""
+        self._server.should_exit = True
+        self._thread.join(STOP_S + 2)
+
+    def _run(self) -> None:
+        asyncio.run(self._server.serve(sockets=[self._socket]))

@@ -1,0 +1,105 @@
+"""From loading to the end of a server: every rank works, rank 0 also keeps the queue, the folder and the HTTP server."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+
+from wan_mlperf import cli, process
+from wan_mlperf.pipeline import PARTS, Pipeline
+from wan_mlperf.preflight import Setup
+from wan_mlperf.replicas import dispatch
+from wan_mlperf.replicas.dispatch import ServingDispatcher
+from wan_mlperf.replicas.messages import Job
+from wan_mlperf.replicas.watch import Watch
+from wan_mlperf.serve import app, server
+from wan_mlperf.serve.book import Book
+from wan_mlperf.serve.desk import Desk
+from wan_mlperf.serve.encoder import encode
+from wan_mlperf.serve.metrics import Metrics
+from wan_mlperf.serve.options import Options
+from wan_mlperf.serve.site import Site
+from wan_mlperf.serve.wanted import Reader
+
+COLLECTIVE_S = 24 * 3600.0  # as in sut/session.py: finding a rank that hangs is the watch's task
+ANSWERS_S = 5.0  # for the last answers to leave
+
+
+def run(options: Options, setup: Setup, taken: socket.socket | None) -> int:
+    """On every rank: load, and work until the server is stopped. `taken` is the port, on rank 0. Return the exit code."""
+    watch = Watch(setup.recipe.faults, drains=True)
+    with watch:
+        progress = cli.Progress("loading", PARTS + setup.recipe.warmup_queries)
+        engine = Pipeline.load(setup, timeout_s=COLLECTIVE_S, on_part=progress.advance)
+        watch.follow(engine.spans)
+        for _ in range(setup.recipe.warmup_queries):
+            engine.warm_up(1, batch=setup.recipe.offline.batch)
+            progress.advance()
+        progress.close()
+
+        def fps(job: Job) -> int:
+            return int((job.workload or {}).get("fps", setup.workload.fps))
+
+        dispatcher = dispatch.start(engine, watch, pack=lambda frames: frames, encode=encode(fps))
+        if engine.mesh.rank:
+            dispatcher.serve()
+        else:
+            assert taken is not None
+            Session(options, setup, watch, dispatcher, taken).run()
+        engine.mesh.close()
+    return process.DONE
+
+
+class Session:
+    """Rank 0's part."""
+
+    def __init__(self, options: Options, setup: Setup, watch: Watch, dispatcher: ServingDispatcher, taken: socket.socket) -> None:
+        self._options, self._watch, self._dispatcher, self._setup = options, watch, dispatcher, setup
+        self._book = Book(options.folder)
+        self._found = self._book.open()
+        metrics = Metrics()
+        self._desk = Desk(dispatcher, setup, self._book, metrics, most_waiting=options.most_waiting)
+        application = app.build(
+            Site(
+                setup=setup,
+                desk=self._desk,
+                book=self._book,
+                reader=Reader(setup, policy=options.policy, latents=options.latents),
+                metrics=metrics,
+                access=options.access,
+            )
+        )
+        self._server = server.HttpServer(application, taken, open_requests=lambda: application.open_requests)
+
+    def run(self) -> None:
+        """Serve until `drain` or the end of the job."""
+        self._watch.on_end = self._failed
+        self._watch.on_drain = self._drain
+        found = self._found
+        if found.finished or found.lost:
+            lost = f", {len(found.lost)} lost when the server ended: {', '.join(found.lost)}" if found.lost else ""
+            print(f"{self._options.folder}: {found.finished} finished videos{lost}", flush=True)
+        server.raise_limit_of_files()
+        self._server.start()
+        print(f"{self._setup.recipe.name}: {self._setup.shape}, ready at {self._server.address}", flush=True)
+        self._dispatcher.run(self._desk.work)
+        self._watch.on_end = lambda _reason: None
+        self._server.await_answers(ANSWERS_S)
+        self._server.stop()
+        self._book.close()
+
+    def _drain(self) -> None:
+        """Stop as SIGTERM asks: take nothing more, finish what is under way, and not too late."""
+        drain_s = self._options.drain_s
+        process.say(f"stopping: what is under way has {drain_s:g} s")
+        self._desk.stop()
+        line = f"stopped by SIGTERM: what was under way did not end within {drain_s:g} s"
+        timer = threading.Timer(drain_s, self._watch.end, (line, 128 + signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
+
+    def _failed(self, _reason: str) -> None:
+        self._desk.fail_all()
+        self._server.await_answers(ANSWERS_S)
+        self._book.flush(ANSWERS_S / 2)

@@ -1,0 +1,72 @@
+"""What every route has at hand, and how a client waits for a video."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from wan_mlperf.preflight import Setup
+from wan_mlperf.serve import body
+from wan_mlperf.serve.book import Book
+from wan_mlperf.serve.desk import Desk, Outcome, Task
+from wan_mlperf.serve.guard import Access
+from wan_mlperf.serve.metrics import Metrics
+from wan_mlperf.serve.wanted import EndpointsFields, Reader, Wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """The parts of a running server."""
+
+    setup: Setup
+    desk: Desk
+    book: Book
+    reader: Reader
+    metrics: Metrics
+    access: Access
+
+    @property
+    def model(self) -> str:
+        """What clients are told that the model is: never a path."""
+        return self.setup.recipe.name
+
+
+async def endpoints_request(site: Site, request: Request) -> tuple[Wanted, EndpointsFields]:
+    """Read a request in the manner of MLCommons' client. Raises Refused."""
+    values, text = await body.read(request)
+    wanted, fields = await run_in_threadpool(site.reader.read, values, "endpoints", text=text)
+    return wanted, fields
+
+
+async def finished(site: Site, request: Request, task: Task) -> Outcome | None:
+    """Wait for a video while its client does; None if the client has gone, and with it the job. Raises Refused."""
+    outcome: asyncio.Future[Outcome] = asyncio.wrap_future(task.outcome)
+    gone = asyncio.create_task(_disconnected(request))
+    both: set[asyncio.Future[Any]] = {outcome, gone}
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if outcome.done():
+            return outcome.result()
+        site.desk.delete(task.video_id)
+        return None
+    finally:
+        gone.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await gone
+        if outcome.done() and not outcome.cancelled():
+            outcome.exception()  # seen
+
+
+def timing(outcome: Outcome) -> dict[str, str]:
+    """The header Server-Timing, in milliseconds: a client may see what its video's time went into."""
+    return {"Server-Timing": ", ".join(f"{stage};dur={1e3 * value:.2f}" for stage, value in outcome.spans.items())}
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

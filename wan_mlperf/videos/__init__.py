@@ -1,0 +1,1 @@
+"""Folders of videos that know what made them."""

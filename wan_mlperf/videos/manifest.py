@@ -1,0 +1,124 @@
+"""manifest.json: which videos of a folder are whole, and what made them. `generate --prompts` and `serve` keep the same form.
+
+Its sections: `recipes` (all that decides how a video looks, by a key), `videos` (file name -> `Entry`), and, of a server, `jobs`
+(what its clients may ask about each, finished or not).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wan_mlperf.checkpoint import Checkpoint
+from wan_mlperf.errors import BadInput
+from wan_mlperf.recipe import Recipe
+from wan_mlperf.workload import Workload
+
+MANIFEST = "manifest.json"
+# What changes no video beyond the order of additions, so that a list may go on with another number of ranks.
+NOT_IN_A_VIDEO = ("name", "folder", "mesh", "offline", "faults", "warmup_queries", "user_conf", "workload")
+SAMPLED = 1 << 16  # bytes read at both ends of each weight file: hashing 126 GB would take minutes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A video in the manifest; `recipe` is a key of its `recipes`."""
+
+    prompt: str
+    seed: int
+    recipe: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a manifest holds."""
+
+    recipes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    videos: dict[str, Entry] = dataclasses.field(default_factory=dict)
+    jobs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def read(cls, file: Path, *, force: bool = False) -> Manifest:
+        """Read a manifest, an empty one if there is no file. Raises BadInput for what is none, unless forced."""
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            found = cls(
+                recipes=values["recipes"],
+                videos={name: Entry(**entry) for name, entry in values["videos"].items()},
+                jobs=values.get("jobs", {}),
+            )
+            sound = all(isinstance(one, dict) for one in [*found.recipes.values(), *found.jobs.values()]) and all(
+                isinstance(one.seed, int) and all(isinstance(text, str) for text in (one.prompt, one.recipe, one.sha256))
+                for one in found.videos.values()
+            )
+            if not sound:
+                raise ValueError("a value of the wrong type")
+            return found
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if force:
+                return cls()
+            reason = (
+                error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+            )
+            raise BadInput(f"manifest {str(file)!r}: cannot be used ({reason}); allowed: another folder, or --force") from None
+
+    def text(self) -> str:
+        """Return the file's content."""
+        return written(
+            recipes=(line(key, recipe) for key, recipe in self.recipes.items()),
+            videos=(line(name, dataclasses.asdict(entry)) for name, entry in self.videos.items()),
+            jobs=(line(name, job) for name, job in self.jobs.items()),
+        )
+
+
+def line(name: str, value: Mapping[str, Any]) -> str:
+    """One item of a section."""
+    return f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}"
+
+
+def written(**sections: Iterable[str]) -> str:
+    """Return a manifest's content from the lines of its sections."""
+    parts = (f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n}" for name, lines in sections.items())
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def identity(recipe: Recipe, workload: Workload, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return all that decides how a video looks, as flat "key.path" -> value."""
+    values = dataclasses.asdict(recipe)
+    for name in NOT_IN_A_VIDEO:
+        values.pop(name)
+    values["model"].pop("checkpoint")  # a folder may move: its weights count
+    values |= {"workload": dataclasses.asdict(workload), "weights": weights(checkpoint.folder)}
+    return json.loads(json.dumps(_flat(values)))
+
+
+def key_of(recipe: Mapping[str, Any]) -> str:
+    """The key of an identity in `recipes`."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weights(folder: Path) -> str:
+    """Return a hash of a checkpoint's names, sizes and both ends of each file."""
+    digest = hashlib.sha256()
+    for file in sorted(one for one in folder.rglob("*") if one.suffix in (".json", ".safetensors", ".model")):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder)} {size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(SAMPLED))
+            stream.seek(max(0, size - SAMPLED))
+            digest.update(stream.read(SAMPLED))
+    return digest.hexdigest()
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
