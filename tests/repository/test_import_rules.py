@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # Rooms do not know each other, but for these.
 NEIGHBOURS = {
     ("wan_mlperf/search/", "wan_mlperf/bench/"),
+    ("wan_mlperf/bench/", "wan_mlperf/serve/"),
     ("wan_mlperf/submit/", "wan_mlperf/vbench/"),
     ("wan_mlperf/report/", "wan_mlperf/vbench/"),
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import socket
 import threading
@@ -22,6 +21,7 @@ from typing import Any, NoReturn
 from wan_mlperf import process, ranks
 from wan_mlperf.errors import BadInput, Failed
 from wan_mlperf.recipe import Faults
+from wan_mlperf.replicas.signals import Signals
 from wan_mlperf.replicas.status import Note, is_alive, whereabouts
 from wan_mlperf.replicas.store import connect
 from wan_mlperf.spans import Spans
@@ -63,14 +63,7 @@ class Watch:
         if not self._active:
             return self
         self._store = connect("watch", timeout_s=self._faults.dead_s)
-        self._wake, wakened = socket.socketpair()
-        for end in (self._wake, wakened):
-            end.setblocking(False)
-        # The C handler writes the signal's number at once, whatever the main thread is inside of.
-        signal.set_wakeup_fd(wakened.fileno(), warn_on_full_buffer=False)
-        self._wakened = wakened
-        stops = [number for number in process.STOPS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's stays ignored
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in stops}
+        self._signals = Signals()
         self._show()
         for loop in (self._look_around, self._look_inside):
             threading.Thread(target=loop, name=f"watch-{loop.__name__}", daemon=True).start()
@@ -82,9 +75,7 @@ class Watch:
         self._closed.set()
         if self._active:
             self._store.set(f"heartbeat/{self._rank}", json.dumps({"done": True}))
-            signal.set_wakeup_fd(-1)
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
+            self._signals.close()
 
     def follow(self, spans: Spans) -> None:
         """From now on these spans say at which stage this rank is, and whether it moves."""
@@ -247,15 +238,13 @@ class Watch:
         """Thread: signals, the launcher's death, the store's silence, and whether this rank moves."""
         mark, moved, last = None, time.monotonic(), time.monotonic()
         while not self._closed.is_set():
-            ready, _, _ = select.select([self._wake], [], [], self._tick_s)
+            numbers = self._signals.wait(self._tick_s)
             now = time.monotonic()
             if now - last > 3 * self._tick_s:
                 self._ticked = moved = now  # this process was stopped itself
             last = now
-            if ready:
-                for number in self._wake.recv(64):
-                    if number in self._handlers:
-                        self._signalled(number)
+            for number in numbers:
+                self._signalled(number)
             if os.getppid() != self._parent:
                 self._leave(
                     f"failed: {self.where}: the process that started this rank is gone", process.FAILED, say=self._rank == 0
@@ -281,15 +270,13 @@ class Watch:
     def _signalled(self, number: int) -> None:
         """A signal means that someone stops the job, or that torchrun ends this rank because another died."""
         name = signal.Signals(number).name
-        if self._drains and number == signal.SIGTERM:
-            self._bury_local_dead()
-            self._end_if_claimed()
-            self._store.set("drain", name)
-            return
+        drains = self._drains and number == signal.SIGTERM
         try:
             self._bury_local_dead(unless=lambda: bool(self._store.check(["stopped"])))
             self._end_if_claimed()
-            self._store.set("stopped", name)
+            self._store.set("drain" if drains else "stopped", name)
+            if drains:
+                return
         except Exception as error:
             name = f"{name} ({process.one_line(error)[:80]})"
         self._leave(f"stopped by {name}: {self.where}", 128 + number, say=self._rank == 0)

@@ -10,6 +10,7 @@ import base64
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -153,11 +154,14 @@ class Desk:
                 self._end(task, Refused(GONE, status=410, code="deleted"))
         self._book.remove(video_id)
 
-    def work(self) -> None:
-        """Hand tasks to the dispatcher until `stop`, and then until what is under way is done."""
-        while True:
+    def work(self, *, until: Callable[[], bool] = lambda: False, look_s: float = STAY_READY_S) -> None:
+        """Hand tasks to the dispatcher until `stop`, and then until what is under way is done.
+
+        Or until `until` is true, which is asked when there was nothing to do for `look_s`.
+        """
+        while not until():
             with self._lock:
-                ready = self._lock.wait_for(self._can_go_on, STAY_READY_S)
+                ready = self._lock.wait_for(self._can_go_on, look_s)
                 room = self._dispatcher.capacity - len(self._in_flight)
                 batch = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
                 for task in batch:

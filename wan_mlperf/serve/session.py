@@ -52,25 +52,25 @@ def run(options: Options, setup: Setup, taken: socket.socket | None) -> int:
 
 
 class Session:
-    """Rank 0's part."""
+    """Rank 0's part: the book of the folder, the queue and the HTTP server, which `run` starts."""
 
     def __init__(self, options: Options, setup: Setup, watch: Watch, dispatcher: ServingDispatcher, taken: socket.socket) -> None:
         self._options, self._watch, self._dispatcher, self._setup = options, watch, dispatcher, setup
         self._book = Book(options.folder)
         self._found = self._book.open()
         metrics = Metrics()
-        self._desk = Desk(dispatcher, setup, self._book, metrics, most_waiting=options.most_waiting)
+        self.desk = Desk(dispatcher, setup, self._book, metrics, most_waiting=options.most_waiting)
         application = app.build(
             Site(
                 setup=setup,
-                desk=self._desk,
+                desk=self.desk,
                 book=self._book,
                 reader=Reader(setup, policy=options.policy, latents=options.latents),
                 metrics=metrics,
                 access=options.access,
             )
         )
-        self._server = server.HttpServer(application, taken, open_requests=lambda: application.open_requests)
+        self.server = server.HttpServer(application, taken, open_requests=lambda: application.open_requests)
 
     def run(self) -> None:
         """Serve until `drain` or the end of the job."""
@@ -81,25 +81,29 @@ class Session:
             lost = f", {len(found.lost)} lost when the server ended: {', '.join(found.lost)}" if found.lost else ""
             print(f"{self._options.folder}: {found.finished} finished videos{lost}", flush=True)
         server.raise_limit_of_files()
-        self._server.start()
-        print(f"{self._setup.recipe.name}: {self._setup.shape}, ready at {self._server.address}", flush=True)
-        self._dispatcher.run(self._desk.work)
+        self.server.start()
+        print(f"{self._setup.recipe.name}: {self._setup.shape}, ready at {self.server.address}", flush=True)
+        self._dispatcher.run(self.desk.work)
         self._watch.on_end = lambda _reason: None
-        self._server.await_answers(ANSWERS_S)
-        self._server.stop()
+        self.close()
+
+    def close(self) -> None:
+        """Let the last answers out, and write down what became of every job."""
+        self.server.await_answers(ANSWERS_S)
+        self.server.stop()
         self._book.close()
 
     def _drain(self) -> None:
         """Stop as SIGTERM asks: take nothing more, finish what is under way, and not too late."""
         drain_s = self._options.drain_s
         process.say(f"stopping: what is under way has {drain_s:g} s")
-        self._desk.stop()
+        self.desk.stop()
         line = f"stopped by SIGTERM: what was under way did not end within {drain_s:g} s"
         timer = threading.Timer(drain_s, self._watch.end, (line, 128 + signal.SIGTERM))
         timer.daemon = True
         timer.start()
 
     def _failed(self, _reason: str) -> None:
-        self._desk.fail_all()
-        self._server.await_answers(ANSWERS_S)
+        self.desk.fail_all()
+        self.server.await_answers(ANSWERS_S)
         self._book.flush(ANSWERS_S / 2)

@@ -122,7 +122,7 @@ class Reader:
     def _workload(self, fields: Fields, dialect: Dialect) -> Workload:
         """The workload that the fields describe, which under the policy `fixed` must be the recipe's."""
         base = workload = self._setup.workload
-        wanted = [(name, key, getattr(fields, name)) for name, key in WORKLOAD_FIELDS.items()]
+        wanted: list[tuple[str, str, Any]] = []
         if fields.size is not None:
             sides = re.fullmatch(r"(\d{1,4})x(\d{1,4})", fields.size, re.ASCII)
             order = SIZE_ORDER[dialect]
@@ -130,6 +130,7 @@ class Reader:
                 allowed = f"{' x '.join(order)}, such as {_size(base, order)}"
                 raise Refused(f"size: {fields.size!r} is not allowed; allowed: {allowed}", param="size")
             wanted += [("size", key, int(side)) for key, side in zip(order, sides.groups(), strict=True)]
+        wanted += [(name, key, getattr(fields, name)) for name, key in WORKLOAD_FIELDS.items()]
         for name, key, value in wanted:
             if value is None:
                 continue
