@@ -206,14 +206,7 @@ def load(setup: Setup, timeout_s: float, on_part: Callable[[], object]) -> Pipel
         if recipe.compile.experts:
             experts[name].compile()
         on_part()
-    if not bitwise:
-        kernels_vae.set_up(here.torch, tf32=recipe.vae.tf32)
-    vae = found.load_vae(found.dtype("vae", recipe.model.vae_dtype)).to(here.torch)
-    _, _, rows, columns = workload.latent_shape(0)
-    gather = split_vae.shard_decoder(vae, mesh, latent_height=rows, latent_width=columns)
-    decoder = VaeDecoder(vae, chunk=1 if bitwise else recipe.vae.chunk, gather=gather, bitwise=bitwise)
-    if recipe.compile.decoder:
-        compile_decoder(decoder)
+    decoder = _load_decoder(setup, mesh, here, bitwise=bitwise)
     on_part()
     text_dtype = found.dtype("text_encoder", recipe.model.dtype)
     text_model = found.load_text_encoder(text_dtype).to(here.torch)
@@ -233,6 +226,19 @@ def load(setup: Setup, timeout_s: float, on_part: Callable[[], object]) -> Pipel
         gemms=gemms,
         load_summary=summary,
     )
+
+
+def _load_decoder(setup: Setup, mesh: Mesh, here: device.Device, *, bitwise: bool) -> VaeDecoder:
+    recipe, found = setup.recipe, setup.checkpoint
+    if not bitwise:
+        kernels_vae.set_up(here.torch, tf32=recipe.vae.tf32)
+    vae = found.load_vae(found.dtype("vae", recipe.model.vae_dtype)).to(here.torch)
+    _, _, rows, columns = setup.workload.latent_shape(0)
+    gather = split_vae.shard_decoder(vae, mesh, latent_height=rows, latent_width=columns)
+    decoder = VaeDecoder(vae, chunk=1 if bitwise else recipe.vae.chunk, gather=gather, bitwise=bitwise)
+    if recipe.compile.decoder:
+        compile_decoder(decoder)
+    return decoder
 
 
 class KernelTexts(TypedDict):

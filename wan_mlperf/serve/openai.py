@@ -23,76 +23,81 @@ POLL_S = 0.05  # how often a stream looks for the next fragment
 
 def routes(site: Site) -> list[Route]:
     """The routes of /v1/videos and /v1/models."""
+    api = _Api(site)
+    return [
+        Route("/v1/videos", api.create, methods=["POST"]),
+        Route("/v1/videos", api.list, methods=["GET"]),
+        Route("/v1/videos/{video_id}", api.retrieve, methods=["GET"]),
+        Route("/v1/videos/{video_id}", api.delete, methods=["DELETE"]),
+        Route("/v1/videos/{video_id}/content", api.content, methods=["GET"]),
+        Route("/v1/videos/{video_id}/stream", api.stream, methods=["GET"]),
+        Route("/v1/models", api.models, methods=["GET"]),
+    ]
 
-    async def create(request: Request) -> Response:
+
+class _Api:
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def create(self, request: Request) -> Response:
         values, text = await body.read(request)
-        wanted, _ = await run_in_threadpool(site.reader.read, values, "openai", text=text)
-        task = await run_in_threadpool(site.desk.accept, wanted, route="videos", held=False)
-        return _answer(site, _known(site, task.video_id))
+        wanted, _ = await run_in_threadpool(self._site.reader.read, values, "openai", text=text)
+        task = await run_in_threadpool(self._site.desk.accept, wanted, route="videos", held=False)
+        return _answer(self._site, _known(self._site, task.video_id))
 
-    async def listing(request: Request) -> Response:
+    async def list(self, request: Request) -> Response:
         after, limit, order = (request.query_params.get(name) for name in ("after", "limit", "order"))
         if order not in (None, "asc", "desc"):
             raise Refused(f"order: {order[:80]!r} is not allowed; allowed: asc, desc", param="order")
         if limit is not None and not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= 100):
             raise Refused(f"limit: {limit[:80]!r} is not allowed; allowed: 1 to 100", param="limit")
         try:
-            videos, more = site.book.page(after=after, limit=int(limit or 20), newest_first=order != "asc")
+            videos, more = self._site.book.page(after=after, limit=int(limit or 20), newest_first=order != "asc")
         except KeyError:
             raise Refused(f"after: there is no video {(after or '')[:80]!r}", param="after") from None
-        data = [video_object(site, video) for video in videos]
+        data = [video_object(self._site, video) for video in videos]
         ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
         return JSONResponse({"object": "list", "data": data, **ends, "has_more": more})
 
-    async def retrieve(request: Request) -> Response:
-        return _answer(site, _asked(site, request))
+    async def retrieve(self, request: Request) -> Response:
+        return _answer(self._site, _asked(self._site, request))
 
-    async def delete(request: Request) -> Response:
-        video = _asked(site, request)
-        await run_in_threadpool(site.desk.delete, video.id)
+    async def delete(self, request: Request) -> Response:
+        video = _asked(self._site, request)
+        await run_in_threadpool(self._site.desk.delete, video.id)
         return JSONResponse({"id": video.id, "object": "video.deleted", "deleted": True})
 
-    async def content(request: Request) -> Response:
-        video = _asked(site, request)
+    async def content(self, request: Request) -> Response:
+        video = _asked(self._site, request)
         variant = request.query_params.get("variant", "video")
         if variant != "video":
             raise Refused(f"variant: {variant[:80]!r} is not made here; allowed: video", param="variant")
         if video.status != "completed":
             raise Refused(f"the video is not there yet: it is {video.status}", status=404, code="video_not_ready")
         try:
-            found = await run_in_threadpool(site.book.path(video).stat)
+            found = await run_in_threadpool(self._site.book.path(video).stat)
         except OSError:  # its owner has removed the file
             raise not_found(f"file of video {video.id}") from None
         return FileResponse(
-            site.book.path(video),
+            self._site.book.path(video),
             media_type="video/mp4",
             filename=video.file,
             content_disposition_type="inline",
             stat_result=found,
         )
 
-    async def stream(request: Request) -> Response:
-        video = _asked(site, request)
-        task = site.desk.task(video.id)
+    async def stream(self, request: Request) -> Response:
+        video = _asked(self._site, request)
+        task = self._site.desk.task(video.id)
         if video.status == "completed":
             return RedirectResponse(f"/v1/videos/{video.id}/content")
         if task is None or not task.job.preview:
             raise not_found(f"stream of video {video.id}")
         return StreamingResponse(_fragments(task), media_type="video/mp4")
 
-    async def models(_request: Request) -> Response:
-        model = {"id": site.model, "object": "model", "created": 0, "owned_by": "wan_mlperf"}
+    async def models(self, _request: Request) -> Response:
+        model = {"id": self._site.model, "object": "model", "created": 0, "owned_by": "wan_mlperf"}
         return JSONResponse({"object": "list", "data": [model]})
-
-    return [
-        Route("/v1/videos", create, methods=["POST"]),
-        Route("/v1/videos", listing, methods=["GET"]),
-        Route("/v1/videos/{video_id}", retrieve, methods=["GET"]),
-        Route("/v1/videos/{video_id}", delete, methods=["DELETE"]),
-        Route("/v1/videos/{video_id}/content", content, methods=["GET"]),
-        Route("/v1/videos/{video_id}/stream", stream, methods=["GET"]),
-        Route("/v1/models", models, methods=["GET"]),
-    ]
 
 
 def video_object(site: Site, video: Video) -> dict[str, Any]:
