@@ -90,8 +90,13 @@ def write_mp4_in_background(path: Path, chunks: Iterable[np.ndarray], fps: int) 
 
 def to_mp4(frames: np.ndarray, fps: int) -> bytes:
     """Return the file that `write_mp4` would write."""
+    return chunks_to_mp4([frames], fps)
+
+
+def chunks_to_mp4(chunks: Iterable[np.ndarray], fps: int) -> bytes:
+    """`to_mp4` of frames that come as chunks [n, height, width, 3]."""
     with in_memory(b"") as path:
-        _encode(path, [frames], fps)
+        _encode(path, chunks, fps)
         return path.read_bytes()
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.generate.video_list import MANIFEST, VideoList
+from wan_mlperf.generate.video_list import VideoList
+from wan_mlperf.videos.manifest import MANIFEST
 
 PROMPTS = ["a circle", "a square", "a star"]
 EARLY: Mapping[str, object] = {"attention.early": "sdpa"}

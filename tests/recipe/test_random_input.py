@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from sut import loadgen
 from wan_mlperf.bench.random_checkpoint import byte_tokenizer
 from wan_mlperf.errors import BadInput
-from wan_mlperf.generate.video_list import MANIFEST, VideoList
+from wan_mlperf.generate.video_list import VideoList
 from wan_mlperf.inputs.text import read_prompts
 from wan_mlperf.kernels import attention, device, gemm
 from wan_mlperf.parallel import mesh
 from wan_mlperf.recipe import CONFIGS, load_recipe
 from wan_mlperf.step_plan import make_plan
 from wan_mlperf.text_encoder import check_prompt
+from wan_mlperf.videos.manifest import MANIFEST
 
 RECIPES = [yaml.safe_load(file.read_text()) for file in sorted(CONFIGS.glob("*.yaml"))]
 CONF = (CONFIGS / "mlperf" / "user.conf").read_text()

@@ -80,7 +80,7 @@ class Place:
 
     def __init__(self, setup: Setup, folder: Path, *, most_waiting: int = 3) -> None:
         self.engine, self.book = Engine(), Book(folder)
-        self.found = self.book.open()
+        self.book.open()
         self.desk = Desk(self.engine, setup, self.book, Metrics(), most_waiting=most_waiting)
         self.reader = Reader(setup, policy="fixed", latents=None)
         self.thread = threading.Thread(target=self.desk.work)
@@ -209,8 +209,8 @@ def test_a_restart_knows_what_was_finished_and_says_what_was_lost(setup: Setup, 
         (tmp_path / f"{task.video_id}.mp4").write_bytes(b"whole, though no manifest says so yet")
     (tmp_path / f"{tasks[3].video_id}.mp4").unlink()
     again = Book(tmp_path)
-    found = again.open()
-    assert found.finished == 3 and found.lost == (tasks[3].video_id,)
+    again.open()
+    assert again.found.finished == 3 and again.found.lost == (tasks[3].video_id,)
     videos, more = again.page(after=None, limit=10, newest_first=False)
     assert [video.id for video in videos] == [task.video_id for task in tasks] and not more
     assert [video.status for video in videos] == ["completed", "completed", "completed", "failed"]

@@ -12,18 +12,16 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from sut import loadgen, prompts
 from sut.system import SystemUnderTest
-from wan_mlperf import cli, preflight, process, ranks
+from wan_mlperf import cli, files, preflight, process, ranks
 from wan_mlperf.errors import BadInput, Failed
 from wan_mlperf.parallel.launch import launch
 from wan_mlperf.pipeline import Pipeline
@@ -33,6 +31,7 @@ from wan_mlperf.replicas.dispatch import ServingDispatcher
 from wan_mlperf.replicas.messages import Job
 from wan_mlperf.replicas.watch import Watch
 from wan_mlperf.serve import server
+from wan_mlperf.serve.book import Book
 from wan_mlperf.serve.encoder import encode
 from wan_mlperf.serve.guard import Access
 from wan_mlperf.serve.options import Options
@@ -53,9 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     """Measure, print the table, and return the exit code."""
     parser = cli.Parser(prog="python -m wan_mlperf.bench serve", description=__doc__)
     cli.add_recipe_arguments(parser)
-    parser.add_argument("--pairs", type=int, default=10, help="how often each is asked (default: 10)")
-    parser.add_argument("--queries", type=int, default=8, help="queries per block (default: 8)")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
+    parser.add_argument("--pairs", type=cli.whole_number, default=10, help="how often each is asked (default: 10)")
+    parser.add_argument("--queries", type=cli.whole_number, default=8, help="queries per block (default: 8)")
+    parser.add_argument("--json", type=cli.path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args(arguments)
     if options.pairs < 1 or options.queries < 1:
         raise BadInput(f"--pairs {options.pairs} --queries {options.queries}; allowed: at least 1")
@@ -96,13 +95,13 @@ class _Turns:
     def measure(self, dispatcher: ServingDispatcher) -> None:
         """Ask in turns."""
         progress = cli.Progress("pairs of blocks", self._options.pairs)
-        with tempfile.TemporaryDirectory(prefix="wan_mlperf-") as folder:
+        with files.scratch("bench") as folder:
             for pair in range(self._options.pairs):
                 order = ("loadgen", "server") if pair % 2 == 0 else ("server", "loadgen")
                 blocks = {}
                 for name in order:
                     self._serving = name == "server"
-                    place = Path(folder) / f"{pair}-{name}"
+                    place = folder / f"{pair}-{name}"
                     place.mkdir()
                     blocks[name] = self._by_server(dispatcher, place) if self._serving else self._by_loadgen(dispatcher, place)
                 self._pairs.append(blocks)
@@ -124,7 +123,9 @@ class _Turns:
     def _by_server(self, dispatcher: ServingDispatcher, folder: Path) -> Block:
         access = Access(token=None, only_local=True)
         options = Options(folder=folder, latents=None, access=access, policy="fixed", most_waiting=1, drain_s=0.0)
-        session = Session(options, self._setup, self._watch, dispatcher, server.bind(HOST, 0))
+        book = Book(folder)
+        book.open()
+        session = Session(options, self._setup, self._watch, dispatcher, book, server.bind(HOST, 0))
         session.server.start()
         words = [sys.executable, "-c", CLIENT, session.server.address.rpartition(":")[2]]
         client = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -156,11 +157,12 @@ class _Turns:
         for stage, (ours, theirs) in rows:
             shares = [f"{100 * value / whole[name]:.2f}" for value, name in zip((ours, theirs), means, strict=True)]
             table.add_row(stage.replace("_", " "), f"{ours:.4f}", shares[0], f"{theirs:.4f}", shares[1])
-        Console(width=None if sys.stdout.isatty() else 110).print(table)
+        cli.console().print(table)
         median = statistics.median(ratios)
         print(f"server / LoadGen: median {median:.4f} of {len(ratios)} pairs ({ratios[0]:.4f} to {ratios[-1]:.4f})")
         if self._options.json:
-            Path(self._options.json).write_text(json.dumps({"ratios": ratios, "seconds": whole, "spans": means}, indent=1) + "\n")
+            figures = {"ratios": ratios, "seconds": whole, "spans": means}
+            files.atomic_write(Path(self._options.json), json.dumps(figures, indent=1) + "\n")
 
 
 def _mean(spans: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -64,9 +64,10 @@ def check(options: argparse.Namespace) -> tuple[Setup, list[str], VideoList | No
     """Everything that can be refused, before a weight is read; the exit code where there is nothing to do after that."""
     from wan_mlperf import preflight, video
     from wan_mlperf.files import writable_folder
-    from wan_mlperf.generate.video_list import VideoList, identity
+    from wan_mlperf.generate.video_list import VideoList
     from wan_mlperf.inputs.text import read_prompts
     from wan_mlperf.recipe import replace_workload
+    from wan_mlperf.videos.manifest import identity
 
     recipe = preflight.recipe_from(options)
     workload = replace_workload(recipe.effective_workload, **changes(options))

@@ -6,45 +6,18 @@ that name which no manifest names is somebody else's.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from wan_mlperf import process
-from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.errors import BadInput
 from wan_mlperf.files import TEMPORARY, atomic_write
 from wan_mlperf.inputs import locks
-from wan_mlperf.recipe import Recipe
-from wan_mlperf.workload import Workload
+from wan_mlperf.videos.manifest import MANIFEST, Entry, Manifest, key_of
 
-MANIFEST = "manifest.json"
-# What changes no video beyond the order of additions, so that a list may go on with another number of ranks.
-NOT_IN_A_VIDEO = ("name", "folder", "mesh", "offline", "faults", "warmup_queries", "user_conf", "workload")
 LOCK_S = 10.0  # a killed run's ranks hold the folder for a moment longer
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A video in the manifest; `recipe` is a key of its `recipes`."""
-
-    prompt: str
-    seed: int
-    recipe: str
-    sha256: str
-
-
-def identity(recipe: Recipe, workload: Workload, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return all that decides how a video looks, as flat "key.path" -> value."""
-    values = dataclasses.asdict(recipe)
-    for name in NOT_IN_A_VIDEO:
-        values.pop(name)
-    values["model"].pop("checkpoint")  # a folder may move: its weights count
-    values |= {"workload": dataclasses.asdict(workload), "weights": checkpoint.identity}
-    return json.loads(json.dumps(_flat(values)))
 
 
 class VideoList:
@@ -58,7 +31,7 @@ class VideoList:
         self._seed = seed
         self._force = force
         self._locked = locked
-        self._key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+        self._key = key_of(recipe)
         self._recipe = recipe
         self._read()
 
@@ -85,15 +58,14 @@ class VideoList:
         entry = Entry(prompt=self._prompts[number], seed=self._seed, recipe=self._key, sha256=hashlib.sha256(content).hexdigest())
         self._entries[video_name(number)] = entry
         used = {one.recipe for one in self._entries.values()}
-        manifest = {
-            "recipes": {key: recipe for key, recipe in self._recipes.items() if key in used},
-            "videos": {name: dataclasses.asdict(one) for name, one in self._entries.items()},
-        }
-        atomic_write(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        recipes = {key: recipe for key, recipe in self._recipes.items() if key in used}
+        manifest = Manifest(recipes=recipes, videos=self._entries, jobs=self._jobs)
+        atomic_write(self.folder / MANIFEST, manifest.text())
         atomic_write(self.folder / video_name(number), content)
 
     def _read(self) -> None:
-        self._recipes, self._entries = read_manifest(self.folder / MANIFEST, force=self._force)
+        manifest = Manifest.read(self.folder / MANIFEST, force=self._force)
+        self._recipes, self._entries, self._jobs = manifest.recipes, manifest.videos, manifest.jobs
         self._recipes[self._key] = self._recipe
 
     def _is_there(self, number: int) -> bool:
@@ -129,31 +101,3 @@ class VideoList:
 def video_name(number: int) -> str:
     """The file name of a prompt's video."""
     return f"{number}.mp4"
-
-
-def read_manifest(file: Path, *, force: bool) -> tuple[dict[str, dict[str, Any]], dict[str, Entry]]:
-    """Return (recipes, videos) of a manifest, empty if there is none. Raises BadInput for what is none, unless forced."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        recipes, videos = values["recipes"], {name: Entry(**entry) for name, entry in values["videos"].items()}
-        sound = all(isinstance(recipe, dict) for recipe in recipes.values()) and all(
-            isinstance(one.seed, int) and all(isinstance(text, str) for text in (one.prompt, one.recipe, one.sha256))
-            for one in videos.values()
-        )
-        if not sound:
-            raise ValueError("a value of the wrong type")
-        return recipes, videos
-    except FileNotFoundError:
-        return {}, {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if force:
-            return {}, {}
-        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
-        raise BadInput(f"manifest {str(file)!r}: cannot be used ({reason}); allowed: another folder, or --force") from None
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -34,10 +34,9 @@ def launch(module: str, arguments: Sequence[str], world: int, *, stop_s: float =
         changed = {process.EXIT_FILE: str(file), "TMPDIR": str(folder), **text.hand_over(folder)}
         before = {name: os.environ.get(name) for name in changed}
         os.environ.update(changed)
-        more: dict[str, Any] = {}
-        for name, value in (("signals_to_handle", ",".join(handled)), ("shutdown_timeout", math.ceil(stop_s))):
-            if name in LaunchConfig.__dataclass_fields__:  # not in every torch that we take
-                more[name] = value
+        wanted: dict[str, Any] = {"signals_to_handle": ",".join(handled), "shutdown_timeout": math.ceil(stop_s)}
+        # Not in every torch that we take.
+        more = {name: value for name, value in wanted.items() if name in LaunchConfig.__dataclass_fields__}
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,

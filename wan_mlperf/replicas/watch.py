@@ -38,10 +38,10 @@ class Watch:
     `on_drain` is called once on rank 0, from a thread of the watch.
     """
 
-    def __init__(self, faults: Faults, *, drains: bool = False) -> None:
+    def __init__(self, faults: Faults) -> None:
         self.on_end: Callable[[str], object] = lambda _reason: None
         self.on_drain: Callable[[], object] | None = None
-        self._drains = drains
+        self.drains = False
         self._faults = faults
         self._limit_s: float = faults.start_s
         self._progress: Callable[[], int] = lambda: 0
@@ -270,7 +270,7 @@ class Watch:
     def _signalled(self, number: int) -> None:
         """A signal means that someone stops the job, or that torchrun ends this rank because another died."""
         name = signal.Signals(number).name
-        drains = self._drains and number == signal.SIGTERM
+        drains = self.drains and number == signal.SIGTERM
         try:
             self._bury_local_dead(unless=lambda: bool(self._store.check(["stopped"])))
             self._end_if_claimed()

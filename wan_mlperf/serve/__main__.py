@@ -10,23 +10,27 @@ from collections.abc import Sequence
 
 from wan_mlperf import cli, process, ranks
 
-STOP_S = 5  # after the drain, for the last answers
+STOP_S = 5  # after what was under way, for the last answers
 
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until a signal, and return the exit code."""
     options = parse(arguments)
-    from wan_mlperf import preflight
+    from wan_mlperf import preflight, video
     from wan_mlperf.parallel.launch import launch
+    from wan_mlperf.replicas import together
     from wan_mlperf.serve.options import check, take_port
 
-    recipe = preflight.recipe_from(options)
-    checked = check(options)
-    taken = take_port(options) if ranks.is_first() else None
-    setup = preflight.prepare(recipe, world=preflight.ranks_for(recipe))
+    together.streams([options.recipe])
+    with together.checks():
+        recipe = preflight.recipe_from(options)
+        checked = check(options)
+        taken = take_port(options) if ranks.is_first() else None
+        video.check_encoder()
+        setup = preflight.prepare(recipe, world=preflight.ranks_for(recipe))
     if not ranks.under_torchrun():
-        if taken is not None and options.port:
-            taken.close()  # it was free; rank 0 takes it
+        if taken is not None:
+            taken.close()  # it was free: rank 0 takes it
         return launch("wan_mlperf.serve", arguments, setup.shape.world, stop_s=checked.drain_s + STOP_S)
     from wan_mlperf.serve import session
 
@@ -37,17 +41,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(prog="python -m wan_mlperf.serve", description=__doc__)
     cli.add_recipe_arguments(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this host only)")
-    parser.add_argument("--port", type=int, default=8000, help="port (default: 8000; 0: any free one)")
-    parser.add_argument("--folder", default="served", help="where videos and manifest.json are kept (default: served)")
-    parser.add_argument("--token-file", metavar="FILE", help="ask every client for the token in this file")
-    parser.add_argument("--latents", metavar="FOLDER", help="where requests may name files of initial noise (latent_path)")
-    parser.add_argument("--most-waiting", type=int, default=64, metavar="N", help="jobs of /v1/videos that may wait (64)")
-    parser.add_argument("--drain", type=float, default=25.0, metavar="SECONDS", help="after SIGTERM, for what is under way (25)")
-    parser.add_argument("--any-workload", action="store_true", help="requests may choose size, length, steps and guidance")
+    parser.add_argument("--host", type=cli.words, default="127.0.0.1", help="address to listen on (default: this host only)")
+    parser.add_argument("--port", type=cli.whole_number, default=8000, help="port (default: 8000; 0: any free one)")
+    parser.add_argument("--folder", type=cli.path, default="served", help="where videos and manifest.json are kept (served)")
+    parser.add_argument("--token-file", type=cli.path, metavar="FILE", help="ask every client for the token in this file")
     parser.add_argument(
-        "--recipe-workload", action="store_true", help="what requests say of these is not looked at: the recipe's count"
+        "--latents", type=cli.path, metavar="FOLDER", help="where requests may name files of initial noise (latent_path)"
     )
+    parser.add_argument(
+        "--most-waiting", type=cli.whole_number, default=64, metavar="N", help="jobs of /v1/videos that may wait (64)"
+    )
+    parser.add_argument(
+        "--drain", type=cli.whole_number, default=25, metavar="SECONDS", help="after SIGTERM, for what is under way (25)"
+    )
+    parser.add_argument("--any-workload", action="store_true", help="requests may choose size, length, steps and guidance")
+    parser.add_argument("--recipe-workload", action="store_true", help="what requests say of them is ignored: the recipe's count")
     return parser.parse_args(arguments)
 
 

@@ -21,10 +21,12 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from wan_mlperf import process
 from wan_mlperf.errors import BadInput
-from wan_mlperf.files import atomic_write
+from wan_mlperf.files import TEMPORARY, atomic_write
+from wan_mlperf.inputs import locks
 from wan_mlperf.videos.manifest import MANIFEST, Entry, Manifest, line, written
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
+LOCK_S = 10.0  # a killed server's ranks hold the folder for a moment longer
 PAUSE_S, SHARE = 0.02, 10  # after a manifest was written, its writer rests as long as this, and ten times as long as it took
 LOST = "the server ended before this video was finished"
 
@@ -86,10 +88,18 @@ class Book:
         self._version = self._on_disk = 0
         self._closing = False
         self._writer: threading.Thread | None = None
+        self._folder_lock: int | None = None
+        self.found = Found(finished=0, lost=())
 
-    def open(self) -> Found:
-        """Read what is in the folder and start to write. Raises BadInput for a manifest that is none."""
+    def open(self) -> None:
+        """Take the folder for this server alone and read what is in it.
+
+        Raises BadInput while another one has it, and for a manifest that is none.
+        """
+        self._folder_lock = locks.lock(self.folder, what="--folder", busy="another server writes there", wait_s=LOCK_S)
         manifest = Manifest.read(self.folder / MANIFEST)
+        for leftover in self.folder.glob(f"{TEMPORARY}*"):
+            leftover.unlink(missing_ok=True)
         finished, lost = 0, []
         try:
             videos = [_READ.validate_python({**job, "id": name}) for name, job in manifest.jobs.items()]
@@ -116,7 +126,7 @@ class Book:
         self._recipes = {key: line(key, recipe) for key, recipe in manifest.recipes.items()}
         self._writer = threading.Thread(target=self._write_on, name="manifest", daemon=True)
         self._writer.start()
-        return Found(finished=finished, lost=tuple(lost))
+        self.found = Found(finished=finished, lost=tuple(lost))
 
     def add(self, *, recipe: tuple[str, dict[str, Any]], **values: Any) -> Video:
         """Begin a job and return it; `recipe` is its key and what it stands for. Its other values are `Video`'s."""
@@ -194,12 +204,13 @@ class Book:
             self._lock.wait_for(lambda: self._on_disk >= wanted, timeout_s)
 
     def close(self) -> None:
-        """Write what is left and end."""
+        """Write what is left, and let others have the folder."""
         with self._lock:
             self._closing = True
             self._lock.notify_all()
         if self._writer is not None:
             self._writer.join(30)
+            locks.unlock(self.folder, self._folder_lock)
 
     def _put(self, video: Video) -> None:
         with self._lock:

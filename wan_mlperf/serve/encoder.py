@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 import queue
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
 from wan_mlperf.replicas.messages import Job, Progress
 from wan_mlperf.replicas.replica import Encoder, Report
-from wan_mlperf.video import write_mp4
+from wan_mlperf.video import chunks_to_mp4
 from wan_mlperf.videos.preview import fragments
 
 
@@ -25,7 +23,7 @@ class Mp4Encoder:
     """Encodes in a thread, which starts with the first frames; with `report` a second one makes the preview."""
 
     def __init__(self, fps: int, report: Callable[[bytes], None] | None) -> None:
-        self._threads = [_Encoding(lambda chunks: _file(chunks, fps))]
+        self._threads = [_Encoding(lambda chunks: chunks_to_mp4(chunks, fps))]
         if report is not None:
             self._threads.append(_Encoding(lambda chunks: _preview(chunks, fps, report)))
 
@@ -96,13 +94,6 @@ def encode(fps: Callable[[Job], int | None]) -> Callable[[Job, Report], Encoder 
         return Mp4Encoder(rate, send if job.preview else None)
 
     return begin
-
-
-def _file(chunks: Iterator[np.ndarray], fps: int) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="wan_mlperf-") as folder:
-        file = Path(folder) / "video.mp4"
-        write_mp4(file, chunks, fps)
-        return file.read_bytes()
 
 
 def _preview(chunks: Iterator[np.ndarray], fps: int, report: Callable[[bytes], None]) -> bytes:

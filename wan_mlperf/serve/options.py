@@ -10,6 +10,8 @@ from pathlib import Path
 
 from wan_mlperf.errors import BadInput
 from wan_mlperf.files import writable_folder
+from wan_mlperf.inputs import paths
+from wan_mlperf.inputs.text import read_text
 from wan_mlperf.serve import server
 from wan_mlperf.serve.guard import Access
 from wan_mlperf.serve.wanted import Policy
@@ -31,15 +33,15 @@ def check(options: argparse.Namespace) -> Options:
     """Check what does not need the model. Raises BadInput."""
     if options.any_workload and options.recipe_workload:
         raise BadInput("--any-workload with --recipe-workload; allowed: one of them")
-    if options.most_waiting < 1:
-        raise BadInput(f"--most-waiting: {options.most_waiting} is not allowed; allowed: at least 1")
+    if not 1 <= options.most_waiting <= 1_000_000:
+        raise BadInput(f"--most-waiting: {options.most_waiting} is not allowed; allowed: 1 to 1,000,000")
     if not 0 <= options.drain <= 3600:
-        raise BadInput(f"--drain: {options.drain:g} is not allowed; allowed: 0 to 3600 s")
+        raise BadInput(f"--drain: {options.drain} is not allowed; allowed: 0 to 3600 s")
     latents = None
     if options.latents is not None:
-        latents = Path(options.latents).resolve()
-        if not latents.is_dir():
+        if not paths.is_folder(Path(options.latents), what="--latents"):
             raise BadInput(f"--latents: {options.latents!r} is not a folder; allowed: a folder of tensor files")
+        latents = Path(options.latents).resolve()
     token = read_token(options.token_file) if options.token_file is not None else None
     return Options(
         folder=writable_folder(Path(options.folder), what="folder"),
@@ -60,13 +62,9 @@ def take_port(options: argparse.Namespace) -> socket.socket:
 
 def read_token(file: str) -> str:
     """Read a token. Raises BadInput; the token itself is never printed."""
-    try:
-        token = Path(file).read_text(encoding="ascii").strip()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not plain text"
-        raise BadInput(f"--token-file: {file!r} cannot be read ({reason}); allowed: a file with one line") from None
-    if not token or not token.isprintable() or " " in token or len(token) > 1000:
-        raise BadInput(f"--token-file: {file!r} does not hold one line of 1 to 1000 printable characters without spaces")
+    token = read_text(file, what="--token-file", allowed="a file with one line").strip()
+    if not (token and token.isascii() and token.isprintable()) or " " in token or len(token) > 1000:
+        raise BadInput(f"--token-file: {file!r} does not hold one line of 1 to 1000 printable ASCII characters without spaces")
     return token
 
 

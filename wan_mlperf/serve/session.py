@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 
-from wan_mlperf import cli, process
+from wan_mlperf import cli, process, ranks
 from wan_mlperf.pipeline import PARTS, Pipeline
 from wan_mlperf.preflight import Setup
 from wan_mlperf.replicas import dispatch
@@ -28,8 +28,10 @@ ANSWERS_S = 5.0  # for the last answers to leave
 
 def run(options: Options, setup: Setup, taken: socket.socket | None) -> int:
     """On every rank: load, and work until the server is stopped. `taken` is the port, on rank 0. Return the exit code."""
-    watch = Watch(setup.recipe.faults, drains=True)
-    with watch:
+    with Watch(setup.recipe.faults) as watch:
+        book = Book(options.folder)
+        if ranks.is_first():
+            book.open()
         progress = cli.Progress("loading", PARTS + setup.recipe.warmup_queries)
         engine = Pipeline.load(setup, timeout_s=COLLECTIVE_S, on_part=progress.advance)
         watch.follow(engine.spans)
@@ -42,11 +44,12 @@ def run(options: Options, setup: Setup, taken: socket.socket | None) -> int:
             return int((job.workload or {}).get("fps", setup.workload.fps))
 
         dispatcher = dispatch.start(engine, watch, pack=lambda frames: frames, encode=encode(fps))
+        watch.drains = True
         if engine.mesh.rank:
             dispatcher.serve()
         else:
             assert taken is not None
-            Session(options, setup, watch, dispatcher, taken).run()
+            Session(options, setup, watch, dispatcher, book, taken).run()
         engine.mesh.close()
     return process.DONE
 
@@ -54,10 +57,17 @@ def run(options: Options, setup: Setup, taken: socket.socket | None) -> int:
 class Session:
     """Rank 0's part: the book of the folder, the queue and the HTTP server, which `run` starts."""
 
-    def __init__(self, options: Options, setup: Setup, watch: Watch, dispatcher: ServingDispatcher, taken: socket.socket) -> None:
+    def __init__(
+        self,
+        options: Options,
+        setup: Setup,
+        watch: Watch,
+        dispatcher: ServingDispatcher,
+        book: Book,
+        taken: socket.socket,
+    ) -> None:
         self._options, self._watch, self._dispatcher, self._setup = options, watch, dispatcher, setup
-        self._book = Book(options.folder)
-        self._found = self._book.open()
+        self._book = book
         metrics = Metrics()
         self.desk = Desk(dispatcher, setup, self._book, metrics, most_waiting=options.most_waiting)
         application = app.build(
@@ -76,13 +86,13 @@ class Session:
         """Serve until `drain` or the end of the job."""
         self._watch.on_end = self._failed
         self._watch.on_drain = self._drain
-        found = self._found
+        found = self._book.found
         if found.finished or found.lost:
             lost = f", {len(found.lost)} lost when the server ended: {', '.join(found.lost)}" if found.lost else ""
-            print(f"{self._options.folder}: {found.finished} finished videos{lost}", flush=True)
+            process.tell(f"{self._options.folder}: {found.finished} finished videos{lost}")
         server.raise_limit_of_files()
         self.server.start()
-        print(f"{self._setup.recipe.name}: {self._setup.shape}, ready at {self.server.address}", flush=True)
+        process.tell(f"{self._setup.recipe.name}: {self._setup.shape}, ready at {self.server.address}")
         self._dispatcher.run(self.desk.work)
         self._watch.on_end = lambda _reason: None
         self.close()

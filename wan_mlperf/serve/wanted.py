@@ -173,16 +173,13 @@ class Reader:
 
     def _check_text(self, fields: Fields) -> None:
         for name, text in (("prompt", fields.prompt), ("negative_prompt", fields.negative_prompt)):
-            if text is None or (name == "negative_prompt" and not text):
+            if text is None:
                 continue
             try:
-                text.encode()
                 with self._one_at_a_time:
-                    check_prompt(self._tokenizer, text, what=name)
+                    check_prompt(self._tokenizer, text, what=name, may_be_empty=name == "negative_prompt")
             except BadInput as error:
                 raise Refused(str(error), param=name) from None
-            except UnicodeEncodeError:
-                raise Refused(f"{name}: holds half of a surrogate pair; allowed: Unicode text", param=name) from None
 
     def _latent(self, fields: Fields, workload: Workload) -> str | None:
         """The file of the initial noise, which must lie in the folder that was named at start."""

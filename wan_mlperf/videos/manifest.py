@@ -21,7 +21,6 @@ from wan_mlperf.workload import Workload
 MANIFEST = "manifest.json"
 # What changes no video beyond the order of additions, so that a list may go on with another number of ranks.
 NOT_IN_A_VIDEO = ("name", "folder", "mesh", "offline", "faults", "warmup_queries", "user_conf", "workload")
-SAMPLED = 1 << 16  # bytes read at both ends of each weight file: hashing 126 GB would take minutes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,26 +94,13 @@ def identity(recipe: Recipe, workload: Workload, checkpoint: Checkpoint) -> dict
     for name in NOT_IN_A_VIDEO:
         values.pop(name)
     values["model"].pop("checkpoint")  # a folder may move: its weights count
-    values |= {"workload": dataclasses.asdict(workload), "weights": weights(checkpoint.folder)}
+    values |= {"workload": dataclasses.asdict(workload), "weights": checkpoint.identity}
     return json.loads(json.dumps(_flat(values)))
 
 
 def key_of(recipe: Mapping[str, Any]) -> str:
     """The key of an identity in `recipes`."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def weights(folder: Path) -> str:
-    """Return a hash of a checkpoint's names, sizes and both ends of each file."""
-    digest = hashlib.sha256()
-    for file in sorted(one for one in folder.rglob("*") if one.suffix in (".json", ".safetensors", ".model")):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(folder)} {size}\n".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(SAMPLED))
-            stream.seek(max(0, size - SAMPLED))
-            digest.update(stream.read(SAMPLED))
-    return digest.hexdigest()
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
