@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.table import Table
 
@@ -23,8 +23,9 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.files import TEMPORARY, atomic_write, writable_folder
 from wan_mlperf.identity import commit, versions
 from wan_mlperf.inputs.paths import utf8
-from wan_mlperf.kernels import vae
-from wan_mlperf.pipeline import Pipeline, describe_kernels
+from wan_mlperf.kernels import attention, gemm, vae
+from wan_mlperf.kernels.numerics import gemm_text
+from wan_mlperf.pipeline import Pipeline
 from wan_mlperf.recipe import to_yaml
 from wan_mlperf.spans import STAGES
 from wan_mlperf.step_plan import as_table
@@ -143,6 +144,24 @@ def write_result(
     )
     results.write(folder, result)
     return result
+
+
+class KernelTexts(TypedDict):
+    """What ran, in words, by name: attention kernels, formats of linear layers, and what each does to its operands."""
+
+    kernels: dict[str, str]
+    gemms: dict[str, str]
+    numerics: dict[str, str]
+
+
+def describe_kernels(kernels: Mapping[str, attention.Kernel], gemms: gemm.Backends, fp8_scales: str) -> KernelTexts:
+    """Say what each attention kernel and each format of linear layers was, and its numerics (kernels/numerics.py)."""
+    return {
+        "kernels": {name: str(kernel) for name, kernel in kernels.items()},
+        "gemms": {name: key or "reference" for name, key in gemms.items()},
+        "numerics": {name: kernel.numerics.text for name, kernel in kernels.items()}
+        | {name: gemm_text(name, fp8_scales) for name in gemms},
+    }
 
 
 def _latencies(detail: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from sut import compliance, machine
 from sut import result as results
 from sut.loadgen import read_detail
 from sut.prompts import benchmark_prompts
+from sut.run_record import describe_kernels
 from tests.engine_stub import make_logs
 from wan_mlperf.kernels import attention, gemm
 from wan_mlperf.kernels.device import Device
 from wan_mlperf.kernels.probe import missing, missing_gemm
-from wan_mlperf.pipeline import describe_kernels
 from wan_mlperf.recipe import load_recipe, to_yaml
 from wan_mlperf.step_plan import make_plan
 from wan_mlperf.vbench import summary as vbench_summary

@@ -1,11 +1,13 @@
-"""The whole path of a query: prompt -> embeddings -> high-noise expert -> low-noise expert -> VAE -> uint8 frames."""
+"""The path of a query, top to bottom: prompt -> embeddings -> high-noise expert -> low-noise expert -> VAE -> uint8 frames.
+
+Below it, how a pipeline is loaded from a Setup.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypedDict
 
 import numpy as np
 import torch
@@ -16,7 +18,6 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.experts import Expert
 from wan_mlperf.kernels import attention, device, gemm
 from wan_mlperf.kernels import vae as kernels_vae
-from wan_mlperf.kernels.numerics import gemm_text
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel import split_experts, split_vae, xdit
 from wan_mlperf.parallel.mesh import Mesh
@@ -28,13 +29,14 @@ from wan_mlperf.text_encoder import TextEncoder, check_prompt
 from wan_mlperf.vae_decode import VaeDecoder, compile_decoder, to_host
 from wan_mlperf.workload import Workload
 
-PARTS = 5  # that are loaded one after another: groups, two experts, decoder, text encoder
+PARTS = 5  # loaded one after another: groups, two experts, decoder, text encoder
 OnStep = Callable[[Step, torch.Tensor], None]
+OnPart = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Query:
-    """A prompt, and what is its own: seed, negative prompt, a file with the initial noise. None means the workload's."""
+    """A prompt with its own seed, negative prompt and file of initial noise. None: those of the workload."""
 
     prompt: str
     seed: int | None = None
@@ -44,7 +46,7 @@ class Query:
 
 @dataclass
 class Pipeline:
-    """One replica's share of the engine on this rank. Every rank calls `load` and then the same methods in the same order."""
+    """This rank's share of one replica. Every rank calls `load`, and then the same methods in the same order."""
 
     recipe: Recipe
     workload: Workload
@@ -60,7 +62,7 @@ class Pipeline:
     load_summary: list[str] = field(default_factory=list)
 
     @classmethod
-    def load(cls, setup: Setup | Recipe, *, timeout_s: float = 600.0, on_part: Callable[[], object] = lambda: None) -> Pipeline:
+    def load(cls, setup: Setup | Recipe, *, timeout_s: float = 600.0, on_part: OnPart = lambda: None) -> Pipeline:
         """Start the groups and load the weights of this rank. A collective that waits longer than `timeout_s` fails.
 
         With a recipe instead of a Setup everything is checked first. `on_part` is called after each of `PARTS` parts. Raises
@@ -72,7 +74,7 @@ class Pipeline:
     def generate(self, prompt: str, *, seed: int | None = None, negative_prompt: str | None = None) -> np.ndarray | None:
         """Return the video of `prompt`: uint8 [frames, height, width, 3] on the replica's first rank, None elsewhere.
 
-        Raises BadInput for what the command line refuses: no text, one that would be cut, another seed than 0 to 2^64 - 1.
+        Raises BadInput for what the command line refuses, too: an empty prompt, one that would be cut, a seed out of range.
         """
         workload, done = self.workload, 0
         frames: np.ndarray | None = None
@@ -91,14 +93,61 @@ class Pipeline:
         return (batch[0] for batch in self.stream_batch([Query(prompt, seed, negative_prompt)]))
 
     def stream_batch(self, prompts: Sequence[str | Query], *, on_step: OnStep | None = None) -> Iterator[np.ndarray]:
-        """`stream` for several prompts at once: chunks [prompts, n, height, width, 3].
+        """Like `stream`, for several prompts at once: chunks [prompts, n, height, width, 3].
 
-        An exception that `on_step` raises at the same step on every rank ends the query; the next one starts anew.
+        An exception that `on_step` raises at the same step on every rank ends the query. The next one is not affected.
         """
         return device.each_alone(self._frames(self._checked(prompts), on_step))
 
+    def _checked(self, prompts: Sequence[str | Query]) -> list[Query]:
+        """Return the queries. Raises BadInput for what the command line refuses, on every rank alike."""
+        if isinstance(prompts, str) or not prompts:
+            raise BadInput(f"prompts: {prompts!r} is not allowed; allowed: a list of at least one")
+        queries = [one if isinstance(one, Query) else Query(one) for one in prompts]
+        for one in queries:
+            check_prompt(self.text_encoder.tokenizer, one.prompt)
+            if one.negative_prompt is not None:
+                check_prompt(self.text_encoder.tokenizer, one.negative_prompt, what="negative prompt", may_be_empty=True)
+            if one.seed is not None:
+                replace_workload(self.workload, seed=one.seed)
+        return queries
+
     def _frames(self, queries: Sequence[Query], on_step: OnStep | None) -> Iterator[np.ndarray]:
         yield from self.decode(self._latents(queries, on_step))
+
+    def latents(self, prompts: Sequence[str | Query], *, on_step: OnStep | None = None) -> torch.Tensor:
+        """Return the clean latents [prompts, channels, F, h, w] in fp32, on every rank."""
+        with device.alone():
+            return self._latents(self._checked(prompts), on_step)
+
+    @torch.inference_mode()
+    def _latents(self, queries: Sequence[Query], on_step: OnStep | None) -> torch.Tensor:
+        with self.spans("text_encode"):
+            text = self._encode(queries)
+        noise = torch.cat([self.noise(one.seed, one.latent) for one in queries]).to(self.mesh.device.torch)
+        scheduler = make_scheduler(self.checkpoint.config("scheduler"), self.workload)
+        return denoise(noise, text, self.plan, self.experts, scheduler, self.mesh, spans=self.spans, on_step=on_step)
+
+    def _encode(self, queries: Sequence[Query]) -> Prompt:
+        default = self.workload.negative_prompt
+        positive = [one.prompt for one in queries]
+        negative = [default if one.negative_prompt is None else one.negative_prompt for one in queries]
+        branches = [self.text_encoder.encode(one) for one in self.mesh.own_branches((positive, negative))]
+        if self.mesh.branch == 1 and any_unguided(self.plan):  # else this rank's first branch is the positive one
+            return Prompt(branches, self.text_encoder.encode(positive))
+        return Prompt(branches, branches[0])
+
+    def noise(self, seed: int | None = None, latent: str | None = None) -> torch.Tensor:
+        """Return the initial noise [1, channels, F, h, w]: from the file `latent`, from `seed`, or what the recipe says.
+
+        The recipe's is its fixed latent, or else drawn from the workload's seed. Noise from a seed is drawn on the CPU.
+        """
+        shape = self.workload.latent_shape(self.checkpoint.config("transformer")["in_channels"])
+        fixed = latent or (self.recipe.model.fixed_latent if seed is None else None)
+        if fixed:
+            return read_fixed_latent(fixed, shape)
+        generator = torch.Generator("cpu").manual_seed(self.workload.seed if seed is None else seed)
+        return torch.randn((1, *shape), generator=generator, dtype=torch.float32, device="cpu")
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Iterator[np.ndarray]:
@@ -113,58 +162,15 @@ class Pipeline:
                 return
             yield chunk
 
-    def latents(self, prompts: Sequence[str | Query], *, on_step: OnStep | None = None) -> torch.Tensor:
-        """Return the clean latents [prompts, channels, F, h, w] in fp32, on every rank."""
-        with device.alone():
-            return self._latents(self._checked(prompts), on_step)
-
-    def _checked(self, prompts: Sequence[str | Query]) -> list[Query]:
-        """Return the queries; raises BadInput for what the command line refuses, on every rank alike."""
-        if isinstance(prompts, str) or not prompts:
-            raise BadInput(f"prompts: {prompts!r} is not allowed; allowed: a list of at least one")
-        queries = [one if isinstance(one, Query) else Query(one) for one in prompts]
-        for one in queries:
-            check_prompt(self.text_encoder.tokenizer, one.prompt)
-            if one.negative_prompt is not None:
-                check_prompt(self.text_encoder.tokenizer, one.negative_prompt, what="negative prompt", may_be_empty=True)
-            if one.seed is not None:
-                replace_workload(self.workload, seed=one.seed)
-        return queries
-
-    @torch.inference_mode()
-    def _latents(self, queries: Sequence[Query], on_step: OnStep | None) -> torch.Tensor:
-        default = self.workload.negative_prompt
-        with self.spans("text_encode"):
-            negative = [default if one.negative_prompt is None else one.negative_prompt for one in queries]
-            pair = ([one.prompt for one in queries], negative)
-            branches = [self.text_encoder.encode(one) for one in self.mesh.own_branches(pair)]
-            alone = self.mesh.branch == 1 and any_unguided(self.plan)  # else this rank's first branch is the positive one
-            text = Prompt(branches, self.text_encoder.encode(pair[0]) if alone else branches[0])
-        noise = torch.cat([self.noise(one.seed, one.latent) for one in queries]).to(self.mesh.device.torch)
-        scheduler = make_scheduler(self.checkpoint.config("scheduler"), self.workload)
-        return denoise(noise, text, self.plan, self.experts, scheduler, self.mesh, spans=self.spans, on_step=on_step)
-
-    def noise(self, seed: int | None = None, latent: str | None = None) -> torch.Tensor:
-        """Return the initial noise [1, channels, F, h, w]: read from `latent`, else the recipe's fixed one or from a seed.
-
-        A seed draws it on the CPU: `seed`, or the workload's where the recipe has no fixed latent.
-        """
-        shape = self.workload.latent_shape(self.checkpoint.config("transformer")["in_channels"])
-        fixed = latent or (self.recipe.model.fixed_latent if seed is None else None)
-        if fixed:
-            return read_fixed_latent(fixed, shape)
-        generator = torch.Generator("cpu").manual_seed(self.workload.seed if seed is None else seed)
-        return torch.randn((1, *shape), generator=generator, dtype=torch.float32, device="cpu")
-
     def with_workload(self, workload: Workload) -> Pipeline:
-        """Return this pipeline for another workload: the same weights and groups. `preflight.change` has checked it."""
+        """Return this pipeline for another workload that `preflight.change` has checked, with the same weights and groups."""
         return replace(self, workload=workload, plan=make_plan(self.recipe, workload, self.checkpoint.config("scheduler")))
 
     def warm_up(self, queries: int, *, batch: int = 1) -> float | None:
-        """Run whole queries outside the timing, so that every kernel, both experts and the decoder have run once.
+        """Run whole queries before the timing, so that every kernel, both experts and the decoder have run.
 
-        With `batch` above 1 as many queries of that many samples, too: another shape. Returns the seconds per sample of the
-        last one, None for no query. Every rank calls it.
+        With a `batch` above 1, as many queries with that many samples follow, because they have another shape. Returns the
+        seconds per sample of the last query, or None without one. Every rank calls it.
         """
         seconds = None
         for size in dict.fromkeys((1, batch)):
@@ -177,21 +183,53 @@ class Pipeline:
         return seconds
 
 
-def load(setup: Setup, timeout_s: float, on_part: Callable[[], object]) -> Pipeline:
-    """See `Pipeline.load`."""
-    here = device.probe()
-    recipe, workload, found, plan, shape = setup.recipe, setup.workload, setup.checkpoint, setup.plan, setup.shape
-    mesh = meshes.start(shape, here, timeout_s=timeout_s, unguided=any_unguided(plan))
+def load(setup: Setup, timeout_s: float, on_part: OnPart) -> Pipeline:
+    """Start the groups and load every part: see `Pipeline.load`."""
+    here, recipe, found = device.probe(), setup.recipe, setup.checkpoint
+    mesh = meshes.start(setup.shape, here, timeout_s=timeout_s, unguided=any_unguided(setup.plan))
     on_part()
     kernels, gemms = resolve_kernels(setup, here)
+    bitwise = recipe.exact and setup.shape.per_replica == 1  # nothing may even round in another order
+    experts, summary = _load_experts(setup, mesh, kernels, gemms, bitwise=bitwise, on_part=on_part)
+    decoder = _load_decoder(setup, mesh, bitwise=bitwise)
+    on_part()
+    text_model = found.load_text_encoder(found.dtype("text_encoder", recipe.model.dtype)).to(here.torch)
+    dtype = found.dtype("transformer", recipe.model.dtype)  # what the embeddings are handed over in
+    text_encoder = TextEncoder(found.load_tokenizer(), text_model if bitwise else gemm.widen(text_model), dtype)
+    on_part()
+    return Pipeline(
+        recipe=recipe,
+        workload=setup.workload,
+        checkpoint=found,
+        mesh=mesh,
+        plan=setup.plan,
+        text_encoder=text_encoder,
+        experts=experts,
+        decoder=decoder,
+        spans=Spans(here.torch),
+        kernels=kernels,
+        gemms=gemms,
+        load_summary=summary,
+    )
+
+
+def _load_experts(
+    setup: Setup,
+    mesh: Mesh,
+    kernels: dict[str, attention.Kernel],
+    gemms: gemm.Backends,
+    *,
+    bitwise: bool,
+    on_part: OnPart,
+) -> tuple[dict[str, Expert], list[str]]:
+    """Load both experts, one after the other, and convert their linear layers. Returns also a line about each."""
+    recipe, found, here = setup.recipe, setup.checkpoint, mesh.device
     split, unguided_split = split_experts.split(mesh), split_experts.unguided_split(mesh)
-    bitwise = recipe.exact and shape.per_replica == 1  # nothing may even round in another order
     self_attend, cross_attend = split_experts.attends(kernels)
-    dtype = found.dtype("transformer", recipe.model.dtype)
     experts: dict[str, Expert] = {}
     summary: list[str] = []
     for name, part in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
-        transformer = found.load_transformer(part, dtype)
+        transformer = found.load_transformer(part, found.dtype("transformer", recipe.model.dtype))
         chosen = getattr(recipe.gemm, name)
         summary.append(f"{name}: {gemm.convert(transformer, chosen, recipe.gemm, gemms, here, xdit.mxfp4_linear)}")
         transformer = transformer.to(here.torch)
@@ -206,30 +244,12 @@ def load(setup: Setup, timeout_s: float, on_part: Callable[[], object]) -> Pipel
         if recipe.compile.experts:
             experts[name].compile()
         on_part()
-    decoder = _load_decoder(setup, mesh, here, bitwise=bitwise)
-    on_part()
-    text_dtype = found.dtype("text_encoder", recipe.model.dtype)
-    text_model = found.load_text_encoder(text_dtype).to(here.torch)
-    text_encoder = TextEncoder(found.load_tokenizer(), text_model if bitwise else gemm.widen(text_model), dtype)
-    on_part()
-    return Pipeline(
-        recipe=recipe,
-        workload=workload,
-        checkpoint=found,
-        mesh=mesh,
-        plan=plan,
-        text_encoder=text_encoder,
-        experts=experts,
-        decoder=decoder,
-        spans=Spans(here.torch),
-        kernels=kernels,
-        gemms=gemms,
-        load_summary=summary,
-    )
+    return experts, summary
 
 
-def _load_decoder(setup: Setup, mesh: Mesh, here: device.Device, *, bitwise: bool) -> VaeDecoder:
-    recipe, found = setup.recipe, setup.checkpoint
+def _load_decoder(setup: Setup, mesh: Mesh, *, bitwise: bool) -> VaeDecoder:
+    """Load the VAE and shard its decoder over the ranks of the replica."""
+    recipe, found, here = setup.recipe, setup.checkpoint, mesh.device
     if not bitwise:
         kernels_vae.set_up(here.torch, tf32=recipe.vae.tf32)
     vae = found.load_vae(found.dtype("vae", recipe.model.vae_dtype)).to(here.torch)
@@ -239,21 +259,3 @@ def _load_decoder(setup: Setup, mesh: Mesh, here: device.Device, *, bitwise: boo
     if recipe.compile.decoder:
         compile_decoder(decoder)
     return decoder
-
-
-class KernelTexts(TypedDict):
-    """What ran, in words, by name: attention, linear layers, and what either does to its operands."""
-
-    kernels: dict[str, str]
-    gemms: dict[str, str]
-    numerics: dict[str, str]
-
-
-def describe_kernels(kernels: Mapping[str, attention.Kernel], gemms: gemm.Backends, fp8_scales: str) -> KernelTexts:
-    """What each name of attention and each format of linear layers was, and its numerics in words (kernels/numerics.py)."""
-    return {
-        "kernels": {name: str(kernel) for name, kernel in kernels.items()},
-        "gemms": {name: key or "reference" for name, key in gemms.items()},
-        "numerics": {name: kernel.numerics.text for name, kernel in kernels.items()}
-        | {name: gemm_text(name, fp8_scales) for name in gemms},
-    }

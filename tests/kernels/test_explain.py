@@ -8,6 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from sut.result import Result
+from sut.run_record import describe_kernels
 from tests import run_folders
 from wan_mlperf import run
 from wan_mlperf.errors import BadInput
@@ -15,7 +16,6 @@ from wan_mlperf.kernels.attention import Kernel
 from wan_mlperf.kernels.backends import ATTENTION
 from wan_mlperf.kernels.device import gpu_count
 from wan_mlperf.kernels.numerics import GEMM_TEXTS, SIXTEEN_BITS
-from wan_mlperf.pipeline import describe_kernels
 from wan_mlperf.submit import documents
 
 
