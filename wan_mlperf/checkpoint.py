@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,30 +18,23 @@ from typing import Any
 import torch
 import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from wan_mlperf.errors import BadInput, did_you_mean
-from wan_mlperf.files import cache_folder
-from wan_mlperf.inputs.paths import expand, is_folder, utf8
+from wan_mlperf.files import cache_folder, reason, scratch
+from wan_mlperf.inputs.paths import expand, is_file, is_folder, utf8
+from wan_mlperf.model_folder import content, parts
+from wan_mlperf.model_folder.kinds import HUB, HUB_NAME
+from wan_mlperf.model_folder.parts import Shape, find_weights, read_json
+from wan_mlperf.model_folder.verify import config_of
+from wan_mlperf.model_folder.verify import verify as verify_folder
 from wan_mlperf.recipe import Dtype
 
-HUB_NAME = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
 HUB_REVISION = "5be7df9619b54f4e2667b2755bc6a756675b5cd7"
-SAMPLED = 1 << 16  # bytes read at both ends of each weight file: hashing 126 GB would take minutes
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 
-# part -> what it is to a person
-PARTS: Mapping[str, str] = {
-    "transformer": "high-noise expert",
-    "transformer_2": "low-noise expert",
-    "vae": "VAE",
-    "text_encoder": "text encoder",
-    "tokenizer": "tokenizer",
-    "scheduler": "scheduler",
-}
-Shape = tuple[int, ...]
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
@@ -56,25 +48,16 @@ class Checkpoint:
     @cached_property
     def index(self) -> dict[str, Any]:
         """model_index.json."""
-        return _read_json(self.folder / "model_index.json", "model_index.json")
+        return read_json(self.folder / "model_index.json", self.folder, None)
 
     @cached_property
     def identity(self) -> str:
-        """A hash of its files' names, sizes and both ends of each: a folder may move, its weights count."""
-        digest = hashlib.sha256()
-        for file in sorted(one for one in self.folder.rglob("*") if one.suffix in (".json", ".safetensors", ".model")):
-            size = file.stat().st_size
-            digest.update(f"{file.relative_to(self.folder)} {size}\n".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(SAMPLED))
-                stream.seek(max(0, size - SAMPLED))
-                digest.update(stream.read(SAMPLED))
-        return digest.hexdigest()
+        """A hash of its content: the folder may move, and one weight that changes makes it another."""
+        return content.identity(self.folder)
 
     def config(self, part: str) -> dict[str, Any]:
-        """A part's configuration."""
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return _read_json(self.folder / part / name, f"{part} ({PARTS[part]})")
+        """A part's configuration, defaults filled in."""
+        return config_of(self.folder, part)
 
     @property
     def heads(self) -> int:
@@ -96,21 +79,39 @@ class Checkpoint:
         return _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer."""
-        return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        """Return the tokenizer. Raises BadInput for files that are none."""
+        try:
+            return AutoTokenizer.from_pretrained(self.folder / "tokenizer", trust_remote_code=False)
+        except Exception as error:  # of any kind: a damaged file is read by three libraries
+            why = " ".join(str(error).split())[:160]
+            raise BadInput(f"{parts.where(self.folder, 'tokenizer')} cannot be loaded ({type(error).__name__}: {why})") from None
 
     def load_text_encoder(self, dtype: torch.dtype) -> UMT5EncoderModel:
         """Return the UMT5 encoder on the CPU."""
         transformers.utils.logging.disable_progress_bar()
-        return UMT5EncoderModel.from_pretrained(self.folder / "text_encoder", torch_dtype=dtype).eval()
+        return UMT5EncoderModel.from_pretrained(
+            self.folder / "text_encoder", torch_dtype=dtype, variant=self._variant("text_encoder")
+        ).eval()
 
     def load_transformer(self, part: str, dtype: torch.dtype) -> WanTransformer3DModel:
         """Return one expert on the CPU; diffusers keeps norms and modulation in fp32."""
-        return WanTransformer3DModel.from_pretrained(self.folder, subfolder=part, torch_dtype=dtype).eval()
+        return WanTransformer3DModel.from_pretrained(
+            self.folder, subfolder=part, torch_dtype=dtype, variant=self._variant(part)
+        ).eval()
 
     def load_vae(self, dtype: torch.dtype) -> AutoencoderKLWan:
         """Return the VAE on the CPU."""
-        return AutoencoderKLWan.from_pretrained(self.folder, subfolder="vae", torch_dtype=dtype).eval()
+        return AutoencoderKLWan.from_pretrained(
+            self.folder, subfolder="vae", torch_dtype=dtype, variant=self._variant("vae")
+        ).eval()
+
+    def _variant(self, part: str) -> str | None:
+        return find_weights(self.folder, part).variant
+
+
+def headers(folder: Path, part: str) -> dict[str, tuple[str, Shape]]:
+    """Return name -> (dtype, shape) of the weights in a part's folder, from the files' headers. Raises BadInput."""
+    return parts.headers(folder.parent, part, find_weights(folder.parent, part).files)
 
 
 def find(name: str) -> Checkpoint:
@@ -118,79 +119,30 @@ def find(name: str) -> Checkpoint:
 
     Raises BadInput for a name that is none of them and for a folder that lacks a part or whose shapes do not fit.
     """
+    place = expand(utf8(name, what="model"), what="model")
     if name == "embedded":
         folder = _expand_embedded()
+    elif is_folder(place, what="model"):  # before the hub's name, as diffusers has it
+        folder = place
     elif name == HUB_NAME:
         folder = _from_hub()
-    elif is_folder(expand(utf8(name, what="model"), what="model"), what="model"):
-        folder = expand(name, what="model")
     else:
-        raise BadInput(
-            f"model {name!r}: no such folder{did_you_mean(name, ['embedded', HUB_NAME])}; allowed: embedded, {HUB_NAME}, "
-            "or a Diffusers folder"
-        )
+        nearest = did_you_mean(name, ["embedded", HUB_NAME])
+        kind = HUB.get(name) or ("is a file" if is_file(place, what="model") else f"no such folder{nearest}")
+        raise BadInput(f"model {name!r}: {kind}; allowed: embedded, {HUB_NAME}, or a Diffusers folder")
     checkpoint = Checkpoint(name, folder)
     verify(checkpoint)
     return checkpoint
 
 
+def is_here(name: str) -> bool:
+    """False for the model on the hub, which may have to be fetched."""
+    return name != HUB_NAME or is_folder(Path(name), what="model")
+
+
 def verify(checkpoint: Checkpoint) -> None:
-    """Raise BadInput, naming the part, if the folder lacks a part or shapes do not fit."""
-    folder = checkpoint.folder
-    if not (folder / "model_index.json").is_file():
-        raise BadInput(f"model {folder}: has no model_index.json; allowed: a folder in the Diffusers layout")
-    for part, title in PARTS.items():
-        if not (folder / part).is_dir():
-            raise BadInput(f"model {folder}: lacks {part} ({title}); allowed: a whole Wan2.2 text-to-video checkpoint")
-        if part == "tokenizer":
-            if not any((folder / part).glob("*.json")) and not any((folder / part).glob("*.model")):
-                raise BadInput(f"model {folder}: {part} ({title}) has no tokenizer file")
-        else:
-            checkpoint.config(part)
-    models = {
-        "transformer": lambda: WanTransformer3DModel.from_config(checkpoint.config("transformer")),
-        "transformer_2": lambda: WanTransformer3DModel.from_config(checkpoint.config("transformer_2")),
-        "vae": lambda: AutoencoderKLWan.from_config(checkpoint.config("vae")),
-        "text_encoder": lambda: UMT5EncoderModel(AutoConfig.from_pretrained(folder / "text_encoder")),
-    }
-    for part, make in models.items():
-        stored = headers(folder / part, part)
-        try:
-            with torch.device("meta"):
-                expected = {name: tuple(value.shape) for name, value in make().state_dict().items()}
-        except Exception as error:
-            raise BadInput(f"model {folder}: {part} ({PARTS[part]}) has a configuration that fits no model ({error})") from None
-        _compare(folder, part, expected, {name: shape for name, (_, shape) in stored.items()})
-    high, low = checkpoint.config("transformer"), checkpoint.config("transformer_2")
-    _fit(folder, "transformer_2", "num_attention_heads", low["num_attention_heads"], high["num_attention_heads"])
-    _fit(folder, "transformer_2", "in_channels", low["in_channels"], high["in_channels"])
-    _fit(folder, "vae", "z_dim", checkpoint.config("vae")["z_dim"], high["in_channels"])
-    for part, config in (("transformer", high), ("transformer_2", low)):
-        _fit(folder, part, "text_dim", config["text_dim"], checkpoint.config("text_encoder")["d_model"])
-
-
-def headers(folder: Path, part: str) -> dict[str, tuple[str, Shape]]:
-    """Return name -> (dtype, shape) of all safetensors of a part, from the files' headers. Raises BadInput."""
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    files = sorted(folder.glob("*.safetensors"))
-    if indexes:
-        names = set(_read_json(indexes[0], f"{part} index").get("weight_map", {}).values())
-        missing = sorted(names - {file.name for file in files})
-        if missing:
-            raise BadInput(f"model {folder.parent}: {part} ({PARTS[part]}) lacks {', '.join(missing[:3])}")
-        files = [folder / name for name in sorted(names)]
-    if not files:
-        raise BadInput(f"model {folder.parent}: {part} ({PARTS[part]}) has no safetensors weights")
-    found: dict[str, tuple[str, Shape]] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as stored:  # reads the header, and refuses a file of another length
-                for name in stored.keys():  # noqa: SIM118 (not a mapping)
-                    tensor = stored.get_slice(name)
-                    found[name] = tensor.get_dtype(), tuple(tensor.get_shape())
-        except (OSError, SafetensorError) as error:
-            raise BadInput(f"model {folder.parent}: {part} ({PARTS[part]}): {file.name} is damaged ({error})") from None
-    return found
+    """Raise BadInput, naming the part, if the folder lacks a part, or holds what our classes do not read."""
+    verify_folder(checkpoint.folder)
 
 
 def _expand_embedded() -> Path:
@@ -210,9 +162,16 @@ def _expand_embedded() -> Path:
         return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".embedded-", dir=final.parent))
-    except OSError as error:
-        raise BadInput(f"cache folder {final.parent}: {error.strerror}; allowed: a writable folder (WAN_MLPERF_CACHE)") from None
+        with scratch("embedded", inside=final.parent) as work:
+            _expand(sources, work, final)
+    except (OSError, SafetensorError) as error:
+        why = f"{reason(error)}; allowed: a folder with 100 MB of room that can be written (WAN_MLPERF_CACHE)"
+        raise BadInput(f"cache folder {str(final.parent)!r}: cannot be written ({why})") from None
+    return final
+
+
+def _expand(sources: Sequence[Path], work: Path, final: Path) -> None:
+    """Build the folder in `work` and give it its name; another process may be first."""
     try:
         for file in sources:
             target = work / file.relative_to(EMBEDDED)
@@ -229,9 +188,7 @@ def _expand_embedded() -> Path:
         if not _is_whole(final):  # else another rank was first, and its folder is as good
             raise
     finally:
-        shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(work.with_name(work.name + "-damaged"), ignore_errors=True)
-    return final
 
 
 def _is_whole(folder: Path) -> bool:
@@ -254,36 +211,11 @@ def _from_hub() -> Path:
     try:
         return Path(snapshot_download(HUB_NAME, revision=HUB_REVISION))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno and error.filename:  # the disk's fault, not the network's
+            raise BadInput(
+                f"model {HUB_NAME!r}: {error.strerror}: {error.filename!r}; allowed: room for 126 GB (HF_HOME)"
+            ) from None
         raise BadInput(
             f"model {HUB_NAME!r}: revision {HUB_REVISION[:12]} is neither in the local Hugging Face cache nor reachable "
             f"({type(error).__name__}); allowed: a host with access or a downloaded folder"
         ) from None
-
-
-def _read_json(file: Path, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"model {file.parent}: {what}: {file.name} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise BadInput(f"model {file.parent}: {what}: {file.name} is not JSON") from None
-    if not isinstance(value, dict):
-        raise BadInput(f"model {file.parent}: {what}: {file.name} holds no mapping")
-    return value
-
-
-def _compare(folder: Path, part: str, expected: Mapping[str, Shape], stored: Mapping[str, Shape]) -> None:
-    title = f"model {folder}: {part} ({PARTS[part]})"
-    # UMT5 ties its two names for the token embedding: a file holds one of them.
-    tied = {"shared.weight", "encoder.embed_tokens.weight"} if part == "text_encoder" else set()
-    lacking = sorted(set(expected) - set(stored) - tied)
-    if lacking:
-        raise BadInput(f"{title} lacks the weight {lacking[0]} and {len(lacking) - 1} more")
-    for name, shape in expected.items():
-        if name in stored and stored[name] != shape:
-            raise BadInput(f"{title}: {name} has shape {list(stored[name])}; its configuration needs {list(shape)}")
-
-
-def _fit(folder: Path, part: str, key: str, value: object, needed: object) -> None:
-    if value != needed:
-        raise BadInput(f"model {folder}: {part} ({PARTS[part]}): {key} is {value}; the other parts need {needed}")

@@ -94,9 +94,16 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def scratch(purpose: str) -> Iterator[Path]:
-    """Yield a new folder in the temporary folder; it is gone at the end, also if this process leaves at once."""
-    folder = Path(tempfile.mkdtemp(prefix=f"wan_mlperf-{purpose}-"))
+def scratch(purpose: str, *, inside: Path | None = None) -> Iterator[Path]:
+    """Yield a new folder in the temporary folder, for this user alone; gone at the end, also if this process leaves at once.
+
+    With `inside` it is made there, for others to look as the umask has it: a folder that is to get another name.
+    """
+    if inside is None:
+        folder = Path(tempfile.mkdtemp(prefix=f"wan_mlperf-{purpose}-"))
+    else:
+        folder = inside / f"{TEMPORARY}{purpose}-{secrets.token_hex(6)}"
+        folder.mkdir()
     _temporary.add(folder)
     try:
         yield folder

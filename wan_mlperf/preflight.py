@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from wan_mlperf import ranks
 from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.errors import BadInput
 from wan_mlperf.inputs import text
-from wan_mlperf.inputs.paths import expand, is_folder
+from wan_mlperf.inputs.paths import expand
 from wan_mlperf.kernels import attention, device, gemm, probe
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel import split_experts, xdit
@@ -56,13 +55,13 @@ def prepare(
     `verified` is a checkpoint that this process has verified already: it is not verified again if the recipe names the same one.
     """
     workload = workload or recipe.effective_workload
-    here = device.probe()
+    if verified is None and not checkpoints.is_here(recipe.model.checkpoint):  # before 126 GB are fetched
+        _check_kernels(recipe, make_plan(recipe, workload))
     found = verified if verified and verified.name == recipe.model.checkpoint else checkpoints.find(recipe.model.checkpoint)
     plan = make_plan(recipe, workload, found.config("scheduler"))
     shape = _fit_mesh(recipe, workload, found, world=ranks.world_size() if world is None else world)
     split_experts.check(shape, tokens=_tokens(workload, found), heads=found.heads, unguided=any_unguided(plan))
-    attention.check([step.attention for step in plan], here, references=recipe.stands_for, smooth_k=recipe.attention.smooth_k)
-    gemm.check(recipe.gemm, here, allow_reference=recipe.stands_for is not None)
+    _check_kernels(recipe, plan)
     if recipe.model.fixed_latent:
         read_fixed_latent(recipe.model.fixed_latent, workload.latent_shape(found.config("transformer")["in_channels"]))
     tokenizer = found.load_tokenizer()
@@ -70,6 +69,13 @@ def prepare(
         check_prompt(tokenizer, prompt, what=f"prompt {number}" if len(prompts) > 1 else "prompt")
     check_prompt(tokenizer, workload.negative_prompt, what="negative prompt", may_be_empty=True)
     return Setup(recipe=recipe, workload=workload, checkpoint=found, plan=plan, shape=shape)
+
+
+def _check_kernels(recipe: Recipe, plan: Sequence[Step]) -> None:
+    """Can this device run what the recipe names?"""
+    here = device.probe()
+    attention.check([step.attention for step in plan], here, references=recipe.stands_for, smooth_k=recipe.attention.smooth_k)
+    gemm.check(recipe.gemm, here, allow_reference=recipe.stands_for is not None)
 
 
 def change(setup: Setup, workload: Workload) -> Setup:
@@ -134,6 +140,8 @@ def read_fixed_latent(path: str, shape: tuple[int, ...]) -> torch.Tensor:
         raise BadInput(f"model.fixed_latent {path!r}: cannot be read ({type(error).__name__}); allowed: a tensor file") from None
     if not isinstance(latent, torch.Tensor) or tuple(latent.shape) != (1, *shape):
         raise BadInput(f"model.fixed_latent {path!r}: holds {getattr(latent, 'shape', type(latent))}; allowed: {(1, *shape)}")
+    if not torch.isfinite(latent).all():
+        raise BadInput(f"model.fixed_latent {path!r}: holds NaN or infinity; allowed: finite noise")
     return latent.float()
 
 
@@ -160,7 +168,7 @@ def _tokens(workload: Workload, found: Checkpoint) -> int:
 
 def scheduler_of(name: str) -> tuple[dict[str, Any], str]:
     """Return a model's scheduler settings and whose they are: Wan2.2's published ones where it is not here yet."""
-    if name == checkpoints.HUB_NAME and not is_folder(Path(name), what="model"):
+    if not checkpoints.is_here(name):
         file = try_to_load_from_cache(checkpoints.HUB_NAME, "scheduler/scheduler_config.json", revision=checkpoints.HUB_REVISION)
         if not isinstance(file, str):
             return {"_class_name": "UniPCMultistepScheduler", **WAN22_SCHEDULER}, f"{checkpoints.HUB_NAME} as published"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from rich.table import Table
 
 from wan_mlperf.errors import BadInput
@@ -25,6 +26,7 @@ WAN22_SCHEDULER: Mapping[str, Any] = {
     "solver_type": "bh2",
 }
 # Deterministic solvers of flow matching, which diffusers' WanPipeline takes as well.
+MOST_TIMESTEPS = 100_000
 SCHEDULERS = ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler")
 
 
@@ -70,12 +72,20 @@ def make_scheduler(config: Mapping[str, Any], workload: Workload) -> Any:
     name = str(config.get("_class_name", SCHEDULERS[0]))
     if name not in SCHEDULERS:
         raise BadInput(f"scheduler: {name} is not supported; allowed: a model with {' or '.join(SCHEDULERS)}")
+    trained = config.get("num_train_timesteps", 1000)
+    if not isinstance(trained, int) or not 1 <= trained <= MOST_TIMESTEPS:
+        raise BadInput(f"scheduler: num_train_timesteps is {trained!r}; allowed: 1 to {MOST_TIMESTEPS}")
+    random = config.get("stochastic_sampling") or str(config.get("algorithm_type")).startswith("sde")
+    if random or not (name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"):
+        raise BadInput(f"scheduler: {name} draws noise, or is not for flow prediction; allowed: the settings of a Wan model")
     try:
         scheduler = getattr(diffusers, name).from_config(dict(config))
         scheduler.set_timesteps(workload.steps)
         scheduler.set_begin_index(0)
     except (AttributeError, TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError, LookupError) as error:
         raise BadInput(f"scheduler: {name} does not take the model's settings ({' '.join(str(error).split())[:160]})") from None
+    if not np.isfinite(scheduler.sigmas.numpy()).all() or not np.isfinite(scheduler.timesteps.numpy()).all():
+        raise BadInput(f"scheduler: {name} gives no finite noise levels with the model's settings; allowed: those of a Wan model")
     return scheduler
 
 

@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("wan_mlperf/denoise.py", "wan_mlperf/experts.py", "wan_mlperf/text_encoder.py", "wan_mlperf/vae_decode.py"),
     ("wan_mlperf/kernels/",),
     tuple(f"wan_mlperf/{name}.py" for name in ("checkpoint", "step_plan", "division", "video", "spans")),
-    ("wan_mlperf/recipe/", "wan_mlperf/workload.py"),
+    ("wan_mlperf/recipe/", "wan_mlperf/workload.py", "wan_mlperf/model_folder/"),
     (
         *(f"wan_mlperf/{name}.py" for name in ("errors", "files", "identity", "process", "ranks")),
         *(f"wan_mlperf/{room}/" for room in ("inputs", "pages", "published")),
