@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are BadInput: one line, with a suggestion for a misspelt flag. Flags are not to be abbreviated."""
+    """argparse whose errors are BadInput: one line, with a suggestion for a misspelt flag. Flags cannot be abbreviated."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**{**more, "allow_abbrev": False})
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         self._parsed = argparse.Namespace(), [""]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and keep what is left over for `error`, which gets it without quotes."""
+        """Parse, and keep what is left over for `error`, which would get it without quotes."""
         self._parsed = super().parse_known_args(args, namespace)
         return self._parsed
 
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def path(text: str) -> str:
-    """An argument that is a path: `~` expanded, never empty, of a length that the file system takes."""
+    """Type of an argument that is a path: `~` expanded, not empty, and not too long for the file system."""
     try:
         found = paths.expand(text, what="path")
         paths.look(found, what="path")
@@ -77,7 +77,7 @@ def path(text: str) -> str:
 
 
 def words(text: str) -> str:
-    """An argument that is text: valid UTF-8, or no library takes it."""
+    """Type of an argument that is text: it must be valid UTF-8, because libraries refuse anything else."""
     try:
         return paths.utf8(text, what="text")
     except BadInput as error:
@@ -85,7 +85,7 @@ def words(text: str) -> str:
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose and change a recipe, the same for every entry point."""
+    """Add the flags that choose and change a recipe, the same for every command."""
     parser.add_argument("--recipe", type=path, help="a YAML file or a name from configs/ (default: tiny without a GPU)")
     parser.add_argument(
         "--set", action="append", default=[], type=words, metavar="KEY=VALUE", help="change one key of the recipe"
@@ -95,14 +95,14 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arch_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    """The flag that names an architecture; `what` says what is done for it."""
+    """Add the flag that names an architecture; `what` says what is done for it."""
     parser.add_argument("--as", dest="arch", metavar="ARCH", help=f"{what} (gfx950, gfx942, sm90, sm100, ...)")
 
 
 def console(*, width: int = 120, file: TextIO | None = None) -> Console:
-    """The console for tables: what users named is printed as it is, without markup, emoji or colours of its own.
+    """Return the console for tables. Users' names are printed literally: no markup, no emoji, no colours.
 
-    `width` is that where there is no terminal, so that tables are not folded.
+    `width` is used without a terminal, so that tables are not folded.
     """
     from rich.console import Console
 
@@ -112,9 +112,10 @@ def console(*, width: int = 120, file: TextIO | None = None) -> Console:
 
 
 def explain(recipe: Recipe, workload: Workload, command: Mapping[str, Any], *, as_json: bool, arch: str | None = None) -> int:
-    """Print what would be done and return the exit code; reads no weights. `command` holds what the recipe does not.
+    """Print what would be done, and return the exit code. Reads no weights. `command` has what the recipe does not.
 
-    With what every name of the plan is: on this machine, or on an architecture (`arch`) and what of that is missing here.
+    It says what every kernel name of the plan is on this machine; or with `arch` what it is there, and what of it is missing
+    here.
     """
     from pydantic import TypeAdapter
 
@@ -147,7 +148,7 @@ def explain(recipe: Recipe, workload: Workload, command: Mapping[str, Any], *, a
 
 
 class Progress:
-    """A bar on rank 0's terminal; plain lines, one per tenth, where there is no terminal; nothing on other ranks."""
+    """A progress bar on rank 0's terminal. Without a terminal one line per tenth; on other ranks nothing."""
 
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._done = process.shown(title), max(1, total), 0
@@ -171,11 +172,11 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """How many are done."""
+        """Number of items done."""
         return self._done
 
     def advance(self) -> None:
-        """One more is done."""
+        """Count one more item as done."""
         self._done += 1
         if self._bar is not None:
             self._bar.update(self._task, advance=1, total=max(self._total, self._done))

@@ -1,7 +1,7 @@
-"""Files and folders that we write: one appears under its final name only when it is whole, and nothing temporary stays.
+"""Files and folders that we write. A file appears under its final name only when it is whole, and nothing temporary stays.
 
-Temporary files live in two places: beside the file that they become (`atomic_file`), and in `scratch`. Both are gone after every
-way out, `clean_up` for a process that leaves at once included.
+Temporary files exist in two places: next to the file that they become (`atomic_file`), and in `scratch`. Both are removed however
+a process ends; one that leaves at once calls `clean_up`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pydantic import TypeAdapter, ValidationError
 from wan_mlperf.errors import BadInput
 from wan_mlperf.inputs.paths import expand
 
-TEMPORARY = ".wan_mlperf-"  # what the names of temporary files begin with, whatever they become: a final name may be 255 bytes
-_temporary: set[Path] = set()  # named files and folders that are to go
+TEMPORARY = ".wan_mlperf-"  # temporary names begin with this, and not with the final name, which may have 255 bytes
+_temporary: set[Path] = set()  # named files and folders to remove
 _made: list[Path] = []  # folders that this process made for the user's outputs, outermost first
 
 T = TypeVar("T")
@@ -33,11 +33,11 @@ T = TypeVar("T")
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; when the block ends well the file is synced and gets its name `path`, else it is gone.
+    """Yield a path to write to. If the block ends well, the file is synced and renamed to `path`; otherwise it is removed.
 
-    Where the file system can (O_TMPFILE) it has no name until then, so that not even a killed process leaves it behind. A device
-    or a pipe is written to as it is; of a link the target is replaced. Permissions follow the umask. Raises OSError with `path`
-    as its file name.
+    If the file system allows it (O_TMPFILE), the file has no name until then, so not even a killed process leaves it behind. A
+    device or pipe is written to directly; for a link, its target is replaced. Permissions follow the umask. Raises OSError with
+    `path` as its file name.
     """
     with naming(path):
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -67,7 +67,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def _open_temporary(folder: int, name: str) -> tuple[int, bool]:
-    """Open a new file in a folder, without a name if that works; return its descriptor and whether it has the name."""
+    """Open a new file in a folder, without a name if possible. Returns its descriptor, and whether it has the name."""
     if os.path.exists("/proc/self/fd"):
         with contextlib.suppress(OSError):  # not on every file system, NFS for one
             return os.open(".", os.O_RDWR | os.O_TMPFILE, 0o666, dir_fd=folder), False
@@ -76,7 +76,7 @@ def _open_temporary(folder: int, name: str) -> tuple[int, bool]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an OSError of the block that names no file, or one of ours, name `path`: what the user knows it by."""
+    """Make an OSError in the block name `path`, the name that the user knows, if it names no file or a temporary one."""
     try:
         yield
     except OSError as error:
@@ -95,9 +95,9 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def scratch(purpose: str, *, inside: Path | None = None) -> Iterator[Path]:
-    """Yield a new folder in the temporary folder, for this user alone; gone at the end, also if this process leaves at once.
+    """Yield a new folder in the temporary folder, for this user only. It is removed at the end, also if we leave at once.
 
-    With `inside` it is made there, for others to look as the umask has it: a folder that is to get another name.
+    With `inside` it is made there instead, with the permissions of the umask, and may be renamed when it is complete.
     """
     if inside is None:
         folder = Path(tempfile.mkdtemp(prefix=f"wan_mlperf-{purpose}-"))
@@ -144,7 +144,7 @@ def read_record(file: Path, kind: type[T], *, version: int, what: str) -> T:
 
 @contextmanager
 def in_memory(content: bytes) -> Iterator[Path]:
-    """Yield a path, for libraries that want one, under which this process finds `content`; nothing is left of it."""
+    """Yield a path under which this process finds `content`, for libraries that want a path. Nothing of it remains."""
     descriptor = os.memfd_create("wan_mlperf-file")
     try:
         path = Path(f"/proc/self/fd/{descriptor}")
@@ -155,7 +155,7 @@ def in_memory(content: bytes) -> Iterator[Path]:
 
 
 def clean_up() -> None:
-    """Remove what is temporary, for a process that leaves without unwinding. Safe to call from any thread."""
+    """Remove everything temporary, for a process that leaves without unwinding. Safe to call from any thread."""
     for path in list(_temporary):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -164,19 +164,19 @@ def clean_up() -> None:
 
 
 def take_back() -> None:
-    """Remove the folders that this process made for outputs, as far as they are empty: the command was refused."""
+    """Remove the folders that this process made for outputs and that are empty, because the command was refused."""
     while _made:
         with contextlib.suppress(OSError):
             _made.pop().rmdir()
 
 
 def reason(error: Exception) -> str:
-    """Why a file or folder cannot be used, in the system's words."""
+    """Say why a file or folder cannot be used, in the system's words."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for outputs and what lies above it, as `take_back` knows. Raises OSError."""
+    """Make a folder for outputs, and its parents, and note them for `take_back`. Raises OSError."""
     missing = []
     for one in (folder, *folder.parents):
         if one.exists() or one.is_symlink():
@@ -202,7 +202,7 @@ def writable_folder(folder: Path, *, what: str) -> Path:
 
 
 def writable_file(path: Path, *, what: str) -> Path:
-    """Check before the work that a file can be written under this name. Raises BadInput."""
+    """Check, before the work, that a file can be written under this name. Raises BadInput."""
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -218,9 +218,9 @@ def writable_file(path: Path, *, what: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where built things are kept: $WAN_MLPERF_CACHE, else the user's cache folder, else one in the temporary folder.
+    """Return where built things are kept: $WAN_MLPERF_CACHE, or the user's cache folder, or else one in the temporary folder.
 
-    A container often has no home, or one that cannot be written; a folder that was named is taken as it is.
+    A container often has no home folder, or one that is not writable. A folder that was named is used without these checks.
     """
     if named := os.environ.get("WAN_MLPERF_CACHE"):
         return expand(named, what="WAN_MLPERF_CACHE")
@@ -239,7 +239,7 @@ def cache_folder() -> Path:
 
 
 def keep_compiled(variables: MutableMapping[str, str]) -> None:
-    """Let torch keep what it compiles in our cache: its own place is made when torch is imported, in the temporary folder."""
+    """Make torch keep what it compiles in our cache. Its default is in the temporary folder, made when torch is imported."""
     with contextlib.suppress(BadInput, OSError):
         folder = cache_folder() / "inductor"
         if _could_be_made(folder):

@@ -1,6 +1,6 @@
 """How a process of ours ends: exit codes, signals, and the one line of an error.
 
-A traceback is for our own bugs only. What the system refuses (a full disk, an unreadable file, no memory) is one line that names
+Only our own bugs give a traceback. What the system refuses (a full disk, an unreadable file, no memory) is one line that names
 the file and the reason.
 """
 
@@ -23,12 +23,12 @@ from wan_mlperf.errors import BadInput, Failed
 
 DONE, INVALID, BAD_INPUT, FAILED = 0, 1, 2, 3
 EXIT_FILE = "WAN_MLPERF_EXIT_FILE"  # set by `launch`: where the first rank leaves its exit code
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # what ends a job, and torchrun hands on to its ranks
-FIRST_SAYS_S = 2.0  # torchrun ends all ranks as soon as one has left: the first must have said why
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # they end a job; torchrun passes them on to its ranks
+FIRST_SAYS_S = 2.0  # torchrun ends all ranks once one has left, so the first rank must have said why by then
 
 
 class Stopped(BaseException):
-    """A signal ends this process; raised in the main thread, so that everything on the way out is done."""
+    """A signal ends this process. Raised in the main thread, so that everything on the way out is cleaned up."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -36,7 +36,7 @@ class Stopped(BaseException):
 
 
 def entry(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run `main(arguments)` and exit with its code; a user's mistake is one line and code 2, a failure one line and code 3."""
+    """Run `main(arguments)` and exit with its code. A user's mistake is one line and code 2, a failure one line and code 3."""
     _prepare()
     if problem := ranks.problem():
         say(f"error: {problem}")  # whatever rank this may be
@@ -68,7 +68,7 @@ def entry(main: Callable[[Sequence[str]], int]) -> NoReturn:
 
 
 def leave_failed(error: Exception) -> NoReturn:
-    """Say why in one line, or for a bug of ours with a traceback, and exit."""
+    """Say why in one line, or with a traceback if it is our bug, and exit."""
     rank = f" on rank {ranks.rank()}" if ranks.under_torchrun() else ""
     line = why(error)
     if line is None:
@@ -80,7 +80,7 @@ def leave_failed(error: Exception) -> NoReturn:
 
 
 def why(error: BaseException) -> str | None:
-    """What a failure that is not our bug says in one line: the file and the reason, or the memory that there was not."""
+    """Return the line for a failure that is not our bug: the file and the reason, or the memory that was missing."""
     if isinstance(error, Failed):
         return one_line(error)
     if (memory := _memory(error)) is not None:
@@ -92,7 +92,7 @@ def why(error: BaseException) -> str | None:
 
 
 def _memory(error: BaseException) -> str | None:
-    """What was asked and what there was, for an error that tells of too little memory."""
+    """Return how much memory was asked for and how much there was, for an error that says there was too little."""
     text = one_line(error)
     asked = re.search(r"(?:tried to allocate|allocate) ([\d.]+ ?[KMGT]?i?B(?:ytes)?|\d+ bytes)", text, re.I)
     kinds = ("out of memory", "can't allocate memory", "cannot allocate memory", "unable to allocate")
@@ -125,7 +125,7 @@ def _memory_here() -> str:
 
 
 def _prepare() -> None:
-    """Let nothing that a user named break the printing of a line, and let signals unwind what is being done."""
+    """Make sure that no name a user chose can break the printing of a line, and that signals unwind the main thread."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -152,13 +152,13 @@ def _flush() -> None:
 
 
 def _drop_output() -> None:
-    """Let nothing fail any more over what was printed and cannot be written."""
+    """Drop output that cannot be written, so that nothing fails because of it any more."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def finish(code: int) -> NoReturn:
-    """Exit after an orderly end. Under `launch` the first rank's code travels by file, so that torchrun reports no failure."""
+    """Exit in good order. Under `launch`, the first rank leaves its code in a file, so that torchrun reports no failure."""
     ranks.drop_torchrun_folders()
     file = os.environ.get(EXIT_FILE)
     if file is None or not ranks.under_torchrun():
@@ -169,7 +169,7 @@ def finish(code: int) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit at once, whatever other threads or collectives are doing; torchrun then ends the other ranks."""
+    """Exit at once, whatever other threads or collectives are doing. torchrun then ends the other ranks."""
     with contextlib.suppress(ValueError):  # not the main thread
         for number in STOPS:
             signal.signal(number, signal.SIG_IGN)
@@ -186,28 +186,28 @@ def leave(code: int) -> NoReturn:
 
 
 def say(line: str) -> None:
-    """Write a line to the standard error in one piece. `print` writes its end apart: another thread's line may come between."""
+    """Write a line to standard error in one piece. `print` writes the newline separately, so lines of other threads could mix."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody listens, and there is no other place to say so
         sys.stderr.write(f"{shown(line)}\n")
         sys.stderr.flush()
 
 
 def tell(line: str) -> None:
-    """Print a line of the result; a name that holds control characters or is no text does no harm."""
+    """Print a line of the result. Names with control characters or invalid text do no harm."""
     print(shown(line), flush=True)
 
 
 def note(line: str) -> None:
-    """Say what is no error, once per job: ranks that `launch` started leave it to the launcher."""
+    """Say something that is not an error, once per job: ranks that `launch` started leave it to the launcher."""
     if ranks.is_first() and not (ranks.under_torchrun() and EXIT_FILE in os.environ):
         say(f"note: {line}")
 
 
 def shown(text: str) -> str:
-    """A text as it may be printed in one line: what is not printable (control characters, broken names) as an escape."""
+    """Return a text for printing in one line, with escapes for what is not printable (control characters, broken names)."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode() for one in text)
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks."""
+    """Return an error's message without line breaks."""
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""torchrun's environment, read here only: which rank this process is, of how many, on which host."""
+"""torchrun's environment, which is read only here: which rank this process is, of how many, on which host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"
 
 
 def problem() -> str | None:
-    """What is wrong with torchrun's variables in this environment, or None: left over, no numbers, or in disagreement."""
+    """Say what is wrong with torchrun's variables: left over, not numbers, or contradictory. None if nothing is."""
     there = {name: os.environ[name] for name in (*NEEDED, *NUMBERS) if os.environ.get(name, "") != ""}
     meant = [name for name in there if not name.startswith("MASTER")]
     if not meant:  # an address alone is of no use to anyone, and often set
@@ -24,7 +24,7 @@ def problem() -> str | None:
         return f"{named} but {', '.join(missing)} not: it was left over from a job, or its launcher sets only some; {allowed}"
     for name in NUMBERS:
         if not (there.get(name, "0").isascii() and there.get(name, "0").isdigit()):
-            return f"{name}={there[name]!r} in the environment is no number; {allowed}"
+            return f"{name}={there[name]!r} in the environment is not a number; {allowed}"
     pairs = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     for one, all_ranks in pairs:
         if one in there and all_ranks in there and int(there[one]) >= int(there[all_ranks]):
@@ -33,27 +33,27 @@ def problem() -> str | None:
 
 
 def under_torchrun() -> bool:
-    """True in a process that torchrun, or another launcher with its variables, started."""
+    """True in a process that was started by torchrun, or by another launcher that sets its variables."""
     return all(os.environ.get(name) for name in NEEDED)
 
 
 def rank() -> int:
-    """This process's rank, 0 without torchrun."""
+    """Return this process's rank, 0 without torchrun."""
     return int(os.environ["RANK"]) if under_torchrun() else 0
 
 
 def world_size() -> int:
-    """How many ranks there are in all, 1 without torchrun."""
+    """Return the number of ranks in all, 1 without torchrun."""
     return int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
 
 
 def local_rank() -> int:
-    """This process's number among the ranks of its host, 0 without torchrun."""
+    """Return this process's number among the ranks of its host, 0 without torchrun."""
     return int(os.environ.get("LOCAL_RANK") or "0") if under_torchrun() else 0
 
 
 def local_world_size(world: int) -> int:
-    """How many ranks of `world` run on this host: all of them without torchrun."""
+    """Return how many of `world` ranks run on this host: without torchrun, all of them."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or world) if under_torchrun() else world
 
 
@@ -63,27 +63,27 @@ def is_first() -> bool:
 
 
 def node() -> str:
-    """Which host this rank is on: torchrun's number of its agent, or the host's name if it was started by other means."""
+    """Return which host this rank is on: the number of torchrun's agent, or with another launcher the host's name."""
     return os.environ.get("GROUP_RANK") or socket.gethostname()
 
 
 def master() -> tuple[str, int] | None:
-    """Address and port of the store through which the ranks found each other; None without torchrun."""
+    """Return address and port of the store through which the ranks found each other, or None without torchrun."""
     return (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])) if under_torchrun() else None
 
 
 def agent_keeps_store() -> bool:
-    """True if torchrun's agent keeps that store; started by other means, rank 0 keeps it, as init_process_group has it."""
+    """True if torchrun's agent keeps that store. With another launcher rank 0 keeps it, as in init_process_group."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def restarts() -> str:
-    """How often torchrun has started these ranks before."""
+    """Return how often torchrun has restarted these ranks."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def drop_torchrun_folders() -> None:
-    """Remove what torchrun made for this rank in the temporary folder, as far as it is empty: torchrun itself leaves it there."""
+    """Remove the empty folders that torchrun made for this rank in the temporary folder, and leaves there."""
     inside = Path(os.environ.get("TORCHELASTIC_ERROR_FILE") or "/none")
     if len(inside.parents) < 4 or not inside.parents[3].name.startswith("torchelastic_"):
         return

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def check(options: argparse.Namespace, started: float) -> tuple[Test, Setup] | int:
-    """Everything that can be refused, before a weight is read; with --explain it is shown, and the exit code returned."""
+    """Check everything that can be refused before a weight is read. With --explain, show it and return the exit code."""
     from sut import accuracy_log, compliance, loadgen, prompts, run_record, session
     from wan_mlperf import preflight, video
     from wan_mlperf.kernels.backends import ARCHS
@@ -95,17 +95,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--scenario", default="singlestream", help="singlestream or offline")
     parser.add_argument("--mode", default="performance", help="performance or accuracy")
     cli.add_recipe_arguments(parser)
-    parser.add_argument("--prompts", type=cli.path, metavar="FILE", help="one prompt a line (default: the benchmark's 248)")
+    parser.add_argument(
+        "--prompts", type=cli.path, metavar="FILE", help="a text file, one prompt per line (default: the benchmark's 248)"
+    )
     parser.add_argument("--outputs", type=cli.path, default="outputs", metavar="FOLDER", help="where the run folder is made")
     parser.add_argument("--test04", action="store_true", help="MLCommons' audit: is anything cached? After a performance run")
     parser.add_argument(
         "--reference", type=cli.path, metavar="FOLDER", help="with --test04: the performance run (default: the newest)"
     )
     parser.add_argument(
-        "--keep-accuracy-log", action="store_true", help="keep LoadGen's whole accuracy log (111 GB), not its ends"
+        "--keep-accuracy-log", action="store_true", help="keep LoadGen's whole accuracy log (111 GB), not only its ends"
     )
     parser.add_argument("--explain", action="store_true", help="print the step plan and stop; reads no weights")
-    parser.add_argument("--json", action="store_true", help="with --explain: print all that was understood as JSON")
+    parser.add_argument("--json", action="store_true", help="with --explain: print everything that was understood, as JSON")
     cli.add_arch_argument(parser, "with --explain: what would run on another GPU, and what of that is missing here")
     options = parser.parse_args(arguments)
     if options.arch is not None and not options.explain:

@@ -1,1 +1,1 @@
-"""What people bring, read in one place each: paths, texts, YAML, and values on the command line."""
+"""Readers for what people bring, one each for paths, texts, YAML and values on the command line."""

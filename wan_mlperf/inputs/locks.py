@@ -1,4 +1,4 @@
-"""A folder that one process has alone: two runs must not write into one. Some file systems have no locks."""
+"""Locks a folder for one process, because two runs must not write into the same one. Some file systems have no locks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def lock(
     wait_s: float = 0.0,
     without: Callable[[str], object] | None = None,
 ) -> int | None:
-    """Hold a folder alone until the descriptor that is returned is given to `unlock`, or this process ends.
+    """Lock a folder until the returned descriptor is passed to `unlock`, or until this process ends.
 
-    Raises BadInput while another process holds it, after `wait_s`. Some file systems (NFS without its lock service) have no
-    locks: that is refused, or told to `without` if it is given, and None returned.
+    Raises BadInput if another process still holds the lock after `wait_s`. On file systems without locks (NFS without its lock
+    service) it raises BadInput, too; or, if `without` is given, it calls that with the problem and returns None.
     """
     until = time.monotonic() + wait_s
     file = folder / LOCK
@@ -58,7 +58,7 @@ def lock(
 
 
 def unlock(folder: Path, descriptor: int | None) -> None:
-    """Let others in."""
+    """Release the lock."""
     if descriptor is not None:
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink()

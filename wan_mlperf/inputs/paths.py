@@ -1,4 +1,4 @@
-"""Paths that a user named: taken as they are, never through YAML; only `~` is expanded."""
+"""Paths that a user named. They are used literally, never parsed as YAML; only `~` is expanded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wan_mlperf.errors import BadInput
 
 
 def expand(text: str, *, what: str) -> Path:
-    """Return the path that `text` names, `~` and `~user` expanded. Raises BadInput for what no file system takes."""
+    """Return the path that `text` names, with `~` and `~user` expanded. Raises BadInput for what cannot be a path."""
     if not text:
         raise BadInput(f"{what}: '' is empty; allowed: a path")
     if "\0" in text:
@@ -24,7 +24,7 @@ def expand(text: str, *, what: str) -> Path:
 
 
 def look(path: Path, *, what: str) -> os.stat_result | None:
-    """Return what the system says of a path, links followed; None if nothing is there. Raises BadInput where it cannot say."""
+    """Return a path's status, following links; None if nothing is there. Raises BadInput if it cannot be determined."""
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -41,13 +41,13 @@ def is_folder(path: Path, *, what: str) -> bool:
 
 
 def is_file(path: Path, *, what: str) -> bool:
-    """True if there is something to read that is not a folder: a file, a pipe, a device. Raises BadInput as `look` does."""
+    """True if there is something to read other than a folder: a file, a pipe, a device. Raises BadInput as `look` does."""
     found = look(path, what=what)
     return found is not None and not stat.S_ISDIR(found.st_mode)
 
 
 def utf8(text: str, *, what: str) -> str:
-    """Return `text` if it can be written as UTF-8, as files and libraries want it. Raises BadInput."""
+    """Return `text` if it can be encoded as UTF-8, which files and libraries require. Raises BadInput."""
     try:
         text.encode()
     except UnicodeEncodeError:

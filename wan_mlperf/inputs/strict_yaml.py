@@ -1,7 +1,7 @@
-"""YAML as people write it in recipes: strict where they err, and typed by what a key is declared as (values.py).
+"""YAML for recipes: strict where people make mistakes, and typed by how each key is declared (values.py).
 
-Refused with the line: a key that is there twice, a tag, a merge key, a value that holds itself. A plain scalar is what its key
-wants; in quotes it is always text. YAML 1.1's traps (`010`, `1:30`, `1_000`) are no numbers here.
+Refused with the line number: a duplicate key, a tag, a merge key, a value that contains itself. A plain scalar becomes what its
+key needs; in quotes it is always text. YAML 1.1's traps (`010`, `1:30`, `1_000`) are not numbers here.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ MOST_NODES = 100_000  # aliases of aliases would fill the memory
 
 
 class NotStrict(ValueError):
-    """What is wrong, with its line."""
+    """What is wrong, with the line number."""
 
 
 def load(text: str, kind: Any = None) -> Any:
-    """Return plain values from YAML text; `kind` declares what is wanted. Raises NotStrict."""
+    """Return plain values from YAML text. `kind` declares what is expected. Raises NotStrict."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         return None if node is None else _Reader().value(node, kind, ())
@@ -39,7 +39,7 @@ class _Reader:
         if self._nodes > MOST_NODES:
             raise NotStrict("too many values")
         if any(node is one for one in inside):
-            raise NotStrict(f"line {_line(node)}: a value that holds itself")
+            raise NotStrict(f"line {_line(node)}: a value that contains itself")
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, kind)
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rpartition(":")[2] not in ("map", "seq"):
@@ -55,7 +55,7 @@ class _Reader:
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise NotStrict(f"line {_line(key_node)}: a key that is no text")
+                raise NotStrict(f"line {_line(key_node)}: a key that is not text")
             key, line = key_node.value, _line(key_node)
             if key == "<<" and key_node.style is None:
                 raise NotStrict(f"line {line}: the merge key <<; write its values out")
@@ -72,7 +72,7 @@ class _Reader:
         return values.scalar(node.value, kind)
 
 
-# What YAML 1.1 takes a plain scalar for; `!!str` and the like, written out, come as these as well and do no harm.
+# The tags that YAML 1.1 gives plain scalars. An explicit `!!str` or the like looks the same, and does no harm.
 _PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp", "value")}
 
 

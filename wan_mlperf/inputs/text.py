@@ -1,7 +1,7 @@
-"""Text that people bring: one reader for every file. Encodings, byte order marks, line ends, and streams that give it only once.
+"""The one reader of text files: encodings, byte order marks, line ends, and streams that can be read only once.
 
-A stream (a pipe such as `<(command)`, /dev/stdin, `-`) is read by one process of a job and handed to the others: by the launcher
-through copies (`hand_over`), under torchrun by rank 0 (`replicas/together.py`).
+A stream (a pipe such as `<(command)`, /dev/stdin, `-`) is read by one process of a job, which passes the content to the others:
+the launcher with copies (`hand_over`), under torchrun rank 0 (`replicas/together.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from wan_mlperf.errors import BadInput
 
 COPIES = "WAN_MLPERF_STREAMS"  # set by `launch`: stream -> the file that holds what was read from it
-MOST = 1 << 28  # bytes; more is no text that a person has written, and /dev/zero never ends
+MOST = 1 << 28  # bytes; no person has written a longer text, and /dev/zero never ends
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16's, which it begins with
@@ -42,7 +42,7 @@ _read: dict[str, bytes] = {}  # streams that this process has read
 
 
 def read_text(path: str | Path, *, what: str, allowed: str) -> str:
-    """Return a file's text without its byte order mark, whatever Unicode encoding the mark names; without one it is UTF-8.
+    """Return a file's text without its byte order mark, which names the encoding. Without a mark it is UTF-8.
 
     Raises BadInput: "{what} 'path': cannot be read (reason); allowed: {allowed}".
     """
@@ -54,7 +54,7 @@ def read_text(path: str | Path, *, what: str, allowed: str) -> str:
 
 
 def decode(content: bytes) -> str:
-    """Return text from bytes. Raises ValueError that says what is wrong, and where."""
+    """Decode bytes. Raises a ValueError that says what is wrong, and where."""
     kind = next((name for start, name in KINDS if content.startswith(start)), None)
     if kind:
         raise ValueError(f"{kind}, not text")
@@ -77,7 +77,7 @@ def lines(text: str) -> list[str]:
 
 
 def read_json(path: str | Path, *, what: str, allowed: str) -> Any:
-    """Return what a JSON file holds; a key given twice is refused. Raises BadInput."""
+    """Return the content of a JSON file. Raises BadInput, also for a duplicate key."""
     text = read_text(path, what=what, allowed=allowed)
     try:
         return json.loads(text, object_pairs_hook=_once)
@@ -98,7 +98,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Return the prompts of a text file, one a line, empty lines left out. Raises BadInput, also for a file of another format."""
+    """Return the prompts of a text file: one per line, without empty lines. Raises BadInput, also for another file format."""
     allowed = "a text file, one prompt a line"
     text = read_text(path, what="prompts", allowed=allowed)
     kind = other_format(path, text)
@@ -111,7 +111,7 @@ def read_prompts(path: str | Path) -> list[str]:
 
 
 def other_format(path: str | Path, text: str) -> str | None:
-    """Return what a file is if it is not plain text, one entry a line."""
+    """Return what kind of file this is, if it is not plain text with one entry per line."""
     suffix = Path(path).suffix.lower()
     if suffix in (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".yaml", ".yml", ".xml", ".html", ".htm", ".rtf", ".toml"):
         return f"{suffix[1:].upper()} by its name"
@@ -139,7 +139,7 @@ def _json(text: str) -> Any:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Return a file's bytes; a stream is read once and remembered. Raises OSError, and ValueError for one without an end."""
+    """Return a file's bytes. A stream is read once and remembered. Raises OSError, or ValueError for an endless stream."""
     name = str(path)
     if name in _read:
         return _read[name]
@@ -157,7 +157,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def _open(name: str) -> Any:
-    """Open a file to read. A rank finds what torchrun was given as /dev/fd/N with its parent: torchrun does not pass it on."""
+    """Open a file for reading. torchrun does not pass on /dev/fd/N that it was given, so a rank uses its parent's."""
     if name in ("-", "/dev/stdin", "/proc/self/fd/0", "/dev/fd/0"):
         if sys.stdin is None:
             raise OSError(9, "the standard input is closed")
@@ -168,7 +168,7 @@ def _open(name: str) -> Any:
 
 
 def may_be_stream(path: str | Path) -> bool:
-    """True for what can be read only once."""
+    """True for something that can be read only once."""
     try:
         return OPENED.fullmatch(str(path)) is not None or not stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):
@@ -176,12 +176,12 @@ def may_be_stream(path: str | Path) -> bool:
 
 
 def remember(path: str | Path, content: bytes) -> None:
-    """From now on, this is what `path` holds: another rank has read it."""
+    """Note the content of `path`, which another rank has read."""
     _read[str(path)] = content
 
 
 def hand_over(folder: Path) -> dict[str, str]:
-    """Write what was read from streams into `folder`; return the variables by which the processes that are started find it."""
+    """Write what was read from streams to `folder`. Returns the variables with which started processes will find it."""
     copies = {}
     for number, (name, content) in enumerate(_read.items()):
         copies[name] = str(folder / f"stream-{number}")

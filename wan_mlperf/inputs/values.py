@@ -1,7 +1,7 @@
-"""The text of a value -> a value of the type that its key has. Text stays text where the key wants text.
+"""The text of a value -> a value of its key's type.
 
-A scalar in YAML or on the command line says nothing of its type: `no` is a word, a boolean and a country. The key's declared type
-decides, so that nobody has to know YAML's rules. What fits no declared type comes back as what it looks like, to be refused with
+A scalar in YAML or on the command line does not say its type: `no` is a word, a boolean and a country. The key's declared type
+decides, so nobody has to know YAML's rules. What fits no declared type is returned as what it looks like, and later refused with
 its key.
 """
 
@@ -26,7 +26,7 @@ LISTS = (list, collections.abc.Sequence)
 
 
 def alternatives(annotation: Any) -> list[Any]:
-    """Return the types that a declaration allows, each plain: no union, no Annotated, no Literal of several."""
+    """Return the plain types that a declaration allows, without unions, Annotated, or Literals of several values."""
     origin = get_origin(annotation)
     if origin is typing.Annotated:
         return alternatives(get_args(annotation)[0])
@@ -36,7 +36,7 @@ def alternatives(annotation: Any) -> list[Any]:
 
 
 def scalar(text: str, annotation: Any = None) -> Any:
-    """Return the value of an unquoted `text` for a key declared as `annotation`; without one, what it looks like."""
+    """Return the value of an unquoted `text` for a key declared as `annotation`, or else what it looks like."""
     kinds = alternatives(annotation) if annotation is not None else []
     literals = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
     if text.lower() in NOTHING:
@@ -70,7 +70,7 @@ def _looks_like(text: str) -> Any:
 
 
 def field_type(annotation: Any, key: str) -> Any:
-    """Return how `key` is declared in a dataclass, or a mapping's values; None if it is not."""
+    """Return how `key` is declared in a dataclass, or the values of a mapping; None if it is not declared."""
     for kind in alternatives(annotation) if annotation is not None else []:
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             return get_type_hints(kind, include_extras=True).get(key)
@@ -80,7 +80,7 @@ def field_type(annotation: Any, key: str) -> Any:
 
 
 def item_type(annotation: Any, index: int) -> Any:
-    """Return how an item of a list is declared; None if it is not."""
+    """Return how a list's items are declared; None if they are not."""
     for kind in alternatives(annotation) if annotation is not None else []:
         parts = get_args(kind)
         if get_origin(kind) is tuple and parts[1:] != (Ellipsis,):
@@ -91,15 +91,15 @@ def item_type(annotation: Any, index: int) -> Any:
 
 
 def is_nested(annotation: Any) -> bool:
-    """True for a key whose value may have parts: a list, a mapping, a dataclass."""
+    """True for a key whose value may be a list, a mapping or a dataclass."""
     kinds = alternatives(annotation) if annotation is not None else []
     return any(dataclasses.is_dataclass(kind) or get_origin(kind) in (tuple, *LISTS, *MAPPINGS) for kind in kinds)
 
 
 def from_command_line(text: str, annotation: Any) -> Any:
-    """Return the value of `text` as it stands on a command line. Raises ValueError for lists and mappings that are no YAML.
+    """Return the value of `text` from a command line. Raises ValueError for lists and mappings that are not YAML.
 
-    A key that wants text gets it letter by letter; only `null` stands for None where that is allowed.
+    A key for text gets it unchanged, except that `null` means None where that is allowed.
     """
     kinds = alternatives(annotation) if annotation is not None else []
     if str in kinds and not is_nested(annotation):
@@ -112,7 +112,7 @@ def from_command_line(text: str, annotation: Any) -> Any:
 
 
 def whole_number(text: str) -> int:
-    """Return the whole number that a flag was given. Raises argparse's error: int() takes `4_2`, ` 42 ` and other digits, too."""
+    """Type of a flag that is a whole number. Unlike int() it refuses `4_2`, ` 42 ` and digits of other scripts."""
     if not (WHOLE.fullmatch(text) and len(text) < 400):
         raise argparse.ArgumentTypeError(f"invalid int value: {text!r}; allowed: a whole number")
     return int(text)
