@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 READY := .venv/ready
 
-.PHONY: run help check test test-all lint format bench install clean
+.PHONY: run help check test test-all test-aiter test-gpu lint format bench install clean
 
 run: $(READY)  ## the benchmark on the embedded model: SingleStream, two ranks, no GPU needed
 	$(BIN)/python -m wan_mlperf.run --scenario singlestream
@@ -22,6 +22,12 @@ test: $(READY)  ## what CI runs: all but slow and GPU tests, under 12 minutes on
 
 test-all: $(READY)  ## the slow tests too
 	$(BIN)/python -m pytest
+
+test-aiter: $(READY)  ## AITER's own kernels on a CPU: make test-aiter AITER_SRC=FOLDER, a checkout of AITER
+	AITER_SRC=$(AITER_SRC) $(BIN)/python -m pytest tests/aiter
+
+test-gpu: $(READY)  ## what only a GPU can show
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -231,14 +231,14 @@ class Mxfp4Linear(_Reference):
         super().__init__(layer)
         if layer.in_features % BLOCK:
             raise BadInput(f"gemm 'mxfp4': a layer of {layer.in_features} input features; allowed: a multiple of {BLOCK}")
-        codes, scales = sage.quantise_mxfp4(layer.weight.detach())
+        codes, scales = sage.quantise_mxfp4(layer.weight.detach(), ties_away=False)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N]. Every value of both operands is exact in bf16, so that only the products round."""
         bias = None if self.bias is None else self.bias.to(self.products)
-        return F.linear(sage.round_to_mxfp4(hidden).to(self.products), self._weight(), bias).to(self.dtype)
+        return F.linear(sage.round_to_mxfp4(hidden, ties_away=False).to(self.products), self._weight(), bias).to(self.dtype)
 
     def _weight(self) -> torch.Tensor:
         # Two elements a look-up, by byte; a scale is a power of two: its byte is a float's exponent.

@@ -77,12 +77,12 @@ def _mx_scales(blocks: Tensor) -> Tensor:
     return ((amax / E2M1_MAX).view(torch.int32) + _MANTISSA).bitwise_and_(_EXPONENT).view(torch.float32)
 
 
-def quantise_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise x [..., D] to MXFP4 as AITER's `downcast_to_mxfp` does.
+def quantise_mxfp4(x: Tensor, *, ties_away: bool = True) -> tuple[Tensor, Tensor]:
+    """Quantise x [..., D] to MXFP4 as AITER does.
 
     Returns codes uint8 [..., D / 2], two E2M1 a byte with the even element in the low nibble, and E8M0 scales uint8
-    [..., G]. The scales are those of torchao's RCEIL mode. Codes differ from torchao's only half-way between two codes:
-    AITER rounds away from zero, as here, torchao to the even one (2.4 to 2.8 % of the golden outputs, all else equal).
+    [..., G]. The scales are those of torchao's RCEIL mode. Half-way values go to the code away from zero in `downcast_to_mxfp`
+    (Sage attention), to the even one in `per_1x32_f4_quant` (linear layers) and in torchao.
     """
     if x.shape[-1] % MX_BLOCK:
         raise ValueError(f"last dimension {x.shape[-1]}: MXFP4 needs a multiple of {MX_BLOCK}")
@@ -90,7 +90,11 @@ def quantise_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
     scales = _mx_scales(blocks)
     scaled = blocks * torch.where(scales == 0, 0.0, 1 / scales)
     midpoints = torch.tensor(E2M1_MIDPOINTS, device=x.device)
-    codes = torch.bucketize(scaled.abs(), midpoints, right=True).to(torch.uint8)
+    magnitudes = scaled.abs()
+    codes = torch.bucketize(magnitudes, midpoints, right=True)
+    if not ties_away:
+        codes = torch.where(torch.isin(magnitudes, midpoints), codes - codes % 2, codes)
+    codes = codes.to(torch.uint8)
     codes |= scaled.signbit().to(torch.uint8) << 3
     low, high = codes.flatten(-2).unflatten(-1, (-1, 2)).unbind(-1)
     return low | high << 4, (scales.view(torch.int32) >> 23).squeeze(-1).to(torch.uint8)
