@@ -1,8 +1,9 @@
 """The references against AITER's own kernels behind xDiT's dispatch, as recorded by tests/aiter (AITER at e4048607, August 2026).
 
 `aiter_calls.safetensors`: fp16 Q, K and V [1, 4, 96, 32], K with a mean; what AITER_SAGE_V2 and AITER_SAGE made of them in
-Triton's interpreter; bf16 activations [96, 256] and weights [64, 256] with their product by xDiT's MXFP4 layer. Measured: 1.3 % for both
-attention kernels (the interpreter truncates to bf16 where hardware rounds, and rotates in fp16) and 0.3 % for the product.
+Triton's interpreter; bf16 activations [96, 256] and weights [64, 256] with their product by xDiT's MXFP4 layer. Measured: 1.3 %
+for both attention kernels (the interpreter truncates to bf16 where hardware rounds, and rotates in fp16) and 0.3 % for the
+product.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The one table of kernels, attention and linear layers: what each is, what it needs, and which a recipe's name takes.
+"""The one table of kernels for attention and linear layers: what each is, what it needs, and which one a recipe's name gets.
 
-By architecture, best first. Read by whatever runs, probes, predicts, documents or lists kernels; imports no torch.
+By architecture, best first. Everything that runs, probes, predicts, documents or lists kernels reads it. Does not import torch.
 Rates are TFLOP/s on gfx950 at batch 1, 5 heads, 75,600 tokens and head dim 128 (ROCm/aiter pull 3495; those of MHA v4:
 aiter/ops/mha_v4.md).
 """
@@ -21,9 +21,9 @@ HALF = ("bfloat16", "float16")
 class Backend:
     """A kernel behind one of xDiT's attention backends (`xdit`, its name in AttentionBackendType).
 
-    `flag`: xDiT imports the functions only where its package checker has found this. `without`: where all of this is there
-    xDiT calls another kernel by the same name. `lse`: xDiT's function returns the log-sum-exp, so its output can be merged.
-    `bias`: it reads `attn_mask`; every other one ignores it.
+    `flag`: xDiT imports the functions only if its package checker has found this. `without`: if all of this is installed, xDiT
+    calls another kernel by the same name. `lse`: xDiT's function returns the log-sum-exp, so outputs can be merged. `bias`: it
+    uses `attn_mask`, which all others ignore.
     """
 
     xdit: str
@@ -70,7 +70,7 @@ ATTENTION: Mapping[str, Backend] = {
         flag="has_aiter",
         numerics=Numerics(qk="int8", qk_scales="tokens", groups=(256, 128), smoothed=True, **_FP8_V),  # type: ignore[arg-type]
     ),
-    # 3695. Half-way codes: the hardware's conversion rounds to the even one.
+    # 3695. Half-way between two codes, the hardware's conversion rounds to the even one.
     "AITER_MXFP4": Backend(
         xdit="AITER_MXFP4",
         needs=(needs.MHA_V4, needs.AITER_BF16),
@@ -150,7 +150,7 @@ CANDIDATES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
 }
 
-# What a name needs, for whoever has none of it.
+# What a name needs, for the message where nothing of it is there.
 _AITER = "AITER (in the container rocm/pytorch-xdit; PyPI's amd-aiter is older, its aiter another package)"
 NEEDS: Mapping[str, str] = {
     "sdpa": "PyTorch",

@@ -1,7 +1,7 @@
-"""What this rank computes on, probed once: gfx950, gfx942, sm100, sm90, another GPU, or the CPU and why.
+"""The device that this rank computes on, probed once: gfx950, gfx942, sm100, sm90, another GPU, or the CPU, and why.
 
-The only place that asks torch whether there is a GPU. How torch was built says nothing: the ordinary wheel for Linux is a CUDA
-build and runs on machines without a GPU, and CUDA_VISIBLE_DEVICES="" hides those that are there.
+Only this module asks torch whether there is a GPU. How torch was built does not tell: the ordinary wheel for Linux is a CUDA
+build that also runs on machines without a GPU, and CUDA_VISIBLE_DEVICES="" hides existing ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VISIBLE = {"CUDA": ("CUDA_VISIBLE_DEVICES",), "ROCm": ("ROCR_VISIBLE_DEVICES", "
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """`arch` is what kernel tables are keyed by; `name` and `why_cpu`, empty on a GPU, are for people."""
+    """`arch` is the key of the kernel tables. `name` and `why_cpu` (empty on a GPU) are for people."""
 
     arch: str
     name: str
@@ -51,7 +51,7 @@ class Device:
 
 @functools.cache
 def _look() -> tuple[int, str]:
-    """How many GPUs this process may use, and what torch says of it."""
+    """Return how many GPUs this process may use, and what torch says about it."""
     with warnings.catch_warnings(record=True) as told:  # torch says it once per process: a driver that is too old, for instance
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -59,7 +59,7 @@ def _look() -> tuple[int, str]:
 
 
 def gpu_count() -> int:
-    """How many GPUs this process may use, 0 without one; whatever torch was built for."""
+    """Return how many GPUs this process may use, 0 without one, whatever torch was built for."""
     return _look()[0]
 
 
@@ -68,9 +68,9 @@ _one_at_a_time = threading.RLock()
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Around all that computes: what our arithmetic relies on, whatever else the program has set, and one thread at a time.
+    """Put this around everything that computes: it sets what our arithmetic relies on, and lets in one thread at a time.
 
-    That is fp32 and the CPU as defaults, and no autocast. Nothing is touched where it is so already.
+    Whatever else the program has set, fp32 and the CPU are the defaults inside, and autocast is off. What is so already stays.
     """
     with _one_at_a_time, ExitStack() as stack:
         dtype, where = torch.get_default_dtype(), torch.get_default_device()
@@ -86,7 +86,7 @@ def alone() -> Iterator[None]:
 
 
 def each_alone(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items, each made `alone`; what runs between them is the caller's."""
+    """Yield the items, making each of them `alone`. Between them the caller's settings hold."""
     while True:
         with alone():
             try:
@@ -98,7 +98,7 @@ def each_alone(items: Iterator[T]) -> Iterator[T]:
 
 @functools.cache
 def probe() -> Device:
-    """Return this rank's device; torchrun's LOCAL_RANK picks the GPU."""
+    """Return this rank's device. torchrun's LOCAL_RANK chooses the GPU."""
     if not gpu_count():
         return Device(arch="cpu", name=_cpu_name(), torch=torch.device("cpu"), why_cpu=_why_cpu())
     index = ranks.local_rank() % gpu_count()
@@ -108,13 +108,13 @@ def probe() -> Device:
 
 
 def build() -> dict[str, str]:
-    """What this torch was built for: {"CUDA": version}, {"ROCm": version}, or nothing for a CPU build."""
+    """Return what this torch was built for: {"CUDA": version}, {"ROCm": version}, or nothing for a CPU build."""
     builds = {"ROCm": torch.version.hip, "CUDA": torch.version.cuda}
     return {name: version for name, version in builds.items() if version}
 
 
 def _why_cpu() -> str:
-    """Why torch sees no GPU, in a few words."""
+    """Say in a few words why torch sees no GPU."""
     version = f"torch {torch.__version__.split('+')[0]}"
     if not build():
         return f"{version} is a CPU build"

@@ -1,4 +1,4 @@
-"""One line per name of a recipe: what runs it, what that does to its operands, what a better one lacks. Imports no torch."""
+"""One line per name of a recipe: what runs it, what that does to its operands, and what a better one lacks. Without torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Feature:
 
 
 def as_table(features: Iterable[Feature], *, title: str, lacks: str) -> Table:
-    """The features as a table for a terminal; `lacks` heads its last column."""
+    """Return the features as a table for a terminal. `lacks` is the heading of the last column."""
     table = Table(title=title, show_lines=True)
     for heading in ("name", "runs", "numerics", lacks):
         table.add_column(heading, overflow="fold")

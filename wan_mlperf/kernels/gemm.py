@@ -1,12 +1,12 @@
 """Linear layers by format: bf16 (as the checkpoint has them), fp8, mxfp4; what each is on which device.
 
 On a GPU the layers are xDiT's (AITER, gfx950) or torchao's. Elsewhere they are the references below, if the recipe allows them:
-packed weights of the same formats, operands rounded to the same numbers, products in the model's dtype or a wider one. (torchao's
-own emulation of MXFP4 takes bf16 only and several times as long per layer at the embedded model's size, and its FP8 refuses to
-run without a GPU; tests/kernels/test_gemm.py holds these references against it.)
+packed weights in the same formats, operands rounded to the same numbers, products in the model's dtype or a wider one. torchao's
+own emulation of MXFP4 is no alternative: it takes only bf16, and several times as long per layer at the embedded model's size;
+and its FP8 does not run without a GPU. tests/kernels/test_gemm.py compares these references with it.
 
-A CPU without AVX-512 has no fast products of bf16: PyTorch then takes 10 to 50 times as long as for fp32. There the references
-and what is left in bf16 (`widen`) multiply in fp32 and round the sum once, which is what a fast bf16 product does too.
+A CPU without AVX-512 has no fast bf16 products: PyTorch then takes 10 to 50 times as long as in fp32. On such a CPU the
+references, and what remains in bf16 (`widen`), multiply in fp32 and round the sum once, as a fast bf16 product does too.
 
 Shapes: M tokens, K input features, N output features.
 """
@@ -38,13 +38,13 @@ FP8_FLOOR = 1e-12  # smallest largest value that an FP8 scale is made of: a row 
 
 
 def backend(name: str, arch: str) -> str | None:
-    """The key of GEMM that multiplies in a format on an architecture; None if there is none."""
+    """Return the key of GEMM that multiplies in a format on an architecture, or None."""
     by_arch = GEMM_CANDIDATES[name]
     return by_arch.get(arch, by_arch.get("any"))
 
 
 def names(recipe: Gemm) -> tuple[str, ...]:
-    """The formats that a recipe's linear layers take."""
+    """Return the formats of a recipe's linear layers."""
     return tuple(dict.fromkeys((recipe.high_noise, recipe.low_noise, *(kept for _, kept in recipe.keep))))
 
 
@@ -56,7 +56,7 @@ def check(recipe: Gemm, device: Device, *, allow_reference: bool) -> None:
 
 
 def resolve(recipe: Gemm, device: Device, *, allow_reference: bool, probe: Probe) -> dict[str, str | None]:
-    """Return format -> key of GEMM, None where a reference stands in. Raises BadInput for what cannot run.
+    """Return format -> key of GEMM, or None for a reference. Raises BadInput for a format that cannot run.
 
     `probe` says what a key of GEMM lacks on this machine.
     """
@@ -79,7 +79,7 @@ def _refusal(name: str, device: Device, tried: str) -> BadInput:
 
 @functools.cache
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type to multiply numbers of `dtype` in: fp32 for bf16 on a CPU that has no fast products of bf16, else `dtype`."""
+    """Return the dtype to multiply numbers of `dtype` in: fp32 for bf16 on a CPU without fast bf16 products, else `dtype`."""
     if dtype != torch.bfloat16 or device.type != "cpu":
         return dtype
     fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -87,7 +87,7 @@ def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def widen(model: nn.Module) -> nn.Module:
-    """Let the linear layers and convolutions of `model` that are in bf16 multiply in fp32 where `compute_dtype` says so."""
+    """Make the bf16 linear layers and convolutions of `model` multiply in fp32 if `compute_dtype` says so."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv3d):
             products = compute_dtype(layer.weight.dtype, layer.weight.device)
@@ -108,11 +108,11 @@ def _in(products: torch.dtype, layer: nn.Linear | nn.Conv3d, hidden: torch.Tenso
 
 
 def convert(expert: nn.Module, name: str, recipe: Gemm, table: Backends, device: Device, aiter_linear: NativeLinear) -> str:
-    """Turn the linear layers of an expert's blocks into format `name`, in place; return one line for the load summary.
+    """Convert the linear layers of an expert's blocks to the format `name`, in place. Returns one line for the load summary.
 
     `recipe.keep` maps patterns of layer names (such as "blocks.0.*" or "*.ffn.*") to another format; `table` is what `resolve`
-    returned. Norms, embeddings, modulation and the output projection stay as they are. Each layer is packed and its 16-bit copy
-    freed before the next one. `aiter_linear` makes xDiT's layer for gfx950.
+    returned. Norms, embeddings, modulation and the output projection stay as they are. Each layer is packed, and its 16-bit copy
+    freed, before the next one. `aiter_linear` makes xDiT's layer for gfx950.
     """
     layers = [
         (full, layer) for full, layer in expert.named_modules() if full.startswith("blocks.") and isinstance(layer, nn.Linear)
@@ -132,7 +132,7 @@ def convert(expert: nn.Module, name: str, recipe: Gemm, table: Backends, device:
 
 
 def weight_bytes(layer: nn.Module) -> int:
-    """Bytes that a layer's weights and their scales occupy, the bias left out."""
+    """Return the bytes of a layer's weights and their scales, without the bias."""
     total = 0
     for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
         if name != "bias":
@@ -141,7 +141,7 @@ def weight_bytes(layer: nn.Module) -> int:
 
 
 def _storages(tensor: Any) -> Iterator[torch.Tensor]:
-    """The plain tensors inside a tensor; torchao's are made of several."""
+    """Yield the plain tensors inside a tensor: torchao's consist of several."""
     if hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
             yield from _storages(getattr(tensor, name))
@@ -169,7 +169,7 @@ def _torchao(layer: nn.Linear, name: str, fp8_scales: str) -> nn.Module:
 
 
 def fp8_config(scales: str) -> Any:
-    """torchao's configuration of FP8 layers, weights and activations with one scale per "row" or per "tensor"."""
+    """Return torchao's configuration of FP8 layers. Weights and activations have one scale per "row" or per "tensor"."""
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, PerTensor
     from torchao.quantization.quantize_.common.kernel_preference import KernelPreference
 
@@ -241,7 +241,7 @@ class Mxfp4Linear(_Reference):
         return F.linear(sage.round_to_mxfp4(hidden, ties_away=False).to(self.products), self._weight(), bias).to(self.dtype)
 
     def _weight(self) -> torch.Tensor:
-        # Two elements a look-up, by byte; a scale is a power of two: its byte is a float's exponent.
+        # One look-up per byte gives two elements. A scale is a power of two, so its byte is the exponent of a float.
         pairs = _pairs(self.products, self.codes.device).index_select(0, self.codes.view(-1).int()).view(self.products)
         powers = (self.scales.int() << 23).view(torch.float32).to(self.products)
         return pairs.view(self.out_features, -1, BLOCK).mul_(powers.unsqueeze(-1)).view(self.out_features, self.in_features)

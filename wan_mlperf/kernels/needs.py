@@ -1,6 +1,6 @@
-"""What kernels need: packages, and in them functions with the arguments that xDiT or we call them with.
+"""What kernels need: packages, and functions in them that take the arguments that xDiT or we pass.
 
-Imports no torch. Dates and pulls are those of the change that brought the function or the argument.
+Does not import torch. Dates and pull requests are those of the change that added the function or the argument.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Functions that must be importable. `names[0]` must take `parameters` and be callable without any of `optional`."""
+    """Functions that must be importable. `names[0]` must accept `parameters`, and must not require any of `optional`."""
 
     package: str
     module: str

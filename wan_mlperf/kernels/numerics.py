@@ -1,6 +1,6 @@
-"""What a kernel does to its operands, in one place: the references compute it, and every document about a run quotes its text.
+"""What a kernel does to its operands, in one place. The references compute it, and every document about a run quotes its text.
 
-Imports no torch: the submission's documents, the report and the host check read it, too.
+It does not import torch, because the submission's documents, the report and the host check read it, too.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SCALES: dict[tuple[str, str], str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """An attention kernel's arithmetic: Q, K and V as they are multiplied, and the probabilities that meet V.
+    """An attention kernel's arithmetic: the formats of Q, K and V in the products, and of the probabilities multiplied with V.
 
-    `rotated`: Q and K times a Hadamard matrix along the head dimension, which leaves Q K^T as it is and spreads outliers.
-    `smoothed`: K minus its mean over the tokens, which leaves the softmax as it is (SageAttention). `groups`: how many tokens of
-    Q and of K share a scale. `largest`: what the largest probability is before it is rounded. `ties`: where a value goes that
-    lies half-way between two FP4 codes.
+    `rotated`: Q and K are multiplied with a Hadamard matrix along the head dimension, which does not change Q K^T and spreads
+    outliers. `smoothed`: K minus its mean over the tokens, which does not change the softmax (SageAttention). `groups`: how many
+    tokens of Q and of K share a scale. `largest`: the largest probability before rounding. `ties`: the FP4 code for a value
+    half-way between two of them.
     """
 
     qk: Format = "16 bits"
@@ -51,7 +51,7 @@ class Numerics:
 
     @property
     def text(self) -> str:
-        """One phrase for people."""
+        """Describe it in one phrase."""
         if self == SIXTEEN_BITS:
             return "Q, K and V in the dtype that the model computes in, not quantised"
         parts = ["Q and K " + ("rotated by a Hadamard matrix" if self.rotated else "not rotated")]
@@ -88,5 +88,5 @@ GEMM_TEXTS: dict[tuple[str, str], str] = {
 
 
 def gemm_text(name: str, fp8_scales: str = "row") -> str:
-    """What a format of linear layers is, for people; `fp8_scales` is the recipe's."""
+    """Describe a format of linear layers. `fp8_scales` is the recipe's."""
     return GEMM_TEXTS[name, fp8_scales if name == "fp8" else ""]

@@ -1,7 +1,7 @@
-"""Is what a kernel needs on this machine? Packages, functions and their arguments, asked before any weight is read.
+"""Is everything that a kernel needs on this machine? Checks packages, functions and their arguments before any weight is read.
 
-xDiT's own check (parallel/xdit.py) has no branch for half of its backends and accepts packages whose functions it then calls with
-arguments that they do not have; here each function is looked at.
+xDiT's own check (parallel/xdit.py) ignores half of its backends, and accepts packages whose functions it then calls with
+arguments that they do not have. Here each function is inspected.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ CUDNN = 90000  # the oldest cuDNN with which PyTorch offers its attention
 
 
 def missing(key: str, *, dtype: torch.dtype | None = None, head_dim: int | None = None) -> str | None:
-    """What an attention kernel (a key of ATTENTION) lacks here, in one phrase; None if it can run.
+    """Say in one phrase what an attention kernel (a key of ATTENTION) lacks here, or return None if it can run.
 
-    `dtype` and `head_dim` are the model's; left out, they are taken to fit. The architecture is the table's matter.
+    `dtype` and `head_dim` are the model's; without them they are assumed to fit. The architecture is not checked here.
     """
     backend = ATTENTION[key]
     if head_dim is not None and backend.head_dims and head_dim not in backend.head_dims:
@@ -32,23 +32,23 @@ def missing(key: str, *, dtype: torch.dtype | None = None, head_dim: int | None 
 
 
 def missing_gemm(key: str, *, dtype: torch.dtype | None = None) -> str | None:
-    """What a GEMM (a key of GEMM) lacks here, in one phrase; None if it can run."""
+    """Say in one phrase what a GEMM (a key of GEMM) lacks here, or return None if it can run."""
     return _dtype(GEMM[key], dtype) or _needs(GEMM[key].needs)
 
 
 def is_another_aiter() -> bool:
-    """True if the package `aiter` here is not AITER: PyPI has one of that name, on which xDiT's import fails on an AMD GPU."""
+    """True if the package `aiter` is not AITER: PyPI has another one of that name, with which xDiT fails on an AMD GPU."""
     spec = importlib.util.find_spec("aiter")
     return spec is not None and importlib.util.find_spec("aiter.ops") is None
 
 
 def unmet(need: Need) -> str | None:
-    """What of a need is not there, in one phrase; None if all of it is."""
+    """Say in one phrase what of a need is missing, or return None if nothing is."""
     try:
         module = importlib.import_module(need.module)
     except ModuleNotFoundError as error:
         return f"{error.name or need.module} is not installed; {need.since}"
-    except Exception as error:  # a library of another CUDA or ROCm, a build that failed: whatever it is, it cannot be used
+    except Exception as error:  # a library for another CUDA or ROCm, a failed build: whatever it is, it cannot be used
         return f"{need.module} cannot be imported ({type(error).__name__}: {_short(error)}); {need.since}"
     for name in need.names:
         if not hasattr(module, name):
@@ -88,7 +88,7 @@ def _dtype(backend: Backend | GemmBackend, dtype: torch.dtype | None) -> str | N
 
 
 def _parameters(need: Need) -> dict[str, bool] | None:
-    """The arguments of a need's first function, and whether each may be left out; None if nobody tells (compiled code)."""
+    """Return the arguments of a need's first function, and whether each is optional; None if unknown (compiled code)."""
     try:
         parameters = inspect.signature(getattr(importlib.import_module(need.module), need.names[0])).parameters
     except (TypeError, ValueError):

@@ -1,9 +1,9 @@
 """PyTorch references of the low-precision attention kernels, each made from its entry's numerics (backends.py).
 
-B batch, H heads, T tokens, D head dim; operands are held as the float32 numbers that they stand for (sage.py).
+B batch, H heads, T tokens, D head dim. Quantised operands are stored as the float32 numbers that they represent (sage.py).
 
-A scale "per tensor" spans the heads that a rank holds, as on a GPU, so what it rounds depends on the Ulysses degree. It spans one
-sample here: a GPU that makes several samples at once (`offline.batch`) has one for all of them.
+A scale "per tensor" covers the heads that a rank holds, as on a GPU, so its roundings depend on the Ulysses degree. Here it
+covers one sample, while a GPU that makes several samples at once (`offline.batch`) has one scale for all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAMPLE = (-3, -2, -1)  # heads, tokens, head dim
 
 @functools.cache
 def reference(numerics: Numerics) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Attention with these numerics: q [B, H, Tq, D], k and v [B, H, Tk, D], D a multiple of 32, to q's shape and dtype."""
+    """Return attention with these numerics: q [B, H, Tq, D], k, v [B, H, Tk, D], D a multiple of 32 -> q's shape and dtype."""
     # Plain values, because torch.compile reads what a function closes over.
     n = numerics
     rotated, smoothed, ties_away = n.rotated, n.smoothed, n.ties == "away"
@@ -50,7 +50,7 @@ def reference(numerics: Numerics) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def quantised(x: Tensor, name: Format, scales: Scales, group: int = 0, ties_away: bool = False) -> Tensor:
-    """The float32 numbers that x [B, H, T, D] becomes in a format; `group`: tokens that share a scale."""
+    """Return the float32 numbers that x [B, H, T, D] becomes in a format. `group`: tokens that share a scale."""
     if name == "mxfp4":
         return sage.round_to_mxfp4(x, ties_away=ties_away)
     if name == "nvfp4":
@@ -64,7 +64,7 @@ def quantised(x: Tensor, name: Format, scales: Scales, group: int = 0, ties_away
 
 
 def _values(v: Tensor, name: Format, scales: Scales) -> tuple[Tensor, Tensor]:
-    """V as it is multiplied, and what its products are multiplied with: [B, H, 1, D] or [B, H, 1, 1]."""
+    """Return V as it is multiplied, and the scales of its products: [B, H, 1, D] or [B, H, 1, 1]."""
     if name == "fp8":
         values, one = sage.quantise_e4m3(v, SAMPLE if scales == "tensor" else (-2,))
         return values, one.expand(-1, v.shape[1], -1, -1)

@@ -2,12 +2,12 @@
 
 B batch, H heads, T tokens (Tq of the queries, Tk of the keys), D head dim, G = D / 32 blocks of a token, N = B x H.
 
-These are references: made to be right, so that what a schedule of low-precision attention does to a video can be seen
-and tested without the hardware. Quantised operands are held as the float32 numbers that they stand for; their products
-are then as exact as the hardware's, which also accumulates in float32.
+These are references, written to be correct: they show, and let tests check, what a schedule of low-precision attention
+does to a video without the hardware. Quantised operands are stored as the float32 numbers that they represent, so their
+products are as exact as the hardware's, which also accumulates in float32.
 
-Means, and all scales but those per tensor, belong to one head of one sample, so a head comes out the same whichever rank
-holds it. Ring attention, which splits the tokens, would change them.
+Means, and all scales except those per tensor, belong to one head of one sample, so a head's result does not depend on the
+rank that holds it. Ring attention, which splits the tokens, would change them.
 
 Sources, by their short names below:
   AITER   github.com/ROCm/aiter, `fav3_sage_attention_mxfp4` with `sage_quant_mxfp4` and `downcast_to_mxfp`
@@ -31,7 +31,7 @@ E4M3_MAX = 448.0
 E4M3_SMALLEST = 2.0**-6  # normal number
 INT8_MAX = 127.0
 NV_BLOCK = 16  # values that share one E4M3 scale in NVFP4
-# Scores held at a time. On a CPU 4 MiB, which stays near its caches; elsewhere 256 MiB, where few large launches win.
+# Scores computed at a time: on a CPU 4 MiB, which fits its caches; elsewhere 256 MiB, because few large launches are faster.
 CPU_SCORES = 1 << 20
 DEVICE_SCORES = 1 << 26
 
@@ -73,7 +73,7 @@ def smooth(k: Tensor) -> Tensor:
 def _mx_scales(blocks: Tensor) -> Tensor:
     """Scales [..., G, 1] of float32 blocks [..., G, 32]: the smallest power of two not below amax / 6, or zero."""
     amax = blocks.abs().amax(-1, keepdim=True)
-    # Adding ones everywhere below the exponent carries into it unless the mantissa is zero: a power of two stays.
+    # Adding ones in all mantissa bits carries into the exponent unless the mantissa is zero: a power of two stays.
     return ((amax / E2M1_MAX).view(torch.int32) + _MANTISSA).bitwise_and_(_EXPONENT).view(torch.float32)
 
 
@@ -101,7 +101,7 @@ def quantise_mxfp4(x: Tensor, *, ties_away: bool = True) -> tuple[Tensor, Tensor
 
 
 def dequantise_mxfp4(codes: Tensor, scales: Tensor) -> Tensor:
-    """The float32 numbers [..., D] that packed codes [..., D / 2] and E8M0 scales [..., G] stand for."""
+    """Return the float32 numbers [..., D] that packed codes [..., D / 2] and E8M0 scales [..., G] represent."""
     values = torch.tensor(E2M1_VALUES, device=codes.device)
     values = torch.cat([values, -values])
     elements = values[torch.stack([codes & 15, codes >> 4], -1).flatten(-2).int()]
@@ -112,8 +112,8 @@ def dequantise_mxfp4(codes: Tensor, scales: Tensor) -> Tensor:
 def _round_mantissa_(x: Tensor, smallest: Tensor | float, bits: int) -> Tensor:
     """Round float32 x in place to `bits` mantissa bits, to nearest even; below `smallest`, a power of two, subnormals.
 
-    Adding and taking away 1.5 x 2^(23 - bits) times the power of two below |x| leaves just those bits. On a CPU it
-    takes a fifth of the time of a cast to float8 and back (46 against 219 us for 80 x 80 scores of 8 heads).
+    Adding and subtracting 1.5 x 2^(23 - bits) times the power of two below |x| leaves exactly those bits. On a CPU this
+    takes a fifth of the time of a cast to float8 and back (46 instead of 219 us for 80 x 80 scores of 8 heads).
     """
     power = (x.view(torch.int32) & _EXPONENT).view(torch.float32).clamp_(min=smallest)
     power.mul_(1.5 * 2.0 ** (23 - bits))
@@ -121,14 +121,14 @@ def _round_mantissa_(x: Tensor, smallest: Tensor | float, bits: int) -> Tensor:
 
 
 def round_to_e4m3(x: Tensor) -> Tensor:
-    """Nearest E4M3 numbers to x, ties to even, as float32. x must lie within +-448: nothing saturates."""
+    """Return the nearest E4M3 numbers to x, ties to even, as float32. x must be within +-448: nothing saturates."""
     return _round_mantissa_(x.float().clone(), E4M3_SMALLEST, 3)
 
 
 def round_to_mxfp4(x: Tensor, *, ties_away: bool = True) -> Tensor:
     """`dequantise_mxfp4(*quantise_mxfp4(x))` without making codes: x [..., D] to float32 [..., D].
 
-    Half-way values go to the code away from zero, as AITER's Triton quantiser has it, or to the even one, as gfx950 converts.
+    Half-way values are rounded away from zero, as in AITER's Triton quantiser, or to even, as gfx950 converts.
     """
     blocks = x.float().contiguous().unflatten(-1, (-1, MX_BLOCK))
     smallest = _mx_scales(blocks).clamp_(min=_SMALLEST_NORMAL)
@@ -160,7 +160,7 @@ def round_to_int8(x: Tensor, group: int) -> Tensor:
 def quantise_e4m3(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Quantise x to E4M3 with one float32 scale amax / 448 over `dims`: the E4M3 numbers as float32, and the scales.
 
-    Where all is zero the scale is the smallest normal number and the result zero; AITER divides zero by zero there.
+    If all values are zero, the scale is the smallest normal number and the result zero; AITER divides zero by zero.
     """
     scales = (x.abs().amax(dims, keepdim=True).float() / E4M3_MAX).clamp_(min=_SMALLEST_NORMAL)
     return _round_mantissa_(x.float().contiguous() / scales, E4M3_SMALLEST, 3), scales
@@ -183,10 +183,10 @@ def attend(
 ) -> Tensor:
     """Base-2 softmax attention with rounded probabilities: q [B, H, Tq, D] in units of log2, k and v [B, H, Tk, D].
 
-    A tile of 64 keys sees the largest score of its row up to and including itself, and its unnormalised probabilities
-    2^(score - that maximum + offset) are rounded for the product with V, not for their sum: AITER's and FA3's loops.
-    Where those rescale after every tile what they have accumulated, here as many tiles as the budget allows are taken at
-    once and weighted to the last maximum; what came before them counts as tile 0.
+    As in the loops of AITER and FA3, a tile of 64 keys uses the largest score of its row up to and including itself, and
+    its unnormalised probabilities 2^(score - that maximum + offset) are rounded for the product with V, but not for their
+    sum. Those loops rescale what they have accumulated after every tile. Here as many tiles as the budget allows are
+    computed at once and weighted by the last maximum; everything before them counts as tile 0.
     """
     bits, smallest = ROUNDING[probabilities]
     batch, heads, queries, _ = q.shape

@@ -1,17 +1,18 @@
-"""The VAE's convolutions and norms as each device does them fastest, and the layout they like.
+"""The VAE's convolutions and norms in the fastest way for each device, and the memory layout that suits them.
 
-On a GPU PyTorch's own operations stay, with the channels last (2.7 to 3.7 times as fast on Hopper, sgl-project/sglang 27431) and
-the fastest kernel looked for once per shape, of which there are few. On a CPU, in fp32, these are done otherwise:
+On a GPU these are PyTorch's own operations, with the channels last (2.7 to 3.7 times as fast on Hopper, sgl-project/sglang 27431)
+and a search for the fastest kernel, once for each of the few shapes. On a CPU, in fp32, four things are done differently:
 
-- PyTorch gives a convolution to oneDNN only if videos x channels x frames x height exceed 20,480, and else unfolds it into one
-  matrix product per frame. A decoder of few channels, or one rank's band of it, lies below that, and takes up to twice as long.
-- oneDNN sorts every input and output that is not laid out with the channels last. With them last the whole decode of the embedded
-  model takes 0.88 of the time (one core with AVX2), and the transposes between frames and video are views.
-- Causal convolutions pad by copying, after the copy that puts the last frames before the new ones: oneDNN pads for nothing. What
-  only ever meets the zeros before the first frame is left out, two thirds of the first frame's products.
-- The norm passes over memory six times, once to add zero; four are enough.
+- PyTorch passes a convolution to oneDNN only if videos x channels x frames x height exceed 20,480; otherwise it unfolds it into
+one
+  matrix product per frame. A decoder with few channels, or one rank's band of it, is below that, and takes up to twice as long.
+- oneDNN reorders every input and output whose channels are not last. With channels last, the whole decode of the embedded model
+  takes 0.88 of the time (one core with AVX2), and the transposes between frames and video are views.
+- Causal convolutions pad by copying, after another copy that puts the last frames before the new ones, while oneDNN pads at no
+  extra cost. Products with the zeros before the first frame are left out: two thirds of the first frame's products.
+- The norm reads or writes memory six times, once to add zero. Four times are enough.
 
-Sums are cut differently then, so results are equal but for rounding, and not bit for bit.
+Sums are then computed in another order, so results are the same except for rounding, not bit for bit.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from torch.overrides import TorchFunctionMode
 
 
 def set_up(device: torch.device, *, tf32: bool) -> None:
-    """What convolutions on a GPU may do, for the whole process: products in TF32 (NVIDIA, fp32 only), and a search per shape."""
+    """Set what convolutions on a GPU may do in this process: TF32 products (NVIDIA, fp32 only), and a search per shape."""
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = True  # on ROCm: MIOpen's find, kept in its database (wan_mlperf/__init__.py)
 
 
 def precision(vae: nn.Module, arch: str) -> str:
-    """What the decode computes in, for people."""
+    """Say in words what the decode computes in."""
     dtype = next(vae.parameters()).dtype
     tf32 = dtype == torch.float32 and arch.startswith("sm") and torch.backends.cudnn.allow_tf32
     return f"{str(dtype).removeprefix('torch.')}{', products in TF32' if tf32 else ''}"
 
 
 def prepare(vae: nn.Module) -> torch.memory_format:
-    """Make an AutoencoderKLWan, sharded or not, ready for a decode with `fast`; return how its latents should lie."""
+    """Prepare an AutoencoderKLWan, sharded or not, for a decode with `fast`. Returns the memory format for its latents."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm
 
     device = next(vae.parameters()).device
@@ -65,7 +66,7 @@ def prepare(vae: nn.Module) -> torch.memory_format:
 
 
 def fast(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which the VAE's code calls these; nothing changes on a GPU, in another dtype, or without oneDNN."""
+    """Return a context in which the VAE's code calls these. On a GPU, in another dtype, or without oneDNN it changes nothing."""
     return _Fast() if _is_ours(device) else nullcontext()
 
 
@@ -96,7 +97,7 @@ def convolve(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    """`F.conv2d` and `F.conv3d` of a batch, without paddings by name, by oneDNN."""
+    """`F.conv2d` and `F.conv3d` of a batch with oneDNN. Paddings cannot be given by name."""
     sides = weight.ndim - 2
     stride, padding, dilation = ([one] * sides if isinstance(one, int) else list(one) for one in (stride, padding, dilation))
     return torch.ops.aten.mkldnn_convolution(input, weight, bias, padding, stride, dilation, groups)
@@ -108,7 +109,7 @@ def convolve_causally(layer: Any, frames: torch.Tensor, before: torch.Tensor | N
     weight, front = convolution.weight, layer._padding[4]
     if front and before is not None:
         frames, front = torch.cat([before, frames], 2), front - before.shape[2]
-    if front + frames.shape[2] == weight.shape[2]:  # one frame comes out: these rows of the kernel see nothing but the zeros
+    if front + frames.shape[2] == weight.shape[2]:  # one frame comes out: these rows of the kernel meet only zeros
         weight, front = weight[:, :, front:], 0
     if front:
         frames = F.pad(frames, (0, 0, 0, 0, front, 0))
