@@ -35,6 +35,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
     return folder, json.loads(ended.stdout)
 
 
+@pytest.mark.job
 def test_the_log_holds_the_frames_and_the_videos_are_made_of_them(done: tuple[Path, list[float]]) -> None:
     folder, _ = done
     whole = (folder / WHOLE).read_bytes()

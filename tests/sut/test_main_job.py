@@ -38,6 +38,7 @@ def run(
     return result
 
 
+@pytest.mark.job
 def test_singlestream_as_make_run_starts_it(model: Path, tmp_path: Path) -> None:
     """Without torchrun: the ranks of the recipe's mesh are started, all 64 queries that early stopping needs are made."""
     count = {"PYTHONPATH": str(ROOT / "tests" / "sut" / "hooks"), "WAN_MLPERF_TEST_COUNT": str(tmp_path / "verified.txt")}
@@ -60,6 +61,7 @@ def test_singlestream_as_make_run_starts_it(model: Path, tmp_path: Path) -> None
     assert "Result is : VALID" in (folder / "mlperf_log_summary.txt").read_text()
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_singlestream_under_torchrun(ranks: int, model: Path, tmp_path: Path) -> None:
     result = run(model, tmp_path, "--scenario", "singlestream", ranks=ranks)
@@ -73,12 +75,14 @@ def test_singlestream_on_eight_ranks(model: Path, tmp_path: Path) -> None:
     assert (result["valid"], result["world_size"]) == (True, 8)
 
 
+@pytest.mark.job
 def test_offline(model: Path, tmp_path: Path) -> None:
     result = run(model, tmp_path, "--scenario", "offline")
     assert result["valid"] is True
     assert isinstance(result["samples_per_second"], float) and result["samples_per_second"] > 0
 
 
+@pytest.mark.job
 def test_accuracy_gives_frames_and_leaves_every_video(model: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a shape number {number}\n" for number in range(12)))
