@@ -179,6 +179,10 @@ def test_the_published_table_is_the_data() -> None:
         assert [float(text) for text in re.findall(r"\d+\.\d+", row.split("|", 3)[3])] == [n for n in numbers if n is not None]
 
 
+def test_the_readme_is_one_page() -> None:
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 120
+
+
 def test_the_map_shows_the_house() -> None:
     (layout,) = [text for _, text in blocks(ROOT / "docs" / "design.md") if "wan_mlperf/run.py" in text]
     names = {name.split("/")[1] + ("/" if name.count("/") > 1 else "") for name in sources() if name.startswith("wan_mlperf/")}
