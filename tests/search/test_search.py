@@ -111,6 +111,8 @@ def test_two_replicas_find_what_one_finds(model: Path, tmp_path: Path) -> None:
         (["--seconds", "9", "--seconds-from", "nowhere"], "--seconds-from: 'nowhere/result.json': cannot be read"),
         (["--error", "0.1", "--hardware", "mi355x", "--seconds-from", "x"], "allowed: one of them"),
         (["--error", "0.1", "--division", "open", "--prompts", "0"], "--prompts: 0 is not allowed"),
+        (["--error", "0.1", "--hardware", "mi355x", "--on", "tiny"], "--on 'tiny': its steps are not those of 'tiny'"),
+        (["--error", "0.1", "--hardware", "mi355x", "--on", "none"], "recipe 'none': no such file"),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], says: str) -> None:

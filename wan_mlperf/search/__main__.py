@@ -23,16 +23,24 @@ def main(arguments: Sequence[str]) -> int:
     from wan_mlperf import preflight
     from wan_mlperf.files import writable_folder
     from wan_mlperf.parallel.launch import launch
+    from wan_mlperf.recipe import load_recipe
     from wan_mlperf.replicas.watch import Watch
     from wan_mlperf.search import prices, search
+    from wan_mlperf.step_plan import make_plan
 
     recipe = preflight.recipe_from(options)
-    world = preflight.ranks_for(recipe)
-    setup = preflight.prepare(recipe, world=world)
+    measured = recipe if options.on is None else load_recipe(options.on)
+    world = preflight.ranks_for(measured)
+    setup = preflight.prepare(measured, world=world)
+    plan = setup.plan if options.on is None else make_plan(recipe, recipe.effective_workload)
+    if [step.expert for step in plan] != [step.expert for step in setup.plan]:
+        raise BadInput(
+            f"--on {options.on!r}: its steps are not those of {recipe.name!r}; allowed: as many, with the same experts"
+        )
     if options.hardware is not None:
         pricing = prices.on_hardware(recipe, options.hardware, options.gpus)
     elif options.seconds_from is not None:
-        pricing = prices.of_run(recipe, Path(options.seconds_from), setup.plan)
+        pricing = prices.of_run(recipe, Path(options.seconds_from), plan)
     else:
         pricing = prices.by_forwards()
     output = writable_folder(Path(options.output), what="output folder")
@@ -40,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         return launch("wan_mlperf.search", arguments, world)
     job = search.Job(
         recipe=recipe,
-        plan=setup.plan,
+        plan=plan,
         pricing=pricing,
         cost=options.seconds if options.forwards is None else options.forwards,
         error=options.error,
@@ -51,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         output=output,
         command=" ".join(["python -m wan_mlperf.search", *arguments]),
     )
-    with Watch(recipe.faults) as watch:
+    with Watch(measured.faults) as watch:
         search.run(job, setup, watch)
     return process.DONE
 
@@ -60,6 +68,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(prog="python -m wan_mlperf.search", description=__doc__)
     cli.add_recipe_arguments(parser)
+    parser.add_argument("--on", metavar="RECIPE", help="measure errors on this recipe's model and size, where its own cannot run")
     parser.add_argument("--hardware", metavar="NAME", help="price the choices for this GPU, such as mi355x (see predict)")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="with --hardware: how many (default: 8)")
     parser.add_argument("--seconds-from", metavar="RUN", help="price them by the measured stages of a run folder of this recipe")

@@ -31,7 +31,10 @@ from wan_mlperf.step_plan import Step, make_plan
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is asked: the least error within `cost` (of a whole video), or the least cost within `error`."""
+    """What is asked: the least error within `cost` (of a whole video), or the least cost within `error`.
+
+    `recipe` and `plan` are of the run that is planned; errors may be measured on another recipe's model.
+    """
 
     recipe: Recipe
     plan: tuple[Step, ...]
@@ -65,8 +68,8 @@ class Found:
 
 def run(job: Job, setup: Setup, watch: Watch) -> None:
     """Search, on every rank. Raises BadInput if no schedule meets the goal."""
-    measured = _measured_recipe(job.recipe)
-    prompts, scenes = prompts_of(job.recipe, job.prompts)
+    measured = _measured_recipe(setup.recipe)
+    prompts, scenes = prompts_of(measured, job.prompts)
     own = choices.of_recipe(job.recipe, job.plan)
     options = job.pricing.options(own, skip=job.skip)
     trials = choices.trials(job.plan, options)
@@ -125,7 +128,8 @@ def _identity(recipe: Recipe, setup: Setup, prompts: Sequence[str]) -> dict[str,
 
 
 def _plan(job: Job, schedule: Schedule, setup: Setup) -> tuple[Step, ...]:
-    return make_plan(schedule.in_recipe(job.recipe), setup.workload, setup.checkpoint.config("scheduler"))
+    recipe = schedule.in_recipe(job.recipe)
+    return make_plan(recipe, recipe.effective_workload, setup.checkpoint.config("scheduler"))
 
 
 def _own_square(own: Schedule, job: Job, errors: Errors) -> float:
@@ -143,7 +147,9 @@ def _spread(points: Sequence[Point], count: int) -> list[Point]:
 
 
 def _write(job: Job, found: Found, squares: dict[str, float]) -> None:
-    recipe = found.chosen.schedule.in_recipe(job.recipe)
+    # The file lies elsewhere than the recipe that it came from, whose user.conf is relative to its folder.
+    user_conf = str(job.recipe.user_conf_path.resolve())
+    recipe = found.chosen.schedule.in_recipe(job.recipe, name=f"{job.recipe.name}-found", user_conf=user_conf)
     head = [
         f"# Found by: {job.command}",
         f"# on {date.today().isoformat()}, commit {commit()}; division {job.division}; "
