@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -59,7 +60,8 @@ def shape_of(recipe: Recipe, workload: Workload, sizes: Sizes, *, gpus: int, fab
     if not 1 <= gpus <= 4096:
         raise BadInput(f"--gpus: {gpus} is not allowed; allowed: 1 to 4096")
     _, _, rows, columns = workload.latent_shape(0)
-    return meshes.plan_shape(recipe.mesh, world=gpus, heads=sizes.heads, latent_rows=max(rows, columns), fabric=fabric)
+    mesh = dataclasses.replace(recipe.mesh, span_hosts=True)  # this host's ranks do not count
+    return meshes.plan_shape(mesh, world=gpus, heads=sizes.heads, latent_rows=max(rows, columns), fabric=fabric)
 
 
 def kernels_of(names: Iterable[str], gpu: Hardware, overrides: Mapping[str, str]) -> dict[str, str]:
