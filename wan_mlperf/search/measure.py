@@ -124,8 +124,8 @@ class Ledger:
 
     def add(self, trial: str, vector: np.ndarray) -> None:
         """Keep a result. When this returns, it is on disk."""
-        with atomic_file(self._file(trial)) as file:
-            np.save(file, vector)
+        with atomic_file(self._file(trial)) as file, file.open("wb") as stream:
+            np.save(stream, vector)
 
     def _file(self, trial: str) -> Path:
         return self.folder / f"{trial.replace(' ', '_')}.npy"
