@@ -36,7 +36,7 @@ PERCENTILES = (50, 90, 95, 97, 99)
 
 
 def check_outputs(outputs: Path) -> Path:
-    """Check before the run that its folder can be made in `outputs`, and `latest` point to it. Raises BadInput."""
+    """Check, before the run, that its folder can be made in `outputs`, and that `latest` can point to it. Raises BadInput."""
     utf8(str(outputs), what="output folder")  # LoadGen takes no other
     writable_folder(outputs, what="output folder")
     latest = outputs / LATEST
@@ -62,7 +62,7 @@ def make_folder(outputs: Path, scenario: str, mode: str) -> Path:
 
 
 def point_latest(folder: Path) -> None:
-    """Let outputs/latest point to this folder. A link that cannot be made is said, and costs the run nothing."""
+    """Make outputs/latest point to this folder. If that fails it says so, and the run is none the worse."""
     link = folder.parent / LATEST
     temporary = folder.parent / f"{TEMPORARY}{folder.name}"
     try:
@@ -76,7 +76,7 @@ def point_latest(folder: Path) -> None:
 
 
 def write_inputs(folder: Path, pipeline: Pipeline) -> None:
-    """Write what the run is about to do: recipe.yaml (resolved), user.conf and plan.txt."""
+    """Write what the run will do: recipe.yaml (resolved), user.conf and plan.txt."""
     atomic_write(folder / "recipe.yaml", to_yaml(pipeline.recipe))
     shutil.copyfile(pipeline.recipe.user_conf_path, folder / "user.conf")
     plan = io.StringIO()
@@ -85,7 +85,7 @@ def write_inputs(folder: Path, pipeline: Pipeline) -> None:
 
 
 def write_prompts(folder: Path, prompts: Sequence[str]) -> None:
-    """Write prompts.json beside an accuracy run's videos: index, prompt, video."""
+    """Write an accuracy run's prompts.json: index, prompt and video of each."""
     entries = [{"index": index, "prompt": prompt, "video": f"videos/{index}.mp4"} for index, prompt in enumerate(prompts)]
     atomic_write(folder / "prompts.json", json.dumps(entries, indent=1, ensure_ascii=False))
 
@@ -105,7 +105,7 @@ def write_result(
 ) -> Result:
     """Read LoadGen's verdict, write result.json and return it. `compliance` is the outcome of an audit run.
 
-    `stopped` says why a test ended without LoadGen's verdict: such a run is invalid, and its numbers are those of what was done.
+    `stopped` says why a test ended without LoadGen's verdict. Such a run is invalid, and its numbers cover what was done.
     """
     detail = {} if stopped else loadgen.read_detail(folder)
     sound = detail.get("result_validity") == "VALID" if mode == "performance" else not detail.get("error_invalid_config")
@@ -165,7 +165,7 @@ def describe_kernels(kernels: Mapping[str, attention.Kernel], gemms: gemm.Backen
 
 
 def _latencies(detail: Mapping[str, Any]) -> dict[str, Any]:
-    """LoadGen's latencies in seconds; None for what it did not say."""
+    """Return LoadGen's latencies in seconds, or None for those it did not report."""
 
     def seconds(key: str) -> float | None:
         return detail[key] / 1e9 if detail.get(key) else None

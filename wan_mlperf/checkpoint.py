@@ -1,7 +1,7 @@
 """Find, verify and load a Diffusers checkpoint: the hub's, a local folder, or the embedded one.
 
-Verification reads configurations and the headers of the safetensors files only, so that a folder which cannot work is refused
-with the part's name before any weight is read.
+Verification reads only configurations and the headers of safetensors files, so a folder that cannot work is refused, with the
+part's name, before any weight is read.
 """
 
 from __future__ import annotations
@@ -52,25 +52,25 @@ class Checkpoint:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of its content: the folder may move, and one weight that changes makes it another."""
+        """A hash of the content: it survives moving the folder, and changes with any weight."""
         return content.identity(self.folder)
 
     def config(self, part: str) -> dict[str, Any]:
-        """A part's configuration, defaults filled in."""
+        """Return a part's configuration, with defaults filled in."""
         return config_of(self.folder, part)
 
     @property
     def heads(self) -> int:
-        """Attention heads of the experts."""
+        """Number of attention heads of the experts."""
         return int(self.config("transformer")["num_attention_heads"])
 
     @property
     def boundary_ratio(self) -> float | None:
-        """The checkpoint's own boundary; the workload's counts."""
+        """The checkpoint's boundary ratio. The workload's is the one that counts."""
         return self.index.get("boundary_ratio")
 
     def dtype(self, part: str, wanted: Dtype) -> torch.dtype:
-        """The dtype to compute a part in: what the recipe wants, or the one most of its weights are stored in."""
+        """Return the dtype to compute a part in: what the recipe says, or the one that most weights are stored in."""
         if wanted != "checkpoint":
             return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
         sizes: dict[str, int] = {}
@@ -79,7 +79,7 @@ class Checkpoint:
         return _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer. Raises BadInput for files that are none."""
+        """Return the tokenizer. Raises BadInput if its files cannot be loaded."""
         try:
             return AutoTokenizer.from_pretrained(self.folder / "tokenizer", trust_remote_code=False)
         except Exception as error:  # of any kind: a damaged file is read by three libraries
@@ -94,7 +94,7 @@ class Checkpoint:
         ).eval()
 
     def load_transformer(self, part: str, dtype: torch.dtype) -> WanTransformer3DModel:
-        """Return one expert on the CPU; diffusers keeps norms and modulation in fp32."""
+        """Return one expert on the CPU. diffusers keeps norms and modulation in fp32."""
         return WanTransformer3DModel.from_pretrained(
             self.folder, subfolder=part, torch_dtype=dtype, variant=self._variant(part)
         ).eval()
@@ -117,7 +117,7 @@ def headers(folder: Path, part: str) -> dict[str, tuple[str, Shape]]:
 def find(name: str) -> Checkpoint:
     """Return the verified checkpoint that a recipe or --model names: "embedded", the hub name, or a Diffusers folder.
 
-    Raises BadInput for a name that is none of them and for a folder that lacks a part or whose shapes do not fit.
+    Raises BadInput for any other name, and for a folder that lacks a part or whose shapes do not fit together.
     """
     place = expand(utf8(name, what="model"), what="model")
     if name == "embedded":
@@ -136,20 +136,20 @@ def find(name: str) -> Checkpoint:
 
 
 def is_here(name: str) -> bool:
-    """False for the model on the hub, which may have to be fetched."""
+    """False for the model on the hub, which may have to be downloaded."""
     return name != HUB_NAME or is_folder(Path(name), what="model")
 
 
 def verify(checkpoint: Checkpoint) -> None:
-    """Raise BadInput, naming the part, if the folder lacks a part, or holds what our classes do not read."""
+    """Raise BadInput, naming the part, if the folder lacks a part or contains something that our classes do not read."""
     verify_folder(checkpoint.folder)
 
 
 def _expand_embedded() -> Path:
-    """The embedded checkpoint as a Diffusers folder in fp32, built on first use, checked by content hash after that.
+    """Return the embedded checkpoint as a Diffusers folder in fp32. It is built on first use, and later checked by content hash.
 
-    The package ships 16-bit weights; in fp32 every library loads the same values whatever dtype it defaults to. Several ranks
-    may come at once: each builds aside and the first rename wins.
+    The package contains 16-bit weights. In fp32 every library loads the same values, whatever its default dtype. Several ranks
+    may do this at once: each builds a separate folder, and the first rename wins.
     """
     sources = sorted(file for file in EMBEDDED.rglob("*") if file.is_file())
     if not sources:
@@ -171,7 +171,7 @@ def _expand_embedded() -> Path:
 
 
 def _expand(sources: Sequence[Path], work: Path, final: Path) -> None:
-    """Build the folder in `work` and give it its name; another process may be first."""
+    """Build the folder in `work` and rename it, unless another process was first."""
     try:
         for file in sources:
             target = work / file.relative_to(EMBEDDED)

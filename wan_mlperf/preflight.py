@@ -1,6 +1,6 @@
-"""All that is refused before a weight is read: recipe, workload, checkpoint, plan and mesh, checked once per process.
+"""Everything that is refused before a weight is read: recipe, workload, checkpoint, plan and mesh, checked once per process.
 
-What is installed for the kernels is asked in the ranks (`resolve_kernels`), before they read a weight: asking means importing it.
+What is installed for the kernels is checked in the ranks (`resolve_kernels`) before they read a weight, because that imports it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from wan_mlperf.workload import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What preflight found out. `shape` is the mesh for the ranks there are, or will be."""
+    """What preflight found out. `shape` is the mesh for the current ranks, or for those that will be started."""
 
     recipe: Recipe
     workload: Workload
@@ -51,8 +51,8 @@ def prepare(
 ) -> Setup:
     """Check everything that can be checked before weights are read. Raises BadInput.
 
-    `workload` replaces the recipe's, for another size or length. `world` is the number of ranks: by default those there are.
-    `verified` is a checkpoint that this process has verified already: it is not verified again if the recipe names the same one.
+    `workload` replaces the recipe's, for another size or length. `world` is the number of ranks, by default the current ones.
+    `verified` is a checkpoint that this process has already verified, which is not repeated if the recipe names the same one.
     """
     workload = workload or recipe.effective_workload
     if verified is None and not checkpoints.is_here(recipe.model.checkpoint):  # before 126 GB are fetched
@@ -72,14 +72,14 @@ def prepare(
 
 
 def _check_kernels(recipe: Recipe, plan: Sequence[Step]) -> None:
-    """Can this device run what the recipe names?"""
+    """Raise BadInput if this device cannot run what the recipe names."""
     here = device.probe()
     attention.check([step.attention for step in plan], here, references=recipe.stands_for, smooth_k=recipe.attention.smooth_k)
     gemm.check(recipe.gemm, here, allow_reference=recipe.stands_for is not None)
 
 
 def change(setup: Setup, workload: Workload) -> Setup:
-    """Check another workload for a pipeline that was loaded by `setup`: the same weights, groups and kernels. Raises BadInput."""
+    """Check another workload for a pipeline loaded from `setup`: same weights, groups and kernels. Raises BadInput."""
     found, ranks_of_one = setup.checkpoint, setup.shape.per_replica
     plan = make_plan(setup.recipe, workload, found.config("scheduler"))
     split_experts.check(setup.shape, tokens=_tokens(workload, found), heads=found.heads, unguided=any_unguided(plan))
@@ -97,7 +97,7 @@ def change(setup: Setup, workload: Workload) -> Setup:
 def resolve_kernels(setup: Setup, here: device.Device) -> tuple[dict[str, attention.Kernel], gemm.Backends]:
     """Return what each name of attention and each format of linear layers is on this device. Raises BadInput.
 
-    Every package, function and argument is looked at, and xDiT's own checks are asked.
+    Every package, function and argument is inspected, and xDiT's own checks are called.
     """
     recipe, config = setup.recipe, setup.checkpoint.config("transformer")
     dtype = setup.checkpoint.dtype("transformer", recipe.model.dtype)
@@ -115,7 +115,7 @@ def resolve_kernels(setup: Setup, here: device.Device) -> tuple[dict[str, attent
 
 
 def ranks_for(recipe: Recipe) -> int:
-    """How many ranks there are, or outside torchrun will be started."""
+    """Return how many ranks there are, or outside torchrun, how many will be started."""
     return ranks.world_size() if ranks.under_torchrun() else meshes.ranks_to_start(recipe.mesh)
 
 
@@ -126,14 +126,14 @@ def recipe_from(options: argparse.Namespace, *, scenario: str = "singlestream") 
 
 
 def default_recipe(scenario: str) -> str:
-    """The recipe named for this device and scenario."""
+    """Return the name of the recipe for this device and scenario."""
     if not device.gpu_count():
         return "tiny"
     return f"mi355x-{scenario}" if device.probe().arch.startswith("gfx") else "h100"
 
 
 def read_fixed_latent(path: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Read MLCommons' fixed_latent.pt; `shape` without the batch. Raises BadInput."""
+    """Read MLCommons' fixed_latent.pt; `shape` is without the batch. Raises BadInput."""
     try:
         latent = torch.load(expand(path, what="model.fixed_latent"), map_location="cpu", weights_only=True)
     except Exception as error:
@@ -167,7 +167,7 @@ def _tokens(workload: Workload, found: Checkpoint) -> int:
 
 
 def scheduler_of(name: str) -> tuple[dict[str, Any], str]:
-    """Return a model's scheduler settings and whose they are: Wan2.2's published ones where it is not here yet."""
+    """Return a model's scheduler settings, and whose they are: Wan2.2's published ones if the model is not here yet."""
     if not checkpoints.is_here(name):
         file = try_to_load_from_cache(checkpoints.HUB_NAME, "scheduler/scheduler_config.json", revision=checkpoints.HUB_REVISION)
         if not isinstance(file, str):

@@ -1,4 +1,4 @@
-"""recipe + workload -> what each denoising step does. Pure, on the CPU, the same on every rank; the loop only consumes it."""
+"""Recipe + workload -> what each denoising step does. It is pure and the same on every rank; the loop only consumes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wan_mlperf.workload import Workload
 
 ExpertName = Literal["high_noise", "low_noise"]
 
-# Wan2.2-T2V-A14B's published scheduler settings, for a plan without the checkpoint at hand (--explain on a laptop).
+# Wan2.2-T2V-A14B's published scheduler settings, for a plan without its checkpoint (--explain on a laptop).
 WAN22_SCHEDULER: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
     "prediction_type": "flow_prediction",
@@ -25,7 +25,7 @@ WAN22_SCHEDULER: Mapping[str, Any] = {
     "solver_order": 2,
     "solver_type": "bh2",
 }
-# Deterministic solvers of flow matching, which diffusers' WanPipeline takes as well.
+# Deterministic solvers of flow matching that diffusers' WanPipeline accepts as well.
 MOST_TIMESTEPS = 100_000
 SCHEDULERS = ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler")
 
@@ -35,8 +35,8 @@ class Step:
     """One denoising step. `timestep` is 0 to 1000, `sigma` the noise level 0 to 1 that it starts from.
 
     `attention` is the kernel of self-attention for both branches of guidance, `gemm` the format of the expert's linear layers.
-    Without `guided` only the positive branch is computed. `source` is the step whose change this one applies again, times
-    `factor`, instead of running the expert; `kept` says that a later step will take this one's.
+    If not `guided`, only the positive branch is computed. `source` is the step whose change this one applies again, times
+    `factor`, instead of running the expert. `kept`: a later step will apply this one's change.
     """
 
     index: int
@@ -53,19 +53,19 @@ class Step:
 
     @property
     def forwards(self) -> int:
-        """How often the expert's blocks run: once per branch, not at all where an earlier change is applied again."""
+        """How often the expert's blocks run: once per branch, or not at all if an earlier change is applied again."""
         return 0 if self.source is not None else 1 + self.guided
 
 
 def any_unguided(plan: Sequence[Step]) -> bool:
-    """True if a step runs the expert for the positive branch only."""
+    """True if any step runs the expert for the positive branch only."""
     return any(not step.guided and step.source is None for step in plan)
 
 
 def make_scheduler(config: Mapping[str, Any], workload: Workload) -> Any:
-    """Return a fresh scheduler set to the workload's steps; it holds the state of one query.
+    """Return a new scheduler for the workload's steps. It holds the state of one query.
 
-    It is of the class that the model names, as in diffusers' own pipeline. Raises BadInput for a class that is not known.
+    Its class is the one that the model names, as in diffusers' own pipeline. Raises BadInput for a class that is not supported.
     """
     import diffusers  # not above: a plan can be read without torch
 
@@ -123,7 +123,7 @@ def _check_index(key: str, indices: Sequence[int], steps: int) -> None:
 
 
 def _with_reuse(steps: Sequence[Step], reuse: Reuse) -> tuple[Step, ...]:
-    """Mark the steps that apply an earlier step's change again, and the steps whose change they take."""
+    """Mark the steps that apply an earlier step's change again, and the steps whose change they apply."""
     _check_index("reuse.steps", reuse.steps, len(steps))
     factors = dict(zip(reuse.steps, reuse.factors or (1.0,) * len(reuse.steps), strict=True))
     plan = list(steps)
@@ -156,7 +156,7 @@ def _attention(recipe: Recipe, steps: int) -> Sequence[str]:
 
 
 def as_table(plan: Sequence[Step], *, title: str = "step plan", kernels: Mapping[str, str] | None = None) -> Table:
-    """Return the plan as a table for a terminal; `kernels` says what a name of attention or a format of GEMM is somewhere."""
+    """Return the plan as a table for a terminal. `kernels` says what an attention or GEMM name is on a device."""
     kernels, caption = kernels or {}, None
     if (forwards := sum(step.forwards for step in plan)) < 2 * len(plan):
         caption = f"{forwards} forward passes instead of {2 * len(plan)}: {1 - forwards / (2 * len(plan)):.0%} saved"

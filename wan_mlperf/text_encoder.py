@@ -53,9 +53,9 @@ class TextEncoder:
 
 
 def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, what: str = "prompt", may_be_empty: bool = False) -> None:
-    """Raise BadInput for an empty prompt or one that the tokenizer would cut, saying what would be cut.
+    """Raise BadInput for an empty prompt, or for one that the tokenizer would cut. The error says what would be cut.
 
-    A prompt is what is left when it has been cleaned as diffusers does it: `&nbsp;` is a space. A negative one may be empty.
+    The prompt is first cleaned as in diffusers, so `&nbsp;` is a space. A negative prompt may be empty.
     """
     if not isinstance(prompt, str):
         raise BadInput(f"{what}: {prompt!r} is a {type(prompt).__name__}; allowed: some text")

@@ -25,7 +25,7 @@ ENCODER = "libx264"
 
 
 def check_encoder() -> None:
-    """Raise BadInput if this build of PyAV cannot write H.264: better now than when the video is made."""
+    """Raise BadInput if this build of PyAV cannot write H.264, before a video is made."""
     try:
         av.codec.Codec(ENCODER, "w")
     except ValueError:
@@ -35,9 +35,9 @@ def check_encoder() -> None:
 
 
 def write_mp4(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
-    """Write uint8 frames, given as chunks [n, height, width, 3] of even sides, as H.264; the same frames give the same file.
+    """Write uint8 frames, in chunks [n, height, width, 3] with even sides, as H.264. The same frames give the same file.
 
-    Its index is at the front, so that it plays while it is loaded. The file carries its name only when it is whole.
+    The index is at the front, so the video plays while it loads. The file gets its name only when it is whole.
     """
     with atomic_file(path) as temporary:
         _encode(temporary, chunks, fps)
@@ -59,7 +59,7 @@ def _encode(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
 
 
 def write_mp4_in_background(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
-    """`write_mp4` in a thread of its own, so that one chunk is encoded while the next one is made."""
+    """Like `write_mp4`, in a separate thread, so that one chunk is encoded while the next one is made."""
     waiting: queue.Queue[np.ndarray | None] = queue.Queue(maxsize=2)
 
     def arrived() -> Iterator[np.ndarray]:
@@ -94,21 +94,21 @@ def to_mp4(frames: np.ndarray, fps: int) -> bytes:
 
 
 def chunks_to_mp4(chunks: Iterable[np.ndarray], fps: int) -> bytes:
-    """`to_mp4` of frames that come as chunks [n, height, width, 3]."""
+    """Like `to_mp4`, for frames in chunks [n, height, width, 3]."""
     with in_memory(b"") as path:
         _encode(path, chunks, fps)
         return path.read_bytes()
 
 
 def read_mp4(path: Path) -> np.ndarray:
-    """Return an MP4's frames, uint8 [n, height, width, 3]. Raises OSError for what is no video."""
+    """Return an MP4's frames, uint8 [n, height, width, 3]. Raises OSError for a file that is not a video."""
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return np.stack(frames)
 
 
 def contact_sheet(videos: Sequence[np.ndarray], *, per_video: int = 5, gap: int = 4) -> np.ndarray:
-    """Return one picture: a row per video [n, height, width, 3], `per_video` frames spread over its length."""
+    """Return one picture with a row per video [n, height, width, 3]: `per_video` frames from all over its length."""
     rows = []
     for video in videos:
         chosen = video[np.linspace(0, len(video) - 1, per_video).round().astype(int)]

@@ -1,7 +1,7 @@
 """What the benchmark's rules fix: the size, length, steps, guidance, seed and negative prompt of every video.
 
-Source: MLCommons Inference v6.1, text-to-video (wan-2.2-t2v-a14b). No recipe may change these values; a recipe for another
-model names a whole workload of its own, and its results then say that they are not the benchmark's.
+Source: MLCommons Inference v6.1, text-to-video (wan-2.2-t2v-a14b). No recipe may change these values. A recipe for another model
+has its own complete workload, and its results say that they are not the benchmark's.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Workload:
 
     @property
     def values(self) -> int:
-        """How many pixels a video has, over all frames."""
+        """Number of pixels of a video, over all frames."""
         return self.height * self.width * self.frames
 
     def latent_shape(self, channels: int, temporal: int = 4, spatial: int = 8) -> tuple[int, int, int, int]:
@@ -67,7 +67,7 @@ class Workload:
         return channels, (self.frames - 1) // temporal + 1, self.height // spatial, self.width // spatial
 
 
-# The six of VBench that MLCommons scores.
+# The six dimensions of VBench that MLCommons scores.
 DIMENSIONS = (
     "subject_consistency",
     "background_consistency",

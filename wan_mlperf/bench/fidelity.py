@@ -1,7 +1,7 @@
-"""What a recipe costs: the same prompts and seeds in `exact` and in the recipe, compared in latents, pixels and, for the embedded
-model, in whether the videos show what their prompts say.
+"""What a recipe costs: the same prompts and seeds with `exact` and with the recipe, compared in latents, in pixels and, for the
+embedded model, in whether the videos show what their prompts say.
 
-`fidelity` answers it for a schedule before anyone pays for a VBench run; `embedded` scores the embedded model.
+`fidelity` tells this for a schedule without an expensive VBench run; `embedded` scores the embedded model.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ATTRIBUTES = ("foreground", "background", "direction", "shape")
 
 @dataclasses.dataclass
 class Generated:
-    """One prompt's outcome: latents after the last high-noise step and at the end [channels, F, h, w], frames uint8."""
+    """What one prompt gave: latents after the last high-noise step and at the end, [channels, F, h, w], and uint8 frames."""
 
     high: torch.Tensor
     end: torch.Tensor
@@ -62,7 +62,7 @@ class Generated:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`bench fidelity`: each case against exact; a table, JSON, and a side-by-side MP4 of the worst prompt."""
+    """`bench fidelity`: compare each case with exact. Gives a table, JSON, and a side-by-side MP4 of the worst prompt."""
     options = parse(arguments, "fidelity")
     base = preflight.recipe_from(options)
     # A case is the recipe with some keys changed; without --case there is one, the recipe itself.
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def main_embedded(arguments: Sequence[str]) -> int:
-    """`bench embedded`: do the videos show what held-out prompts say, and hold outlines still, for exact and the recipe?"""
+    """`bench embedded`: do videos show what held-out prompts say, with steady outlines, for exact and for the recipe?"""
     options = parse(arguments, "embedded")
     recipe = preflight.recipe_from(options)
     if recipe.model.checkpoint != "embedded":
@@ -161,21 +161,21 @@ def parse(arguments: Sequence[str], command: str) -> argparse.Namespace:
 
 
 def with_changes(options: argparse.Namespace, case: str) -> Recipe:
-    """The recipe of the flags with a case's keys changed. Raises BadInput."""
+    """Return the recipe of the flags with a case's changes. Raises BadInput."""
     changed = argparse.Namespace(**vars(options))
     changed.set = [*options.set, *case.split(",")]
     return preflight.recipe_from(changed)
 
 
 def exact_of(options: argparse.Namespace) -> Recipe:
-    """The recipe of the flags with every approximation off."""
+    """Return the recipe of the flags with every approximation off."""
     changed = argparse.Namespace(**vars(options))
     changed.exact = True
     return preflight.recipe_from(changed)
 
 
 def prompts_of(recipe: Recipe, count: int) -> tuple[list[str], list[Scene]]:
-    """`count` prompts, and for the embedded model what they say: held-out ones, which training has not seen."""
+    """Return `count` prompts, and for the embedded model what they say: held-out ones, which training has not seen."""
     if recipe.model.checkpoint != "embedded":
         return list(PROMPTS[:count]), []
     pairs = held_out_prompts()
@@ -183,12 +183,12 @@ def prompts_of(recipe: Recipe, count: int) -> tuple[list[str], list[Scene]]:
 
 
 def prepare(recipe: Recipe, prompts: Sequence[str], *, verified: Checkpoint | None = None) -> Setup:
-    """Check a recipe and its prompts for the ranks that there are, or will be. Raises BadInput."""
+    """Check a recipe and its prompts for the current ranks, or for those that will be started. Raises BadInput."""
     return preflight.prepare(recipe, prompts=prompts, world=preflight.ranks_for(recipe), verified=verified)
 
 
 def start_ranks(recipe: Recipe, command: str, arguments: Sequence[str]) -> int | None:
-    """Outside torchrun start the recipe's ranks and return their exit code; None on a rank that shall work."""
+    """Outside torchrun, start the recipe's ranks and return their exit code. On a rank that has to work, return None."""
     world = preflight.ranks_for(recipe)
     if ranks.under_torchrun() or world == 1:
         return None
@@ -196,7 +196,7 @@ def start_ranks(recipe: Recipe, command: str, arguments: Sequence[str]) -> int |
 
 
 def make(setup: Setup, prompts: Sequence[str], *, batch: int) -> list[Generated]:
-    """Make the videos of `prompts`, each from the workload's seed; a list on the replica's first rank, empty elsewhere."""
+    """Make the videos of `prompts`, each from the workload's seed. The list is empty except on the replica's first rank."""
     pipeline = Pipeline.load(setup)
     last = len(pipeline.plan) - 1
     last_high = max((step.index for step in pipeline.plan if step.expert == "high_noise"), default=last)
@@ -218,12 +218,12 @@ def make(setup: Setup, prompts: Sequence[str], *, batch: int) -> list[Generated]
             progress.advance()
     progress.close()
     del pipeline
-    gc.collect()  # two models of this size do not fit beside each other on a GPU
+    gc.collect()  # two models of this size do not fit on a GPU
     return made
 
 
 def compare(ours: Generated, theirs: Generated) -> dict[str, float]:
-    """Relative errors of the latents; PSNR in dB and SSIM of the frames (equal frames count as 99 dB)."""
+    """Return the latents' relative errors, and the frames' PSNR in dB and SSIM (equal frames count as 99 dB)."""
     pairs = list(zip(ours.frames, theirs.frames, strict=True))
     equal = np.array_equal(ours.frames, theirs.frames)
     return {
@@ -235,7 +235,7 @@ def compare(ours: Generated, theirs: Generated) -> dict[str, float]:
 
 
 def finish(report: dict[str, Any], worst: np.ndarray, fps: int, folder: Path, file: str | None) -> None:
-    """Print the table and write JSON and the side-by-side MP4 (left exact, right the recipe)."""
+    """Print the table, and write JSON and the side-by-side MP4 (exact on the left, the recipe on the right)."""
     scored = "exact_score" in report
     table = Table(title=f"{report['recipe']} against exact, {report['prompts']} prompts")
     headings = ["case", "latents, last high-noise step", "latents, end", "PSNR dB", "SSIM", *(ATTRIBUTES if scored else ())]
@@ -258,5 +258,5 @@ def finish(report: dict[str, Any], worst: np.ndarray, fps: int, folder: Path, fi
 
 
 def console() -> Console:
-    """A console that does not fold tables where there is no terminal."""
+    """Return a console that does not fold tables without a terminal."""
     return cli.console(width=150)

@@ -1,4 +1,4 @@
-"""One part at the benchmark's full size on one GPU, ours beside diffusers in eager bf16: a block, an expert, the VAE.
+"""Times one part at the benchmark's full size on one GPU, against diffusers in eager bf16: a block, an expert, the VAE.
 
 Weights are random: only shapes matter for the time. Ours runs the recipe's kernels for this device, compiled where it says so.
 """
@@ -37,7 +37,7 @@ Call = Callable[[], Any]
 
 
 def main(workload: str, rounds: int, file: str | None) -> int:
-    """Time a part in turn with diffusers' and print and write the figures. Raises BadInput without a GPU."""
+    """Time a part, taking turns with diffusers, and print and write the figures. Raises BadInput without a GPU."""
     device = probe()
     if not device.is_gpu:
         raise BadInput(f"--workload {workload!r}: needs a GPU, and this is {device.name}; allowed here: tiny, mid")
@@ -69,7 +69,7 @@ def main(workload: str, rounds: int, file: str | None) -> int:
 
 @torch.inference_mode()
 def alternate(calls: dict[str, Call], rounds: int, device: Device) -> dict[str, list[float]]:
-    """Call each once untimed, then all in turn, `rounds` times; return the seconds of each."""
+    """Call each once untimed, then all in turn, `rounds` times. Returns the seconds of each."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
@@ -83,7 +83,7 @@ def alternate(calls: dict[str, Call], rounds: int, device: Device) -> dict[str, 
 
 
 def expert_calls(workload: Workload, device: Device, *, layers: int, **sizes: int) -> dict[str, Call]:
-    """One forward pass of an expert of `layers` layers: diffusers, ours with sdpa, with sage_fp8 where it runs, and compiled.
+    """Return one forward pass of an expert of `layers` layers: diffusers; ours with sdpa, and sage_fp8 if it runs; compiled.
 
     `sizes` are WanTransformer3DModel's, its defaults the benchmark's.
     """
@@ -127,7 +127,7 @@ def expert_calls(workload: Workload, device: Device, *, layers: int, **sizes: in
 
 
 def vae_calls(workload: Workload, device: Device, *, chunks: tuple[int, ...] = (1, 2, 4), **sizes: Any) -> dict[str, Call]:
-    """The decode of one video to uint8 in host memory: diffusers' in one, ours in chunks."""
+    """Return the decode of one video to uint8 in host memory: diffusers' in one piece, ours in chunks."""
     with torch.device(device.torch):
         vae = AutoencoderKLWan(**sizes).to(torch.bfloat16).eval()
         latents = torch.randn(1, *workload.latent_shape(vae.config.z_dim), dtype=torch.bfloat16)

@@ -1,6 +1,6 @@
 """A prompt -> an MP4: `python -m wan_mlperf.generate "a red circle moving left" -o circle.mp4`.
 
-With --prompts, a list of prompts -> a folder of MP4s, over all replicas; it can be stopped and started again at any moment.
+With --prompts, a list of prompts -> a folder of MP4s, over all replicas. It can be stopped and started again at any moment.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def check(options: argparse.Namespace) -> tuple[Setup, list[str], VideoList | None] | int:
-    """Everything that can be refused, before a weight is read; the exit code where there is nothing to do after that."""
+    """Check everything that can be refused before a weight is read. Returns the exit code if there is nothing more to do."""
     from wan_mlperf import preflight, video
     from wan_mlperf.files import writable_folder
     from wan_mlperf.generate.video_list import VideoList
@@ -97,7 +97,7 @@ def check(options: argparse.Namespace) -> tuple[Setup, list[str], VideoList | No
 
 
 def make_one(engine: Pipeline, prompt: str, output: Path) -> None:
-    """On every rank: make one video; the first writes it, frame by frame as it is decoded."""
+    """On every rank: make one video. The first rank writes it, frame by frame as it is decoded."""
     from wan_mlperf.replicas.replica import LatentCheck
     from wan_mlperf.video import write_mp4_in_background
 
@@ -120,7 +120,7 @@ def make_one(engine: Pipeline, prompt: str, output: Path) -> None:
 
 
 def make_list(engine: Pipeline, watch: Watch, prompts: Sequence[str], videos: VideoList | None) -> int:
-    """On every rank: make the videos that are not there yet; `videos` on the first rank. Returns the exit code."""
+    """On every rank: make the videos that do not exist yet. `videos` is given on the first rank. Returns the exit code."""
     from wan_mlperf.replicas import dispatch
     from wan_mlperf.replicas.messages import Job
     from wan_mlperf.video import to_mp4
@@ -176,21 +176,24 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = cli.Parser(prog="python -m wan_mlperf.generate", description=__doc__)
     parser.add_argument("prompt", nargs="?", type=cli.words)
     parser.add_argument(
-        "--prompts", type=cli.path, metavar="FILE", help="make a video of each line of a text file; goes on where it was stopped"
+        "--prompts",
+        type=cli.path,
+        metavar="FILE",
+        help="make a video of each line of a text file; continues after a stop",
     )
     parser.add_argument(
         "-o", "--output", type=cli.path, metavar="PATH", help="the MP4 (default: video.mp4); with --prompts the folder (videos)"
     )
-    parser.add_argument("--force", action="store_true", help="replace what is there, or was made otherwise")
+    parser.add_argument("--force", action="store_true", help="replace what exists, or was made differently")
     parser.add_argument("--seed", type=cli.whole_number, help="seed of the initial noise (default: the workload's, 42)")
     parser.add_argument("--steps", type=cli.whole_number, help="denoising steps")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, multiples of 16, such as 720x1280")
     parser.add_argument("--frames", type=cli.whole_number, help="video frames, 4 n + 1")
     parser.add_argument("--negative", type=cli.words, metavar="PROMPT", help="negative prompt (default: the benchmark's)")
     cli.add_recipe_arguments(parser)
-    parser.add_argument("--no-lock", action="store_true", help="with --prompts: go on where the file system has no locks")
+    parser.add_argument("--no-lock", action="store_true", help="with --prompts: continue even if the file system has no locks")
     parser.add_argument("--explain", action="store_true", help="print the step plan and stop; reads no weights")
-    parser.add_argument("--json", action="store_true", help="with --explain: print all that was understood as JSON")
+    parser.add_argument("--json", action="store_true", help="with --explain: print everything that was understood, as JSON")
     options = parser.parse_args(arguments)
     if (options.prompt is None) == (options.prompts is None):
         raise BadInput("prompt: allowed: either a prompt or --prompts FILE")
@@ -201,7 +204,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def changes(options: argparse.Namespace) -> dict[str, Any]:
-    """What the flags change of the workload. Raises BadInput."""
+    """Return what the flags change in the workload. Raises BadInput."""
     changed: dict[str, Any] = {
         "seed": options.seed,
         "steps": options.steps,
@@ -217,7 +220,7 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_output(path: Path, force: bool) -> Path:
-    """Check that the file can be written and is not there yet. Raises BadInput."""
+    """Check that the file can be written and does not exist yet. Raises BadInput."""
     from wan_mlperf.files import writable_file, writable_folder
     from wan_mlperf.inputs.paths import look
 
@@ -230,7 +233,7 @@ def check_output(path: Path, force: bool) -> Path:
 
 
 def checked(chunks: Iterator[np.ndarray], check: LatentCheck) -> Iterator[np.ndarray]:
-    """Chunks [1, n, height, width, 3] -> [n, height, width, 3]; raises Failed at the end if they are no video."""
+    """Chunks [1, n, height, width, 3] -> [n, height, width, 3]. Raises Failed at the end if the frames are not a video."""
     from wan_mlperf.replicas.replica import flat
 
     is_flat = True

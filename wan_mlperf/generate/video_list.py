@@ -1,7 +1,7 @@
-"""The folder of `generate --prompts`: which videos are there whole, and what made them.
+"""The folder of `generate --prompts`: which videos are complete, and what made them.
 
-Videos are named by the prompt's number, never by the prompt. `manifest.json` names every video before it appears, so a file of
-that name which no manifest names is somebody else's.
+Videos are named by the prompt's number, never by the prompt. `manifest.json` names every video before it appears, so a file that
+it does not name belongs to somebody else.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from wan_mlperf.files import TEMPORARY, atomic_write
 from wan_mlperf.inputs import locks
 from wan_mlperf.videos.manifest import MANIFEST, Entry, Manifest, key_of
 
-LOCK_S = 10.0  # a killed run's ranks hold the folder for a moment longer
+LOCK_S = 10.0  # the ranks of a killed run keep the folder locked for a moment
 
 
 class VideoList:
-    """The videos of `prompts` in `folder`. Reading needs nothing; writing needs `lock`, without `locked` only where it works."""
+    """The videos of `prompts` in `folder`. Writing needs `lock`; without `locked`, that may do without a lock."""
 
     def __init__(
         self, folder: Path, prompts: Sequence[str], *, seed: int, recipe: dict[str, Any], force: bool = False, locked: bool = True
@@ -36,11 +36,11 @@ class VideoList:
         self._read()
 
     def missing(self) -> list[int]:
-        """Return the numbers of the prompts that have no whole video yet. Raises BadInput rather than mix or replace."""
+        """Return the numbers of the prompts without a complete video. Raises BadInput rather than mix or replace videos."""
         return [number for number in range(len(self._prompts)) if not self._is_there(number)]
 
     def lock(self) -> None:
-        """Keep other runs out until `unlock`, and clear what a killed run left unfinished. Raises BadInput."""
+        """Keep other runs out until `unlock`, and remove what a killed run left unfinished. Raises BadInput."""
         without = None if self._locked else process.note
         self._lock = locks.lock(self.folder, what="--output", wait_s=LOCK_S, without=without)
         self._read()
@@ -50,7 +50,7 @@ class VideoList:
                 leftover.unlink(missing_ok=True)
 
     def unlock(self) -> None:
-        """Let other runs in; the end of the process does the same."""
+        """Let other runs in. The end of the process does the same."""
         locks.unlock(self.folder, self._lock)
 
     def add(self, number: int, content: bytes) -> None:
@@ -99,5 +99,5 @@ class VideoList:
 
 
 def video_name(number: int) -> str:
-    """The file name of a prompt's video."""
+    """Return the file name of a prompt's video."""
     return f"{number}.mp4"

@@ -1,4 +1,4 @@
-"""What every HTML page of ours shares: one look (base.html), macros and drawings; a page is one file without outside links."""
+"""What our HTML pages share: the look (base.html), macros and drawings. A page is a single file without outside links."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wan_mlperf.pages import charts
 
 
 def template(folder: Path, name: str) -> jinja2.Template:
-    """Return a template of a room's `folder`, which may extend base.html and use macros.html."""
+    """Return a template from a room's `folder`. It may extend base.html and use macros.html."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,

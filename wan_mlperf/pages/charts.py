@@ -1,6 +1,6 @@
-"""The report's drawings as inline SVG: shapes only, in a box of 100 x 100 that stretches; HTML beside them holds the text.
+"""The report's drawings as inline SVG: only shapes, in a box of 100 x 100 that stretches. The text is in the HTML around them.
 
-Text in a stretched SVG would be unreadable on a phone. Colours are the page's CSS variables; hovering shows the values.
+Text in a stretched SVG would be unreadable on a phone. Colours are the page's CSS variables. Hovering shows the values.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-MOST_DOTS = 1500  # of a longer run every second, third, ... sample is drawn
-NONE = "\N{EN DASH}"  # stands where a run has no value
+MOST_DOTS = 1500  # of longer runs, only every second, third, ... sample is drawn
+NONE = "\N{EN DASH}"  # shown where a run has no value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A drawing, the labels under it from left to right, and the labels beside it from top to bottom."""
+    """A drawing, the labels below it from left to right, and the labels on its side from top to bottom."""
 
     svg: Markup
     across: tuple[str, ...]
@@ -25,7 +25,7 @@ class Chart:
 
 
 def seconds(value: float | None) -> str:
-    """A time as it is read best: 27.38 s, 93 ms."""
+    """Format a time for easy reading: 27.38 s, 93 ms."""
     if value is None:
         return NONE
     if value >= 1:
@@ -34,7 +34,7 @@ def seconds(value: float | None) -> str:
 
 
 def histogram(series: Sequence[Sequence[float]], marks: Mapping[str, float | None] | None = None) -> Chart:
-    """How many samples took how long; several series share the bins and lie beside each other. `marks` are vertical lines."""
+    """Draw how many samples took how long. Several series share the bins, side by side. `marks` are vertical lines."""
     values = [value for one in series for value in one]
     shown = [mark for mark in (marks or {}).values() if mark is not None]
     low, high = _range([*values, *shown])
@@ -64,7 +64,7 @@ def histogram(series: Sequence[Sequence[float]], marks: Mapping[str, float | Non
 
 
 def over_run(series: Sequence[Sequence[float]], mark: float | None = None) -> Chart:
-    """Each sample's time, in the order of the run. `mark` is a horizontal line."""
+    """Draw each sample's time, in the order of the run. `mark` is a horizontal line."""
     values = [value for one in series for value in one]
     low, high = _range([*values, *([] if mark is None else [mark])])
     longest = max(len(one) for one in series)
@@ -86,7 +86,7 @@ def over_run(series: Sequence[Sequence[float]], mark: float | None = None) -> Ch
 
 
 def shares(parts: Mapping[str, float]) -> Markup:
-    """One bar cut into the parts' shares; the colour of each is that of its place."""
+    """Draw one bar with the parts' shares. A part's colour depends on its position."""
     total = sum(parts.values()) or 1.0
     pieces, left = [], 0.0
     for number, (name, value) in enumerate(parts.items()):

@@ -1,4 +1,4 @@
-"""What each name of attention and each format of linear layers would be, on this machine or on another architecture."""
+"""What each attention name and each format of linear layers would be, on this machine or on another architecture."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from wan_mlperf.step_plan import Step
 
 
 def names_of(recipe: Recipe, plan: Sequence[Step]) -> list[str]:
-    """The names of attention that a plan's steps compute with, and the formats of the recipe's linear layers, in order."""
+    """Return the attention names of a plan's steps, and the formats of the recipe's linear layers, in order."""
     return [*dict.fromkeys(step.attention for step in plan if step.source is None), *gemm.names(recipe.gemm)]
 
 
 def of(recipe: Recipe, plan: Sequence[Step]) -> tuple[list[Feature], str]:
-    """What this machine runs for a recipe's plan, and what this machine is."""
+    """Return what this machine runs for a recipe's plan, and what this machine is."""
     device = probe_device()
     return here(names_of(recipe, plan), recipe, device), f"{device.arch} ({device.name})"
 
 
 def here(names: Iterable[str], recipe: Recipe, device: Device) -> list[Feature]:
-    """What runs on this machine, and what the better ones lack: all packages are looked at."""
+    """Return what runs on this machine, and what better kernels lack. All packages are inspected."""
     found = []
     for name in names:
         try:
@@ -65,7 +65,7 @@ def _gemm_here(name: str, recipe: Recipe, device: Device) -> Feature:
 
 
 def there(recipe: Recipe, plan: Sequence[Step], arch: str) -> tuple[list[Feature], str]:
-    """What a complete installation on an architecture would run, what of it is missing on this machine; and the architecture."""
+    """Return what a complete installation on an architecture would run, what of that is missing here, and the architecture."""
     found = []
     for name in names_of(recipe, plan):
         if name in GEMM_CANDIDATES:

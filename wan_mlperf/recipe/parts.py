@@ -29,7 +29,7 @@ References = Literal["forbid", "allow"] | Arch
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Model:
-    """Which weights, and the dtype they compute in (`checkpoint`: the one they are stored in)."""
+    """Which weights, and the dtypes to compute in (`checkpoint`: as they are stored)."""
 
     checkpoint: str = "embedded"
     dtype: Dtype = "bfloat16"
@@ -41,9 +41,9 @@ class Model:
 class MeshRecipe:
     """How the ranks are used: world = replicas x cfg x ulysses x ring.
 
-    `ranks` is how many ranks `python -m wan_mlperf.run` starts (auto: one per GPU, two without one); under torchrun, torchrun
-    decides. cfg auto is 1 where every pair of GPUs has a link of its own (AMD Instinct), else 2 for an even number
-    of ranks; ulysses auto takes what is left.
+    `ranks` is how many ranks `python -m wan_mlperf.run` starts (auto: one per GPU, or two without a GPU); torchrun decides for
+    itself. cfg auto is 1 if every pair of GPUs has its own link (AMD Instinct), otherwise 2 for an even number of ranks; ulysses
+    auto takes what is left.
     """
 
     ranks: Count | Auto = "auto"
@@ -74,9 +74,9 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Guidance:
-    """Which steps compute both branches of guidance; the others take the positive branch's prediction as it is.
+    """Which steps compute both branches of guidance. The others use the positive branch's prediction alone.
 
-    A step is guided if its noise level sigma (1 is noise, 0 the video) is within `interval` and its index not in `off`.
+    A step is guided if its noise level sigma (1 is noise, 0 the video) is within `interval` and its index is not in `off`.
     """
 
     interval: tuple[Unit, Unit] = (0.0, 1.0)
@@ -91,9 +91,9 @@ class Guidance:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Reuse:
-    """Steps that do not run the expert but apply again what its blocks changed in the last computed step.
+    """Steps that do not run the expert, but apply again what its blocks changed in the last computed step.
 
-    `factors` scales that change, one number per entry of `steps` (MagCache); without it the change is taken as it was.
+    `factors` scales that change, one number per entry of `steps` (MagCache). Without it the change is not scaled.
     """
 
     steps: tuple[StepIndex, ...] = ()
@@ -110,7 +110,7 @@ class Reuse:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Gemm:
-    """Format of each expert's linear layers; `keep` maps name patterns to another format, the first match wins.
+    """Format of each expert's linear layers. `keep` maps name patterns to another format; the first match counts.
 
     `fp8_scales`: one per row of the weight and per token, or one per tensor.
     """
@@ -123,7 +123,7 @@ class Gemm:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Vae:
-    """`chunk`: latent frames per decoder call after the first; more is faster and takes more memory.
+    """`chunk`: latent frames per decoder call after the first one. More is faster and takes more memory.
 
     `tf32`: may an NVIDIA GPU round the factors of fp32's products to TF32, as PyTorch does unless told otherwise?
     """
@@ -142,16 +142,17 @@ class Compile:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Offline:
-    """`batch`: how many samples a replica makes at once, where enough are left; for devices that one sample leaves idle."""
+    """`batch`: how many samples a replica makes at once, as long as enough are left; for devices that one sample leaves idle."""
 
     batch: Annotated[int, Field(ge=1, le=64)] = 1
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Faults:
-    """When a rank is given up, in seconds: silent for `dead_s`; no progress for `hang_s` within a sample, `start_s` before it.
+    """When a rank is declared dead, in seconds: after `dead_s` without a heartbeat, or `hang_s` without progress in a sample.
 
-    Progress is a denoising step or a chunk of the decoder: `hang_s` must be longer than either takes.
+    Before the first sample, `start_s` counts instead of `hang_s`. Progress is a denoising step or a chunk of the decoder, so
+    `hang_s` must be longer than either takes.
     """
 
     dead_s: Annotated[float, Field(ge=1.0, le=86400.0)] = 30.0
@@ -169,50 +170,50 @@ class Faults:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
-    """One complete run: see the files in configs/ for one per use."""
+    """One complete run. configs/ has one for each use."""
 
     name: str
     model: Model = Model()
-    workload: Workload | None = None  # only for another model than the benchmark's: see workload.py
+    workload: Workload | None = None  # only for a model other than the benchmark's: see workload.py
     mesh: MeshRecipe = MeshRecipe()
     attention: Attention = Attention()
     guidance: Guidance = Guidance()
     reuse: Reuse = Reuse()
     gemm: Gemm = Gemm()
     references: References = "forbid"
-    trim_text: bool = False  # the equal padding tokens of the text as one token with the log of their number as bias
+    trim_text: bool = False  # replace the text's padding tokens by one, with the log of their number as bias
     vae: Vae = Vae()
     compile: Compile = Compile()
     offline: Offline = Offline()
     faults: Faults = Faults()
     warmup_queries: Annotated[int, Field(ge=0, le=100)] = 1
     user_conf: str = "mlperf/user.conf"  # LoadGen's settings, relative to the recipe's folder
-    folder: str = ""  # filled by the loader: where the recipe lies
-    exact: bool = False  # filled by make_exact
+    folder: str = ""  # filled in by the loader: the recipe's folder
+    exact: bool = False  # filled in by make_exact
 
     @property
     def effective_workload(self) -> Workload:
-        """The workload of this run: the benchmark's unless the recipe names its own."""
+        """The workload of this run: the benchmark's, unless the recipe has its own."""
         return self.workload or MLPERF
 
     @property
     def stands_for(self) -> Arch | None:
-        """The architecture whose kernels PyTorch references may stand for; None if they may not stand in."""
+        """The architecture whose kernels PyTorch references may imitate, or None if references are forbidden."""
         if self.references == "forbid":
             return None
         return "gfx950" if self.references == "allow" else self.references
 
     @property
     def user_conf_path(self) -> Path:
-        """Where LoadGen's user.conf lies."""
+        """Path of LoadGen's user.conf."""
         return Path(self.folder) / expand(self.user_conf, what="user_conf")
 
 
 def make_exact(recipe: Recipe) -> Recipe:
     """Return the recipe with every approximation off, computing in the checkpoint's own dtype.
 
-    What only changes the order of roundings (`trim_text`, `vae.chunk`) stays on several ranks, where a sum is cut differently
-    anyway; on one rank the pipeline turns it off, too, and is equal to diffusers' bit for bit.
+    What only changes the order of rounding (`trim_text`, `vae.chunk`) stays on several ranks, which split sums differently
+    anyway. On one rank the pipeline turns it off, too, and equals diffusers' bit for bit.
     """
     return dataclasses.replace(
         recipe,

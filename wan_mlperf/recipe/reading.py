@@ -1,7 +1,7 @@
-"""A recipe from YAML, and back: one strict loader.
+"""Reads a recipe from YAML, strictly, and writes it back.
 
-A key that is not known, a value of the wrong type or a contradiction is refused with the key, the value and what is allowed,
-before any weight is read.
+An unknown key, a value of the wrong type or a contradiction is refused before any weight is read, with the key, the value and
+what is allowed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 
 
 def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), model: str | None = None, exact: bool = False) -> Recipe:
-    """Read a recipe from a YAML file, or by the name of one in configs/.
+    """Read a recipe from a YAML file, or from configs/ by its name.
 
-    `overrides` are "key.path=value" strings; `model` is the name or folder of a checkpoint, letter by letter. `exact` turns every
+    `overrides` are "key.path=value" strings. `model` is the name or folder of a checkpoint, used literally. `exact` turns every
     approximation off: no quantisation, no low-precision attention, no compilation, and the checkpoint's own dtype. Raises
     BadInput.
     """
@@ -45,14 +45,14 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), model: str |
     for filled in FILLED & found.keys():
         raise BadInput(f"recipe {str(file)!r}: {filled}: is not a key of a recipe")
     found.setdefault("name", paths.utf8(file.stem, what="recipe"))
-    # A recipe that came through a pipe lies nowhere: its user.conf is looked for where ours are.
+    # A recipe from a pipe has no folder, so its user.conf is looked for in configs/.
     found["folder"] = paths.utf8(str(CONFIGS if text.may_be_stream(file) else file.parent.resolve()), what="recipe's folder")
     recipe = parse(found, source=f"recipe {str(file)!r}")
     return make_exact(recipe) if exact else recipe
 
 
 def parse(values: dict[str, Any], *, source: str) -> Recipe:
-    """Build a Recipe from plain values; `source` begins the error line. Raises BadInput."""
+    """Build a Recipe from plain values. The error line begins with `source`. Raises BadInput."""
     return _parse(Recipe, values, source)
 
 
@@ -62,7 +62,7 @@ def replace_workload(workload: Workload, **changes: Any) -> Workload:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """Return the resolved recipe as YAML, every default written out; `load_recipe` reads it back."""
+    """Return the resolved recipe as YAML with every default, which `load_recipe` reads back."""
     values = TypeAdapter(Recipe).dump_python(recipe, mode="json", exclude=FILLED)
     heading = "# with --exact\n" if recipe.exact else ""
     return heading + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -79,7 +79,7 @@ def _parse(kind: type[Any], values: dict[str, Any], source: str) -> Any:
 
 
 def _find(path: str | Path) -> Path:
-    """The file of a recipe: a bare name is one in configs/, whatever lies in the working folder."""
+    """Return a recipe's file. A bare name means one in configs/, whatever is in the working folder."""
     named = CONFIGS / f"{path}.yaml"
     names = sorted(one.stem for one in CONFIGS.glob("*.yaml"))
     if str(path) in names:
@@ -120,7 +120,7 @@ def _set(recipe: dict[str, Any], override: str) -> None:
 
 
 def _explain(kind: type[Any], error: ValidationError) -> str:
-    """One line for the first thing that is wrong: key, value, what is allowed."""
+    """Return one line for the first thing that is wrong: key, value, what is allowed."""
     first = error.errors()[0]
     # Pydantic adds the branch of a union it tried to the location: only real keys are shown.
     location = [str(part) for part in first["loc"]]
@@ -149,7 +149,7 @@ def _explain(kind: type[Any], error: ValidationError) -> str:
 
 
 def _dataclass_of(annotation: Any) -> Any:
-    """The nested dataclass of a field's type, if there is one."""
+    """Return the nested dataclass in a field's type, if there is one."""
     return next((one for one in (annotation, *get_args(annotation)) if dataclasses.is_dataclass(one)), None)
 
 

@@ -1,6 +1,6 @@
-"""What the ranks of a job find out together before any work: what one of them is refused, all are refused, and it is said once.
+"""Checks that all ranks of a job make together before any work: what is refused on one is refused on all, and said once.
 
-Without it, a file that is missing on one host would end that rank without a word and leave the others waiting.
+Without it, a file that is missing on one host would end that rank silently and leave the others waiting.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _times = itertools.count()
 
 @contextmanager
 def checks() -> Iterator[None]:
-    """Around everything that may be refused: every rank leaves the block well, or every rank raises the same BadInput."""
+    """Put this around checks: either every rank leaves the block normally, or every rank raises the same BadInput."""
     if ranks.world_size() == 1:
         yield
         return
@@ -48,7 +48,7 @@ def checks() -> Iterator[None]:
 
 
 def streams(paths: Sequence[str | None]) -> None:
-    """Let rank 0 read those of `paths` that are streams, and every rank find their content. Every rank calls it."""
+    """Have rank 0 read those of `paths` that are streams, and give every rank their content. Every rank calls it."""
     named = [path for path in paths if path is not None]
     if ranks.world_size() == 1 or not named:
         return

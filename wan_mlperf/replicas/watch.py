@@ -1,8 +1,8 @@
 """No rank waits forever: every rank writes heartbeats to the job's store and reads the others'.
 
-Whoever first sees that a rank died, stopped or fails on its own claims the end of the job and prints the one message; every other
-rank sees the claim and leaves without a word. A stopped process of the same host is killed. The watch works from threads,
-because the main thread may be inside a collective that never returns.
+The first rank to see that a rank died, stopped or failed claims the shutdown and prints the one message; all others see the claim
+and exit silently. A stopped process on the same host is killed. The watch runs in threads, because the main thread may be in a
+collective that never returns.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ COLLECTIVE = ("gloo", "nccl", "connection closed", "connection reset", "connecti
 
 
 class Watch:
-    """This rank's watch. Enter it before the groups are started; an exception that leaves the block ends the whole job.
+    """This rank's watch. Enter it before the groups are started. An exception that leaves the block ends the whole job.
 
-    `on_end` is called once on rank 0, with the reason, before it leaves early. With `drains`, SIGTERM on any rank ends nothing:
-    `on_drain` is called once on rank 0, from a thread of the watch.
+    `on_end` is called once on rank 0, with the reason, before it exits early. With `drains`, SIGTERM on any rank ends nothing;
+    instead `on_drain` is called once on rank 0, from one of the watch's threads.
     """
 
     def __init__(self, faults: Faults) -> None:
@@ -78,46 +78,46 @@ class Watch:
             self._signals.close()
 
     def follow(self, spans: Spans) -> None:
-        """From now on these spans say at which stage this rank is, and whether it moves."""
+        """Take this rank's stage, and whether it makes progress, from these spans from now on."""
         spans.on_stage = self._note.set_stage
         self._progress = spans.progress
 
     def begin(self, sample: str, *, patience: float = 1.0) -> None:
-        """This rank now works on a sample: if it stops moving, that is a hang. `patience`: how many times longer it may take."""
+        """This rank now works on a sample, and hangs if it makes no progress. `patience`: how many times longer it may take."""
         self._limit_s = self._faults.hang_s * patience
         self._note.set("begin", sample)
 
     def idle(self) -> None:
-        """This rank waits for work, as long as it takes."""
+        """This rank waits for work, for as long as it takes."""
         self._trouble = ""
         self._note.set("idle", "")
 
     def trouble(self, error: str) -> None:
-        """This rank has an error and asks its replica's other ranks for theirs, which may hang in a collective."""
+        """This rank has an error, and asks its replica's other ranks for theirs. They may hang in a collective."""
         self._trouble = error
         self._limit_s = min(self._faults.dead_s, self._faults.hang_s)
 
     @property
     def where(self) -> str:
-        """Rank, host, stage and sample, for people."""
+        """This rank's rank, host, stage and sample in words."""
         return whereabouts(self._heartbeat())
 
     @staticmethod
     def is_collective(error: BaseException) -> bool:
-        """True for an error inside a collective, which tells of another rank's end."""
+        """True for an error in a collective, which is a sign that another rank has died."""
         return not isinstance(error, Failed) and any(word in str(error).lower() for word in COLLECTIVE)
 
     def fail(self, error: BaseException, *, stage: str | None = None, sample: int | None = None) -> NoReturn:
-        """End the whole job because of an error on this rank, or of the death of another rank that caused it.
+        """End the whole job because of an error on this rank, or because of the death of another rank that caused it.
 
-        `stage` and `sample` say where, for a thread that is elsewhere than the rank's main one.
+        `stage` and `sample` say where, for a thread that does something else than the rank's main thread.
         """
         if not self._active:
             raise error
         if isinstance(error, BadInput):
             self.end(f"error: {process.one_line(error)}", process.BAD_INPUT)
         if self.is_collective(error):
-            # Most likely not our fault. Whoever is to blame is found by its silence, at the latest after dead_s.
+            # Most likely another rank is the cause. It is found by its missing heartbeats, after dead_s at the latest.
             until = time.monotonic() + self._faults.dead_s + 2 * self._tick_s
             while time.monotonic() < until:
                 self._end_if_claimed()
@@ -133,7 +133,7 @@ class Watch:
         self.end(f"failed: {here}: {type(error).__name__}: {why}{line}", process.FAILED)
 
     def end(self, line: str, code: int, victim: int | None = None) -> NoReturn:
-        """End the whole job, at once and everywhere, with this line and code, unless another rank was first."""
+        """End the whole job at once, everywhere, with this line and code, unless another rank was first."""
         if self._active:
             try:
                 first = int(self._store.add("claims", 1)) == 1
@@ -141,7 +141,7 @@ class Watch:
                     self._store.set("end", json.dumps({"line": line, "code": code, "node": self._node, "victim": victim}))
                 else:
                     self._await_claim()
-            except Exception:  # the store is gone, and with it everyone who could have been told
+            except Exception:  # the store is gone, so nobody can be told
                 first = True
         self._leave(line, code, say=True)
 
@@ -235,7 +235,7 @@ class Watch:
                 self.end(f"failed: {self._where_was(rank)}: {silence}", process.FAILED, victim=rank)
 
     def _look_inside(self) -> None:
-        """Thread: signals, the launcher's death, the store's silence, and whether this rank moves."""
+        """Thread: watch for signals, the launcher's death, a silent store, and a rank that makes no progress."""
         mark, moved, last = None, time.monotonic(), time.monotonic()
         while not self._closed.is_set():
             numbers = self._signals.wait(self._tick_s)
@@ -268,7 +268,7 @@ class Watch:
             drain()
 
     def _signalled(self, number: int) -> None:
-        """A signal means that someone stops the job, or that torchrun ends this rank because another died."""
+        """Handle a signal: someone stops the job, or torchrun ends this rank because another one died."""
         name = signal.Signals(number).name
         drains = self.drains and number == signal.SIGTERM
         try:
@@ -282,7 +282,7 @@ class Watch:
         self._leave(f"stopped by {name}: {self.where}", 128 + number, say=self._rank == 0)
 
     def _bury_local_dead(self, *, unless: Callable[[], bool] = lambda: False) -> None:
-        """If a rank of this host died without a word, say so for it and end the job."""
+        """If a rank of this host died silently, say so for it and end the job."""
         for rank, peer in list(self._peers.items()):
             if "done" in peer or peer["node"] != self._node or is_alive(peer["process"], self._parent):
                 continue

@@ -1,6 +1,6 @@
-"""A run folder -> report.html, one file without outside links; two run folders -> a comparison.
+"""A run folder -> report.html, a single file without outside links. Two run folders -> a comparison.
 
-`python -m wan_mlperf.report outputs/latest` writes the page anew, `python -m wan_mlperf.report A B` compares B with A.
+`python -m wan_mlperf.report outputs/latest` writes the page again, `python -m wan_mlperf.report A B` compares B with A.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wan_mlperf.report.run_folder import PAGE, read
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write a report or a comparison; return the exit code."""
+    """Write a report or a comparison, and return the exit code."""
     parser = cli.Parser(prog="python -m wan_mlperf.report", description=__doc__)
     parser.add_argument("run", type=cli.path, metavar="A", help="a run folder, such as outputs/latest")
     parser.add_argument("other", type=cli.path, metavar="B", nargs="?", help="a second one, compared with the first")

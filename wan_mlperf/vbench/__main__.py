@@ -1,9 +1,9 @@
 """A run's videos -> the MLPerf accuracy score: `python -m wan_mlperf.vbench outputs/latest`.
 
-Scores VBench's six dimensions in an environment of its own (`--setup` builds it once) and writes `accuracy.txt`,
-`vbench/summary.json` and, per dimension, `vbench/raw/<dimension>.json`. A dimension that was scored for these very videos
-and checkpoints is not scored again. Exit codes: 0 the benchmark's score reaches the floor, 1 it does not or is incomplete,
-2 bad input, 3 failed on the way.
+Scores six dimensions of VBench in a separate environment (`--setup` builds it once) and writes `accuracy.txt`,
+`vbench/summary.json` and, per dimension, `vbench/raw/<dimension>.json`. A dimension that was already scored for exactly these
+videos and checkpoints is not scored again. Exit codes: 0 the benchmark's score reaches the floor, 1 it does not or is incomplete,
+2 bad input, 3 failed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LISTED = 10  # lines of a list that are printed; summary.json has them all
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Set up, score, judge; return the exit code."""
+    """Set up, score, judge, and return the exit code."""
     options = parse(arguments)
     if options.setup:
         vbench_environment.setup(options.torch)
@@ -83,8 +83,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dimensions", default=",".join(DIMENSIONS), metavar="A,B", help="score only these now (default: all six)"
     )
-    parser.add_argument("--device", help="cpu or cuda, which is also a ROCm GPU (default: cuda where there is one)")
-    parser.add_argument("--parse-only", action="store_true", help="judge the raw results that are there, score nothing")
+    parser.add_argument("--device", help="cpu, or cuda, also for a ROCm GPU (default: cuda if there is a GPU)")
+    parser.add_argument("--parse-only", action="store_true", help="judge the existing raw results, and score nothing")
     options = parser.parse_args(arguments)
     options.dimensions = options.dimensions.split(",")
     for name in options.dimensions:
@@ -99,7 +99,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def ready(dimensions: Sequence[str]) -> Environment:
-    """Return VBench's environment once it and every checkpoint are there. Raises BadInput, after naming what is missing."""
+    """Return VBench's environment if it and all checkpoints are there. Otherwise name what is missing and raise BadInput."""
     environment = vbench_environment.find()
     missing = vbench_checkpoints.missing(dimensions)
     for line in missing:
@@ -111,7 +111,7 @@ def ready(dimensions: Sequence[str]) -> Environment:
 
 
 def full_info() -> Path:
-    """VBench's list of prompts, from its environment or from the package beside this project. Raises BadInput."""
+    """Return VBench's list of prompts, from its environment or from the package that is installed here. Raises BadInput."""
     try:
         return vbench_environment.find().full_info
     except BadInput:
@@ -129,7 +129,7 @@ def score(
     dimensions: Sequence[str],
     device: str | None,
 ) -> list[str]:
-    """Score what is not scored yet, one process per dimension; return what failed, one line each."""
+    """Score what is not scored yet, one process per dimension. Returns a line for each that failed."""
     staged = folder / "vbench" / "staged"
     vbench_videos.stage(folder, videos, staged)
     failures = []
@@ -159,7 +159,7 @@ def score(
 
 
 def run_worker(environment: Environment, job: Mapping[str, Any], log: Path) -> str | None:
-    """Run one dimension's process, its output to `log` and its progress to the terminal; return what went wrong, or None."""
+    """Run one dimension's process, with output to `log` and progress to the terminal. Returns what went wrong, or None."""
     start = time.perf_counter()
     last, done = "no message", 0
     progress: cli.Progress | None = None
@@ -196,14 +196,14 @@ def run_worker(environment: Environment, job: Mapping[str, Any], log: Path) -> s
 
 
 def default_device() -> str:
-    """cuda where this host's torch sees a GPU."""
+    """Return "cuda" if this host's torch sees a GPU, else "cpu"."""
     from wan_mlperf.kernels.device import gpu_count
 
     return "cuda" if gpu_count() else "cpu"
 
 
 def print_lists(videos: Videos) -> None:
-    """Print which videos are missing, unreadable or extra; the first of each, and how many more."""
+    """Print which videos are missing, unreadable or extra: the first ones, and how many more there are."""
     for name in ("missing", "unreadable", "refused", "extra", "unnamed"):
         lines = getattr(videos, name)
         for line in lines[:LISTED]:
@@ -213,7 +213,7 @@ def print_lists(videos: Videos) -> None:
 
 
 def write(folder: Path, summary: Summary) -> None:
-    """Write vbench/summary.json and accuracy.txt; without a score of the whole run no older accuracy.txt stays."""
+    """Write vbench/summary.json and accuracy.txt. Without a score of the whole run, an older accuracy.txt is removed."""
     vbench_summary.write(folder, summary)
     text = vbench_score.accuracy_text(summary)
     if text is None:

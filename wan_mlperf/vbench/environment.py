@@ -1,8 +1,7 @@
-"""VBench's own environment: built once by `--setup`, found and checked by every later run.
+"""VBench's separate environment: built once by `--setup`, then found and checked by every run.
 
-VBench cannot live beside this project: it needs an older transformers. The environment holds everything pinned in
-requirements.txt. Torch is the host's own, so that it fits the GPU and nothing large is fetched, or, with
-`--torch`, one of the environment's own.
+VBench needs an older transformers than this project. Its environment contains everything that requirements.txt pins. It uses the
+host's torch, which fits the GPU and saves a large download, or with `--torch` another one.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ MARK = "ready.json"  # written last: a folder without it is not an environment
 
 @dataclass(frozen=True)
 class Environment:
-    """A folder with an interpreter of its own."""
+    """A folder with its own interpreter."""
 
     folder: Path
 
@@ -42,7 +41,7 @@ class Environment:
 
     @property
     def site_packages(self) -> Path:
-        """Where its packages lie."""
+        """The folder of its packages."""
         return Path(sysconfig.get_path("purelib", "posix_prefix", vars={"base": str(self.folder)}))
 
     @property
@@ -52,7 +51,7 @@ class Environment:
 
 
 def find() -> Environment:
-    """Return the environment that `--setup` built. Raises BadInput if there is none, or one of other requirements."""
+    """Return the environment that `--setup` built. Raises BadInput without one, or if its requirements have changed."""
     environment = Environment(cache_folder() / "vbench")
     again = "allowed: build it with `python -m wan_mlperf.vbench --setup`"
     try:
@@ -67,7 +66,7 @@ def find() -> Environment:
 def plan(torch_specs: Sequence[str]) -> list[str]:
     """Return the pinned requirements that `--setup` installs without their dependencies.
 
-    A torchvision that came with the host's torch, or that `--torch` names, is the better one and stays.
+    A torchvision that belongs to the host's torch, or that `--torch` names, is kept instead of the pinned one.
     """
     lines = [line.strip() for line in REQUIREMENTS.read_text().splitlines()]
     pins = [line for line in lines if line and not line.startswith("#")]
@@ -79,7 +78,7 @@ def plan(torch_specs: Sequence[str]) -> list[str]:
 def setup(torch_specs: Sequence[str] = ()) -> Environment:
     """Build the environment, import all six dimensions in it, and only then mark it as ready.
 
-    `torch_specs`: requirements of a torch of its own, with dependencies; without any it uses the host's. Raises Failed.
+    `torch_specs`: requirements of another torch, installed with its dependencies. Without any, it uses the host's. Raises Failed.
     """
     folder = writable_folder(cache_folder(), what="cache folder") / "vbench"
     environment = Environment(folder)
@@ -92,7 +91,7 @@ def setup(torch_specs: Sequence[str] = ()) -> Environment:
     install = [sys.executable, "-m", "pip", "--python", str(environment.python), "install"]
     install += ["--disable-pip-version-check", "--quiet"]
     _call([*install, "--no-deps", *pins], "installing the pinned packages")
-    if torch_specs:  # after the pins, which already hold most of what it depends on
+    if torch_specs:  # after the pins, which already include most of its dependencies
         _call([*install, *torch_specs], "installing torch")
     else:
         spec = importlib.util.find_spec("torch")
