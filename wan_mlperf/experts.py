@@ -22,12 +22,14 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
 
+from wan_mlperf.kernels import padding
+from wan_mlperf.kernels.padding import Padding
 from wan_mlperf.text_encoder import Embeds
 
 # (query, key, value, kernel name, tokens of all ranks) -> output; tensors are [B, H, T, D].
 SelfAttend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, str, int], torch.Tensor]
-CrossAttend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-
+# (query [B, H, T, D], the layer's text) -> output.
+CrossAttend = Callable[[torch.Tensor, "TextKeys"], torch.Tensor]
 
 TABLES = 1024  # timesteps, or sizes, whose tables are kept: the longest schedule has 1,000 steps
 
@@ -42,11 +44,15 @@ class SelfAttentionInputs(NamedTuple):
 
 
 class TextKeys(NamedTuple):
-    """One layer's cross-attention keys and values [B, H, S, D], and for trimmed text the bias of its logits [B, 1, 1, S]."""
+    """One layer's cross-attention keys and values [B, H, S, D]; of trimmed text also its padding (kernels/padding.py).
+
+    That is the bias of its logits [B, 1, 1, S], or what is to be merged in.
+    """
 
     key: torch.Tensor
     value: torch.Tensor
-    bias: torch.Tensor | None
+    bias: torch.Tensor | None = None
+    padding: Padding | None = None
 
 
 class Split:
@@ -93,7 +99,7 @@ class CrossAttention:
 
     def __call__(self, attn: WanAttention, hidden: torch.Tensor, text: TextKeys, _mask: None, _rotary: None) -> torch.Tensor:
         query = attn.norm_q(attn.to_q(hidden)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        out = self.attend(query, text.key, text.value, text.bias)
+        out = self.attend(query, text)
         return attn.to_out[0](out.transpose(1, 2).flatten(2, 3).type_as(hidden))
 
 
@@ -109,12 +115,18 @@ class Expert(nn.Module):
         self_attend: SelfAttend,
         cross_attend: CrossAttend,
         trim_text: bool = False,
+        merge_padding: bool = False,
+        round_text: bool = False,
     ) -> None:
+        """`trim_text`: the text's padding as one token, by a bias or, with `merge_padding`, merged in.
+
+        `round_text`: trim to few different lengths.
+        """
         super().__init__()
         self.transformer = transformer
         self.split = split
         self.unguided_split = unguided_split or split  # where no rank computes the other branch of guidance
-        self.trim_text = trim_text
+        self.trim_text, self.merge_padding, self.round_text = trim_text, merge_padding, round_text
         for block in transformer.blocks:
             block.attn1.processor = SelfAttention(self_attend)
             block.attn2.processor = CrossAttention(cross_attend)
@@ -132,16 +144,25 @@ class Expert(nn.Module):
 
     def text_keys(self, embeds: Embeds) -> list[TextKeys]:
         """Return each layer's cross-attention keys and values, once per query."""
-        hidden, bias = embeds.hidden, None
+        hidden, full, device = embeds.hidden, embeds.hidden.shape[1], embeds.hidden.device
+        merged, count, bias, log_count = self.trim_text and self.merge_padding, full, None, None
         if self.trim_text:
-            hidden, bias = _trim(embeds)
-        text = self.transformer.condition_embedder.text_embedder(hidden)
+            count = padding.kept(embeds.lengths, full, merged=merged, rounded=self.round_text)
+            if merged:
+                log_count = padding.log_count(full, count, device)
+            else:
+                bias = padding.bias(embeds.lengths, full, count, device).to(hidden.dtype)
+        text = self.transformer.condition_embedder.text_embedder(hidden[:, : count + merged])
         keys = []
         for block in self.transformer.blocks:
             attn = block.attn2
             key = attn.norm_k(attn.to_k(text)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
             value = attn.to_v(text).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            keys.append(TextKeys(key, value, None if bias is None else bias.to(key.dtype)))
+            if log_count is None:
+                keys.append(TextKeys(key, value, bias))
+            else:
+                last = Padding(key[:, :, -1:], value[:, :, -1:], log_count)
+                keys.append(TextKeys(key[:, :, :count], value[:, :, :count], padding=last))
         if self.compiled and self.trim_text:
             _any_length(keys)
         return keys
@@ -227,22 +248,8 @@ def _rotate(hidden: torch.Tensor, inputs: SelfAttentionInputs) -> torch.Tensor:
 
 def _any_length(keys: Sequence[TextKeys]) -> None:
     """Make the text's length dynamic for the compiler: else the first prompt of another length would compile in its query."""
-    for key, value, bias in keys:
+    for key, value, bias, _ in keys:
         torch._dynamo.maybe_mark_dynamic(key, 2)
         torch._dynamo.maybe_mark_dynamic(value, 2)
         if bias is not None:
             torch._dynamo.maybe_mark_dynamic(bias, 3)
-
-
-def _trim(embeds: Embeds) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replace the n equal padding tokens by one whose logits are increased by log n: the same attention (to 3e-6 in fp32)."""
-    hidden = embeds.hidden
-    batch, full, _ = hidden.shape
-    longest = max(embeds.lengths)
-    kept = min(full, longest + 1)
-    bias = torch.zeros(batch, 1, 1, kept, device=hidden.device, dtype=torch.float32)
-    for index, length in enumerate(embeds.lengths):
-        if length < full:
-            # kept - length of this prompt's padding tokens remain; the last one also represents those that were cut off.
-            bias[index, ..., kept - 1] = float(torch.tensor(float(full - kept + 1)).log())
-    return hidden[:, :kept], bias

@@ -240,6 +240,8 @@ def _load_experts(
             self_attend=self_attend,
             cross_attend=cross_attend,
             trim_text=recipe.trim_text and not bitwise,
+            merge_padding=kernels["cross"].lse,
+            round_text=here.is_gpu or recipe.attention.cross == "native",
         )
         if recipe.compile.experts:
             experts[name].compile()

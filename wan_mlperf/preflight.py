@@ -109,6 +109,8 @@ def resolve_kernels(setup: Setup, here: device.Device) -> tuple[dict[str, attent
         smooth_k=recipe.attention.smooth_k,
         ring=setup.shape.ring,
         exact=recipe.exact,
+        cross=recipe.attention.cross,
+        trim_text=recipe.trim_text,
     )
     allowed = recipe.stands_for is not None
     return kernels, gemm.resolve(recipe.gemm, here, allow_reference=allowed, probe=partial(probe.missing_gemm, dtype=dtype))

@@ -168,6 +168,10 @@ def ask(case: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             names[name] = {"takes": kernel.backend, "passed over": kernel.passed_over}
         except BadInput as refusal:
             names[name] = {"refused": str(refusal)}
+    native = attention.resolve([], device, references=None, probe=lambda key: xdit.check_backend(key, **how), cross="native")[
+        "cross"
+    ]
+    names["native cross"] = {"takes": native.backend, "passed over": native.passed_over, "lse": native.lse, "bias": native.bias}
     formats: tuple[GemmName, ...] = ("fp8", "mxfp4")
     for one in formats:
         recipe = Gemm(high_noise=one, low_noise=one)

@@ -77,7 +77,14 @@ CUDNN = 91500
 CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "MI355X": (
         {"arch": "gfx950", "packages": ["aiter"]},
-        {"sdpa": "AITER", "sage_fp8": "AITER_FP8", "sage_fp4": "AITER_MXFP4", "fp8": "TORCHAO_FP8", "mxfp4": "AITER_A4W4"},
+        {
+            "sdpa": "AITER",
+            "sage_fp8": "AITER_FP8",
+            "sage_fp4": "AITER_MXFP4",
+            "native cross": "AITER",
+            "fp8": "TORCHAO_FP8",
+            "mxfp4": "AITER_A4W4",
+        },
     ),
     "MI355X, smoothed": (
         {"arch": "gfx950", "packages": ["aiter"], "smooth_k": True},
@@ -113,6 +120,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"arch": "gfx950", "packages": []},
         {
             "sdpa": "SDPA",
+            "native cross": "SDPA",
             "sage_fp8": "aiter is not installed.*rocm/pytorch-xdit",
             "sage_fp4": "aiter is not installed",
             "fp8": "TORCHAO_FP8",
@@ -140,7 +148,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "MI300X, February": ({"arch": "gfx942", "packages": [FEBRUARY]}, {"sage_fp8": "AITER_FP8_V3"}),
     "H100": (
         {"arch": "sm90", "packages": ["flash_attn_3", "sageattention"], "cudnn": CUDNN},
-        {"sdpa": "FLASH_3", "sage_fp8": "FLASH_3_FP8", "sage_fp4": "cannot run on sm90", "fp8": "TORCHAO_FP8"},
+        {
+            "sdpa": "FLASH_3",
+            "native cross": "FLASH_3",
+            "sage_fp8": "FLASH_3_FP8",
+            "sage_fp4": "cannot run on sm90",
+            "fp8": "TORCHAO_FP8",
+        },
     ),
     "H100, smoothed": (
         {"arch": "sm90", "packages": ["flash_attn_3", "sageattention"], "smooth_k": True},
@@ -157,7 +171,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "A100": ({"arch": "sm80", "packages": ["sageattention"]}, {"sage_fp8": "SAGE_FP16", "fp8": "cannot run on sm80"}),
     "B200": (
         {"arch": "sm100", "packages": ["flash_attn_4_fp4", "flashinfer"], "cudnn": CUDNN},
-        {"sdpa": "FLASH_4", "sage_fp4": "FLASH_4_FP4", "sage_fp8": "cannot run on sm100", "mxfp4": "TORCHAO_MXFP4"},
+        {
+            "sdpa": "FLASH_4",
+            "native cross": "CUDNN",  # xDiT's FLASH_4 gives no log-sum-exp
+            "sage_fp4": "FLASH_4_FP4",
+            "sage_fp8": "cannot run on sm100",
+            "mxfp4": "TORCHAO_MXFP4",
+        },
     ),
     "B300": (
         {"arch": "sm103", "packages": ["flash_attn_4"], "cudnn": CUDNN},
@@ -205,6 +225,7 @@ def test_what_a_name_is_on_a_machine(asked: dict[str, Any], machine: str) -> Non
         outcome = answer["names"][name] if name else answer
         if wanted in ATTENTION or wanted in GEMM:
             assert outcome.get("takes") == wanted, (name, outcome)
+            assert name != "native cross" or outcome["lse"] != (wanted == "SDPA"), outcome
         else:
             assert re.search(wanted, outcome["refused"]), (name, outcome)
             assert "\n" not in outcome["refused"] and "allowed" in outcome["refused"]

@@ -25,12 +25,15 @@ class Kernel:
     """What a name means here: a key of ATTENTION, run by xDiT or, with `function`, by ours on [batch, heads, tokens, head_dim].
 
     `stands_for`: the architecture whose kernel a reference imitates. `passed_over`: better ones, each with what it lacks.
+    `lse`: it gives its log-sum-exp; `bias`: it reads a bias of the logits.
     """
 
     backend: str
     function: Function | None = None
     stands_for: str = ""
     passed_over: tuple[str, ...] = ()
+    lse: bool = False
+    bias: bool = False
 
     @property
     def xdit(self) -> str | None:
@@ -59,6 +62,10 @@ def sdpa_with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
     return out, lse
 
 
+def _kernel(key: str, passed_over: Sequence[str] = ()) -> Kernel:
+    return Kernel(backend=key, passed_over=tuple(passed_over), lse=ATTENTION[key].lse, bias=ATTENTION[key].bias)
+
+
 def candidates(name: str, arch: str, *, smooth_k: bool = False) -> tuple[str, ...]:
     """The keys of ATTENTION that a name may be on an architecture, best first; with `smooth_k` only those that smooth K."""
     by_arch = CANDIDATES[name]
@@ -75,20 +82,22 @@ def resolve(
     smooth_k: bool = False,
     ring: int = 1,
     exact: bool = False,
+    cross: str = "sdpa",
+    trim_text: bool = True,
 ) -> dict[str, Kernel]:
     """Return name -> Kernel for this device, with "cross" for cross-attention. Raises BadInput for what cannot run.
 
     `references`: the architecture whose kernels PyTorch references may stand for, None if none may. `probe` says what a kernel
     lacks; `ring` is the mesh's ring degree. `exact` keeps to PyTorch's own attention, which is what diffusers calls, wherever
-    the mesh allows it.
+    the mesh allows it. `cross` and `trim_text` are the recipe's.
     """
-    table = {"cross": Kernel(backend="SDPA")}
+    table = {"cross": _kernel("SDPA") if exact or cross == "sdpa" else _native_cross(device, probe, trim_text)}
     for name in dict.fromkeys(names):
         if name == "sdpa" and ring > 1 and device.arch == "cpu":
-            table[name] = Kernel(backend="SDPA", function=sdpa_with_lse)
+            table[name] = Kernel(backend="SDPA", function=sdpa_with_lse, lse=True)
             continue
         if exact and ring == 1:
-            table[name] = Kernel(backend="SDPA")
+            table[name] = _kernel("SDPA")
             continue
         table[name] = _resolve(name, device, references, probe, smooth_k)
         if table[name].is_reference and ring > 1:
@@ -118,9 +127,23 @@ def _resolve(name: str, device: Device, references: str | None, probe: Probe, sm
     for key in candidates(name, device.arch, smooth_k=smooth_k):
         problem = probe(key)
         if problem is None:
-            return Kernel(backend=key, passed_over=tuple(passed_over))
+            return _kernel(key, passed_over)
         passed_over.append(f"{key}: {problem}")
     return _stand_in(name, device, references, smooth_k, passed_over)
+
+
+def _native_cross(device: Device, probe: Probe, trim_text: bool) -> Kernel:
+    """The fastest kernel that the text's trimmed padding can be merged into, else PyTorch's, which reads its bias."""
+    if device.arch == "cpu":
+        return Kernel(backend="SDPA", function=sdpa_with_lse, lse=True) if trim_text else _kernel("SDPA")
+    passed_over: list[str] = []
+    for key in candidates("sdpa", device.arch):
+        backend = ATTENTION[key]
+        problem = "gives no log-sum-exp" if trim_text and not (backend.lse or backend.bias) else probe(key)
+        if problem is None:
+            return _kernel(key, passed_over)
+        passed_over.append(f"{key}: {problem}")
+    raise AssertionError("PyTorch's own attention needs nothing")
 
 
 def _stand_in(name: str, device: Device, references: str | None, smooth_k: bool, passed_over: Sequence[str]) -> Kernel:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.experts import CrossAttend, SelfAttend, Split
+from wan_mlperf.experts import CrossAttend, SelfAttend, Split, TextKeys
+from wan_mlperf.kernels import padding
 from wan_mlperf.kernels.attention import Kernel
 from wan_mlperf.parallel import xdit
 from wan_mlperf.parallel.mesh import Mesh, Shape
@@ -35,7 +36,8 @@ class TokenSplit(Split):
         missing = share - mine.shape[1]
         if missing:
             mine = F.pad(mine, (0, 0) * (tokens.ndim - 2) + (0, missing))
-        return mine.contiguous()
+        # Of one sample a share is contiguous already, with the stride of all tokens: a graph of its own for the compiler.
+        return mine.clone(memory_format=torch.contiguous_format)
 
     def gather(self, tokens: torch.Tensor, count: int) -> torch.Tensor:
         return self._group.all_gather(tokens.contiguous(), dim=1)[:, :count]
@@ -86,8 +88,17 @@ def attends(kernels: Mapping[str, Kernel]) -> tuple[SelfAttend, CrossAttend]:
         kwargs = {"valid_kv_len": tokens} if tokens % distributed.get_sequence_parallel_world_size() else None
         return usp.USP(query, key, value, backend=keys[kernel], attention_kwargs=kwargs)
 
-    def cross_attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        kwargs = None if bias is None else {"attn_mask": bias}
-        return usp.attention(query, key, value, backend=keys["cross"], attention_kwargs=kwargs)
+    cross = kernels["cross"]
+
+    def cross_attend(query: torch.Tensor, text: TextKeys) -> torch.Tensor:
+        if text.padding is not None:
+            assert cross.lse, f"{cross} gives no log-sum-exp"
+            function = xdit.attention_function(keys["cross"])
+            out, lse = function(query, text.key, text.value, dropout_p=0.0, is_causal=False)
+            return padding.merge(out, lse, query, text.padding)
+        # xDiT's other backends take a bias without a word and ignore it.
+        assert text.bias is None or cross.bias, f"{cross} reads no bias"
+        kwargs = None if text.bias is None else {"attn_mask": text.bias}
+        return usp.attention(query, text.key, text.value, backend=keys["cross"], attention_kwargs=kwargs)
 
     return self_attend, cross_attend

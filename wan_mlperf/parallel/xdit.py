@@ -242,6 +242,11 @@ def check_backend(key: str, *, dtype: torch.dtype | None = None, head_dim: int |
     return None
 
 
+def attention_function(key: Any) -> Any:
+    """Return the function behind a key of xDiT's attention registry: it returns the output, and the log-sum-exp or None."""
+    return importlib.import_module("xfuser.core.distributed.attention_backend").ATTENTION_FUNCTION_REGISTRY[key]
+
+
 def register(name: str, function: Function) -> str:
     """Add one of our functions to xDiT's attention registry under `name`, and return that key."""
     load()

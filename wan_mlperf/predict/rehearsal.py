@@ -140,6 +140,8 @@ def _build(subject: Subject, mesh: Mesh, counting: Counting) -> tuple[Any, dict[
         smooth_k=recipe.attention.smooth_k,
         ring=subject.shape.ring,
         exact=recipe.exact,
+        cross=recipe.attention.cross,
+        trim_text=recipe.trim_text,
     )
     recorded = {name: _as_record(name, kernel, subject.device, counting) for name, kernel in kernels.items()}
     self_attend, cross_attend = split_experts.attends(recorded)
@@ -158,6 +160,8 @@ def _build(subject: Subject, mesh: Mesh, counting: Counting) -> tuple[Any, dict[
             self_attend=self_attend,
             cross_attend=cross_attend,
             trim_text=recipe.trim_text,
+            merge_padding=kernels["cross"].lse,
+            round_text=subject.device.is_gpu or recipe.attention.cross == "native",
         )
     with _default_dtype(DTYPES[recipe.model.vae_dtype]):
         vae = AutoencoderKLWan.from_config(configs["vae"]).eval()
@@ -183,7 +187,12 @@ def _as_record(name: str, kernel: Kernel, device: Device, counting: Counting) ->
     if not device.is_gpu and kernel.xdit == "SDPA":
         return kernel  # runs on fake tensors as it is
     shown = name if kernel.is_reference else kernel.backend
-    return replace(kernel, function=counting.kernel(f"{shown}{' cross' if name == 'cross' else ''}"))
+    call = counting.kernel(f"{shown}{' cross' if name == 'cross' else ''}")
+
+    def with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return call(query, key, value), query.new_empty(query.shape[:-1], dtype=torch.float32)
+
+    return replace(kernel, function=with_lse if kernel.lse else call)
 
 
 def _encode(subject: Subject, mesh: Mesh, model: Any, counting: Counting) -> Prompt:

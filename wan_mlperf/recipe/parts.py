@@ -62,14 +62,18 @@ class MeshRecipe:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Attention:
-    """Kernel of self-attention per step: `early` for the first `early_fraction` of the steps, then `late`; or `steps`, a list."""
+    """Kernel of self-attention per step: `early` for the first `early_fraction` of the steps, then `late`; or `steps`, a list.
+
+    `cross`: cross-attention by PyTorch's sdpa, which reads the bias of a trimmed text, or by the device's native kernel, whose
+    output the trimmed padding is merged into by its log-sum-exp: the same except for rounding.
+    """
 
     early: AttentionName = "sdpa"
     late: AttentionName = "sdpa"
     early_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.85
     steps: tuple[AttentionName, ...] | None = None
     smooth_k: bool = False  # only low-precision kernels that subtract K's mean over the tokens, though others may be faster
-    cross: Literal["sdpa"] = "sdpa"
+    cross: Literal["sdpa", "native"] = "sdpa"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
