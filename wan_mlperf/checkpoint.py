@@ -43,7 +43,14 @@ PARTS: Mapping[str, str] = {
     "scheduler": "scheduler",
 }
 Shape = tuple[int, ...]
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+# What a part is loaded in. "checkpoint" leaves it to the libraries, as `WanPipeline.from_pretrained(folder)` does: diffusers
+# loads in fp32 whatever is stored, transformers in the dtype that the part's configuration names, or else in its weights'.
+_DTYPES: Mapping[Dtype, torch.dtype | None] = {"checkpoint": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def expert_dtype(wanted: Dtype) -> torch.dtype:
+    """What an expert that is loaded as `wanted` computes in; diffusers by itself loads into torch's default dtype, fp32."""
+    return _DTYPES[wanted] or torch.float32
 
 
 @dataclass(frozen=True)
@@ -86,31 +93,22 @@ class Checkpoint:
         """The checkpoint's own boundary; the workload's counts."""
         return self.index.get("boundary_ratio")
 
-    def dtype(self, part: str, wanted: Dtype) -> torch.dtype:
-        """The dtype to compute a part in: what the recipe wants, or the one most of its weights are stored in."""
-        if wanted != "checkpoint":
-            return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
-        sizes: dict[str, int] = {}
-        for kind, shape in headers(self.folder / part, part).values():
-            sizes[kind] = sizes.get(kind, 0) + torch.Size(shape).numel()
-        return _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
-
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer."""
         return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
 
-    def load_text_encoder(self, dtype: torch.dtype) -> UMT5EncoderModel:
+    def load_text_encoder(self, dtype: Dtype) -> UMT5EncoderModel:
         """Return the UMT5 encoder on the CPU."""
         transformers.utils.logging.disable_progress_bar()
-        return UMT5EncoderModel.from_pretrained(self.folder / "text_encoder", torch_dtype=dtype).eval()
+        return UMT5EncoderModel.from_pretrained(self.folder / "text_encoder", torch_dtype=_DTYPES[dtype]).eval()
 
-    def load_transformer(self, part: str, dtype: torch.dtype) -> WanTransformer3DModel:
+    def load_transformer(self, part: str, dtype: Dtype) -> WanTransformer3DModel:
         """Return one expert on the CPU; diffusers keeps norms and modulation in fp32."""
-        return WanTransformer3DModel.from_pretrained(self.folder, subfolder=part, torch_dtype=dtype).eval()
+        return WanTransformer3DModel.from_pretrained(self.folder, subfolder=part, torch_dtype=_DTYPES[dtype]).eval()
 
-    def load_vae(self, dtype: torch.dtype) -> AutoencoderKLWan:
+    def load_vae(self, dtype: Dtype) -> AutoencoderKLWan:
         """Return the VAE on the CPU."""
-        return AutoencoderKLWan.from_pretrained(self.folder, subfolder="vae", torch_dtype=dtype).eval()
+        return AutoencoderKLWan.from_pretrained(self.folder, subfolder="vae", torch_dtype=_DTYPES[dtype]).eval()
 
 
 def find(name: str) -> Checkpoint:
@@ -196,13 +194,13 @@ def headers(folder: Path, part: str) -> dict[str, tuple[str, Shape]]:
 def _expand_embedded() -> Path:
     """The embedded checkpoint as a Diffusers folder in fp32, built on first use, checked by content hash after that.
 
-    The package ships 16-bit weights; in fp32 every library loads the same values whatever dtype it defaults to. Several ranks
-    may come at once: each builds aside and the first rename wins.
+    The package ships 16-bit weights; in fp32 every library loads the same values whatever dtype it defaults to, as the parts'
+    configurations say fp32, too. Several ranks may come at once: each builds aside and the first rename wins.
     """
     sources = sorted(file for file in EMBEDDED.rglob("*") if file.is_file())
     if not sources:
         raise BadInput(f"model 'embedded': {EMBEDDED} is empty; reinstall the package, or name another model")
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"configurations in fp32")  # what is done to the sources below
     for file in sources:
         digest.update(str(file.relative_to(EMBEDDED)).encode() + b"\0" + file.read_bytes())
     final = cache_folder() / f"embedded-{digest.hexdigest()[:16]}"
@@ -221,6 +219,8 @@ def _expand_embedded() -> Path:
                 save_file({name: value.float() for name, value in load_file(file).items()}, target, {"format": "pt"})
             else:
                 shutil.copyfile(file, target)
+            if file.name == "config.json" and "dtype" in (config := json.loads(file.read_text(encoding="utf-8"))):
+                target.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
         (work / "SHA256.json").write_text(json.dumps(_hashes(work), indent=1))
         if final.exists() and not _is_whole(final):  # damaged: out of the way, and away
             final.rename(work.with_name(work.name + "-damaged"))

@@ -29,7 +29,7 @@ References = Literal["forbid", "allow"] | Arch
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Model:
-    """Which weights, and the dtype they compute in (`checkpoint`: the one they are stored in)."""
+    """Which weights, and the dtype they compute in (`checkpoint`: the one in which diffusers loads each part by itself)."""
 
     checkpoint: str = "embedded"
     dtype: Dtype = "bfloat16"
@@ -209,7 +209,7 @@ class Recipe:
 
 
 def make_exact(recipe: Recipe) -> Recipe:
-    """Return the recipe with every approximation off, computing in the checkpoint's own dtype.
+    """Return the recipe with every approximation off, each part in the dtype in which diffusers loads it by itself.
 
     What only changes the order of roundings (`trim_text`, `vae.chunk`) stays on several ranks, where a sum is cut differently
     anyway; on one rank the pipeline turns it off, too, and is equal to diffusers' bit for bit.
