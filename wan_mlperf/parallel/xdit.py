@@ -25,7 +25,7 @@ from wan_mlperf import ranks
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels import probe
 from wan_mlperf.kernels.backends import ATTENTION
-from wan_mlperf.kernels.device import Device, gpu_count
+from wan_mlperf.kernels.device import Device, build, gpu_count
 from wan_mlperf.kernels.reference import Function
 
 _GROUPS = ("_WORLD", "_MODEL_REPLICA", "_DP", "_CFG", "_SP", "_TP", "_PP", "_FS", "_VAE")  # xDiT's, in parallel_state
@@ -49,7 +49,7 @@ def load() -> ModuleType:
         if importlib.util.find_spec(needed) is None:
             extra = "; without a GPU: pip install -e '.[cpu]'" if needed == "triton" else ""
             raise BadInput(f"package {needed} is not installed; xDiT needs it{extra}")
-    if gpu_count() and torch.version.hip and probe.is_another_aiter():
+    if gpu_count() and "ROCm" in build() and probe.is_another_aiter():
         raise BadInput(
             "package aiter is not AITER, which has aiter.ops: on it xDiT cannot be imported; allowed: pip uninstall aiter"
         )
