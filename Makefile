@@ -48,6 +48,7 @@ clean:  ## remove .venv
 	rm -rf .venv
 
 $(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import wan_mlperf"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -z "$(TORCH_INDEX)" || $(PIP) --no-deps --index-url $(TORCH_INDEX) torch
 	$(PIP) -e ".[cpu,dev]"

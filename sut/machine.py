@@ -66,7 +66,7 @@ def _accelerators(per_node: int) -> dict[str, str]:
         return {"accelerators_per_node": "0", **dict.fromkeys((*names, *more), "none")}
     first = torch.cuda.get_device_properties(0)
     return {
-        "accelerators_per_node": str(gpu_count()),
+        "accelerators_per_node": str(min(per_node, gpu_count())),
         "accelerator_model_name": first.name,
         "accelerator_memory_capacity": _gib(first.total_memory),
     }

@@ -125,7 +125,7 @@ class _Session:
             (folder / "videos").mkdir()
             run_record.write_prompts(folder, test.prompts)
         mesh = engine.mesh
-        process.tell(f"{engine.recipe.name}: {mesh.shape}, {mesh.device.name}; {'; '.join(engine.load_summary)}")
+        process.tell(f"{engine.recipe.name}: {mesh.shape}, {mesh.device}; {'; '.join(engine.load_summary)}")
         return folder
 
     def _ask(self) -> None:

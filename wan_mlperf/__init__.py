@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import platform
+import sys
 from pathlib import Path
 from typing import Any
+
+
+def _why_not_here(*, command: bool) -> str | None:
+    """What this system lacks, in one line, or None; for a command also whether anything is installed."""
+    needed = "Linux with glibc on x86-64 or ARM64, and Python 3.11 or newer"
+    here = f"{platform.system()} on {platform.machine()}, Python {platform.python_version()}"
+    reason = ""
+    if sys.platform != "linux":
+        reason = "triton, which xDiT imports, has no wheel for it; a container or a virtual machine with Linux has everything"
+    elif platform.libc_ver()[0] != "glibc":
+        reason = "torch and triton have no wheels for another C library"
+    elif platform.machine() not in ("x86_64", "aarch64"):
+        reason = "torch, triton and LoadGen have no wheels for this processor"
+    elif sys.version_info < (3, 11):  # noqa: UP036 (a clone is run without pip's check)
+        reason = "several pinned packages have no release for this Python; make run PYTHON=python3.12"
+    if reason:
+        return f"this is {here}; needed: {needed} ({reason})"
+    if command and importlib.util.find_spec("rich") is None:
+        return f"nothing is installed for {sys.executable}; allowed: .venv/bin/python after `make run`, or `make install` first"
+    return None
+
+
+if (_problem := _why_not_here(command=sys.argv[:1] == ["-m"])) is not None:
+    if sys.argv[:1] not in (["-m"], ["-c"]):
+        raise ImportError(_problem)
+    sys.stderr.write(f"error: {_problem}\n")  # for `python -m wan_mlperf.run`, and for the Makefile: no traceback
+    raise SystemExit(2)
 
 # transformers, diffusers and torchao warn once per rank about optional parts that are not used here; your own setting wins.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

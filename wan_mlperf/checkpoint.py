@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,14 @@ from wan_mlperf.recipe import Dtype
 HUB_REVISION = "5be7df9619b54f4e2667b2755bc6a756675b5cd7"
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+# What a part is loaded in. "checkpoint" leaves it to the libraries, as `WanPipeline.from_pretrained(folder)` does: diffusers
+# loads in fp32 whatever is stored, transformers in the dtype that the part's configuration names, or else in its weights'.
+_DTYPES: Mapping[Dtype, torch.dtype | None] = {"checkpoint": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def expert_dtype(wanted: Dtype) -> torch.dtype:
+    """What an expert that is loaded as `wanted` computes in; diffusers by itself loads into torch's default dtype, fp32."""
+    return _DTYPES[wanted] or torch.float32
 
 
 @dataclass(frozen=True)
@@ -75,15 +82,6 @@ class Checkpoint:
         """The commit of the hub that these files are of, "unknown" for a folder that does not tell."""
         return HUB_REVISION if self.name == HUB_NAME else revision_of(self.folder)
 
-    def dtype(self, part: str, wanted: Dtype) -> torch.dtype:
-        """Return the dtype to compute a part in: what the recipe says, or the one that most weights are stored in."""
-        if wanted != "checkpoint":
-            return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
-        sizes: dict[str, int] = {}
-        for kind, shape in headers(self.folder / part, part).values():
-            sizes[kind] = sizes.get(kind, 0) + torch.Size(shape).numel()
-        return _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
-
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer. Raises BadInput if its files cannot be loaded."""
         try:
@@ -92,23 +90,23 @@ class Checkpoint:
             why = " ".join(str(error).split())[:160]
             raise BadInput(f"{parts.where(self.folder, 'tokenizer')} cannot be loaded ({type(error).__name__}: {why})") from None
 
-    def load_text_encoder(self, dtype: torch.dtype) -> UMT5EncoderModel:
+    def load_text_encoder(self, dtype: Dtype) -> UMT5EncoderModel:
         """Return the UMT5 encoder on the CPU."""
         transformers.utils.logging.disable_progress_bar()
         return UMT5EncoderModel.from_pretrained(
-            self.folder / "text_encoder", torch_dtype=dtype, variant=self._variant("text_encoder")
+            self.folder / "text_encoder", torch_dtype=_DTYPES[dtype], variant=self._variant("text_encoder")
         ).eval()
 
-    def load_transformer(self, part: str, dtype: torch.dtype) -> WanTransformer3DModel:
+    def load_transformer(self, part: str, dtype: Dtype) -> WanTransformer3DModel:
         """Return one expert on the CPU. diffusers keeps norms and modulation in fp32."""
         return WanTransformer3DModel.from_pretrained(
-            self.folder, subfolder=part, torch_dtype=dtype, variant=self._variant(part)
+            self.folder, subfolder=part, torch_dtype=_DTYPES[dtype], variant=self._variant(part)
         ).eval()
 
-    def load_vae(self, dtype: torch.dtype) -> AutoencoderKLWan:
+    def load_vae(self, dtype: Dtype) -> AutoencoderKLWan:
         """Return the VAE on the CPU."""
         return AutoencoderKLWan.from_pretrained(
-            self.folder, subfolder="vae", torch_dtype=dtype, variant=self._variant("vae")
+            self.folder, subfolder="vae", torch_dtype=_DTYPES[dtype], variant=self._variant("vae")
         ).eval()
 
     def _variant(self, part: str) -> str | None:
@@ -154,13 +152,13 @@ def verify(checkpoint: Checkpoint) -> None:
 def _expand_embedded() -> Path:
     """Return the embedded checkpoint as a Diffusers folder in fp32. It is built on first use, and later checked by content hash.
 
-    The package contains 16-bit weights. In fp32 every library loads the same values, whatever its default dtype. Several ranks
-    may do this at once: each builds a separate folder, and the first rename wins.
+    The package contains 16-bit weights. In fp32 every library loads the same values, whatever its default dtype, as the parts'
+    configurations say fp32, too. Several ranks may do this at once: each builds a separate folder, and the first rename wins.
     """
     sources = sorted(file for file in EMBEDDED.rglob("*") if file.is_file())
     if not sources:
         raise BadInput(f"model 'embedded': {EMBEDDED} is empty; reinstall the package, or name another model")
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"configurations in fp32")  # what is done to the sources below
     for file in sources:
         digest.update(str(file.relative_to(EMBEDDED)).encode() + b"\0" + file.read_bytes())
     final = cache_folder() / f"embedded-{digest.hexdigest()[:16]}"
@@ -186,6 +184,8 @@ def _expand(sources: Sequence[Path], work: Path, final: Path) -> None:
                 save_file({name: value.float() for name, value in load_file(file).items()}, target, {"format": "pt"})
             else:
                 shutil.copyfile(file, target)
+            if file.name == "config.json" and "dtype" in (config := json.loads(file.read_text(encoding="utf-8"))):
+                target.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
         (work / "SHA256.json").write_text(json.dumps(_hashes(work), indent=1))
         if final.exists() and not _is_whole(final):  # damaged: out of the way, and away
             final.rename(work.with_name(work.name + "-damaged"))

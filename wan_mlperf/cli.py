@@ -86,7 +86,8 @@ def words(text: str) -> str:
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose and change a recipe, the same for every command."""
-    parser.add_argument("--recipe", type=path, help="a YAML file or a name from configs/ (default: tiny without a GPU)")
+    default = "the one for this device and scenario"
+    parser.add_argument("--recipe", type=path, help=f"a YAML file or a name from configs/ (default: {default})")
     parser.add_argument(
         "--set", action="append", default=[], type=words, metavar="KEY=VALUE", help="change one key of the recipe"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 CONTAINER = "WAN_MLPERF_CONTAINER"
 PACKAGES = ("torch", "diffusers", "transformers", "xfuser", "distvae", "torchao", "triton", "mlcommons-loadgen", "av", "numpy")
 BUILT = ("xfuser", "amd-aiter", "aiter", "distvae", "flash-attn", "transformer-engine", "vbench")  # usually from a commit
+FILE = Path(__file__).resolve().with_name("COMMIT")  # written by setup.py into what it builds, never in a checkout
 
 
 def versions() -> dict[str, str]:
@@ -63,13 +64,22 @@ def revision_of(folder: Path) -> str:
 
 
 def commit() -> str:
-    """This checkout's commit, with "-dirty" if files were changed; "unknown" outside git."""
-    here = Path(__file__).resolve().parent
+    """This package's commit, with "-dirty" if files were changed: the one a wheel was built from, or the checkout's.
+
+    "unknown" elsewhere: a repository in whose folder the package merely lies, such as a project with its environment, has others.
+    """
+    if FILE.is_file():
+        return FILE.read_text(encoding="utf-8").strip()
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=20)
-        changed = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True, timeout=20
-        )
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+def _git(*arguments: str) -> str:
+    # Not the repository of a git hook that this may run in; and one that another user owns, as in a container, is as good.
+    env = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
+    words = ["git", "-c", "safe.directory=*", *arguments]
+    done = subprocess.run(words, cwd=FILE.parent, env=env, capture_output=True, text=True, check=True, timeout=20)
+    return done.stdout.strip()

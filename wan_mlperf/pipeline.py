@@ -193,9 +193,9 @@ def load(setup: Setup, timeout_s: float, on_part: OnPart) -> Pipeline:
     experts, summary = _load_experts(setup, mesh, kernels, gemms, bitwise=bitwise, on_part=on_part)
     decoder = _load_decoder(setup, mesh, bitwise=bitwise)
     on_part()
-    text_model = found.load_text_encoder(found.dtype("text_encoder", recipe.model.dtype)).to(here.torch)
-    dtype = found.dtype("transformer", recipe.model.dtype)  # what the embeddings are handed over in
-    text_encoder = TextEncoder(found.load_tokenizer(), text_model if bitwise else gemm.widen(text_model), dtype)
+    text_model = found.load_text_encoder(recipe.model.dtype).to(here.torch)
+    dtype = experts["high_noise"].transformer.dtype  # what diffusers' pipeline hands the embeddings over in
+    text_encoder = TextEncoder(found.load_tokenizer(), text_model if recipe.exact else gemm.widen(text_model), dtype)
     on_part()
     return Pipeline(
         recipe=recipe,
@@ -229,12 +229,12 @@ def _load_experts(
     experts: dict[str, Expert] = {}
     summary: list[str] = []
     for name, part in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
-        transformer = found.load_transformer(part, found.dtype("transformer", recipe.model.dtype))
+        transformer = found.load_transformer(part, recipe.model.dtype)
         chosen = getattr(recipe.gemm, name)
         summary.append(f"{name}: {gemm.convert(transformer, chosen, recipe.gemm, gemms, here, xdit.mxfp4_linear)}")
         transformer = transformer.to(here.torch)
         experts[name] = Expert(
-            transformer if bitwise else gemm.widen(transformer),
+            transformer if recipe.exact else gemm.widen(transformer),
             split=split,
             unguided_split=unguided_split,
             self_attend=self_attend,
@@ -254,7 +254,7 @@ def _load_decoder(setup: Setup, mesh: Mesh, *, bitwise: bool) -> VaeDecoder:
     recipe, found, here = setup.recipe, setup.checkpoint, mesh.device
     if not bitwise:
         kernels_vae.set_up(here.torch, tf32=recipe.vae.tf32)
-    vae = found.load_vae(found.dtype("vae", recipe.model.vae_dtype)).to(here.torch)
+    vae = found.load_vae(recipe.model.vae_dtype).to(here.torch)
     _, _, rows, columns = setup.workload.latent_shape(0)
     gather = split_vae.shard_decoder(vae, mesh, latent_height=rows, latent_width=columns)
     decoder = VaeDecoder(vae, chunk=1 if bitwise else recipe.vae.chunk, gather=gather, bitwise=bitwise)

@@ -100,7 +100,7 @@ def resolve_kernels(setup: Setup, here: device.Device) -> tuple[dict[str, attent
     Every package, function and argument is inspected, and xDiT's own checks are called.
     """
     recipe, config = setup.recipe, setup.checkpoint.config("transformer")
-    dtype = setup.checkpoint.dtype("transformer", recipe.model.dtype)
+    dtype = checkpoints.expert_dtype(recipe.model.dtype)
     kernels = attention.resolve(
         [step.attention for step in setup.plan],
         here,
@@ -128,10 +128,14 @@ def recipe_from(options: argparse.Namespace, *, scenario: str = "singlestream") 
 
 
 def default_recipe(scenario: str) -> str:
-    """Return the name of the recipe for this device and scenario."""
+    """Return the recipe for this device and scenario: one replica answers single queries, Offline has as many as fit."""
     if not device.gpu_count():
-        return "tiny"
-    return f"mi355x-{scenario}" if device.probe().arch.startswith("gfx") else "h100"
+        names = {"singlestream": "tiny", "offline": "tiny-offline"}
+    elif device.probe().arch.startswith("gfx"):
+        names = {"singlestream": "mi355x-singlestream", "offline": "mi355x-offline"}
+    else:
+        names = {"singlestream": "h100", "offline": "h100-offline"}
+    return names[scenario]
 
 
 def read_fixed_latent(path: str, shape: tuple[int, ...]) -> torch.Tensor:

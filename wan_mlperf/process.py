@@ -60,6 +60,11 @@ def entry(main: Callable[[Sequence[str]], int]) -> NoReturn:
             _drop_output()
             leave(128 + signal.SIGPIPE)
         leave_failed(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("", "wan_mlperf", "sut"):  # a mistake of ours
+            leave_failed(error)
+        say(f"error: package {error.name} is not installed; allowed: .venv/bin/python after `make run`, or `make install` first")
+        leave(BAD_INPUT)
     except Exception as error:
         leave_failed(error)
     if code == BAD_INPUT:

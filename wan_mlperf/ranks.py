@@ -1,11 +1,16 @@
-"""torchrun's environment, which is read only here: which rank this process is, of how many, on which host."""
+"""Which rank this process is, of how many, on which host: torchrun's environment, read here only.
+
+A program may have started torch.distributed by other means before it loads a pipeline: then that says who is who.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
+import sys
 from pathlib import Path
+from typing import Any
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of a rank, whoever starts it
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
@@ -32,24 +37,39 @@ def problem() -> str | None:
     return None
 
 
+def _group() -> Any:
+    """torch.distributed if this program has started a process group; torch is not imported for the question."""
+    module: Any = sys.modules.get("torch.distributed")
+    return module if module is not None and module.is_available() and module.is_initialized() else None
+
+
+def environment_alone() -> dict[str, str]:
+    """The environment for a process that is to be a rank of nobody's, even if this one was started by torchrun."""
+    return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
 def under_torchrun() -> bool:
     """True in a process that was started by torchrun, or by another launcher that sets its variables."""
     return all(os.environ.get(name) for name in NEEDED)
 
 
 def rank() -> int:
-    """Return this process's rank, 0 without torchrun."""
+    """This process's rank, 0 if it is the only one."""
+    if group := _group():
+        return int(group.get_rank())
     return int(os.environ["RANK"]) if under_torchrun() else 0
 
 
 def world_size() -> int:
-    """Return the number of ranks in all, 1 without torchrun."""
+    """How many ranks there are in all, 1 if this process is the only one."""
+    if group := _group():
+        return int(group.get_world_size())
     return int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
 
 
 def local_rank() -> int:
-    """Return this process's number among the ranks of its host, 0 without torchrun."""
-    return int(os.environ.get("LOCAL_RANK") or "0") if under_torchrun() else 0
+    """This process's number among the ranks of its host; without torchrun its rank, as if there were one host."""
+    return int(os.environ.get("LOCAL_RANK") or "0") if under_torchrun() else rank()
 
 
 def local_world_size(world: int) -> int:

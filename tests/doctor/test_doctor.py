@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 
@@ -217,7 +216,7 @@ def test_packages_and_torch_build() -> None:
 
 
 LACKING = Feature(name="sage_fp4", runs="", numerics="", lacks=("AITER [x]: none",))
-KERNELS = kernels.Answer(recipe="tiny", kernels=(LACKING,))
+KERNELS = kernels.Answer(device="a device", recipe="tiny", kernels=(LACKING,))
 
 
 def test_a_kernel_that_the_default_recipe_needs_and_does_not_have(
@@ -232,14 +231,21 @@ def test_a_kernel_that_the_default_recipe_needs_and_does_not_have(
     assert json.loads(capsys.readouterr().out)["kernels"][0]["lacks"] == ["AITER [x]: none"]
 
 
-def test_kernels_that_nobody_can_ask_for_are_no_failure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Such as a host without torch, which the checks name themselves."""
+def test_an_engine_that_nobody_can_ask_is_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as a host without torch, which the checks name themselves, too."""
     monkeypatch.setattr(command, "examine", lambda **_: ())
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert command.main([]) == 0
-    assert "kernels: could not be asked: " in capsys.readouterr().out
+    assert command.main([]) == 1
+    assert "does not come up: " in capsys.readouterr().out
+
+
+def test_an_engine_that_does_not_come_up_is_missing() -> None:
+    cpu = "AMD EPYC, on the CPU because torch 2.13.0 is a CPU build"
+    assert doctor.engine((), cpu, None).ok == "ok"
+    assert doctor.engine(H100, "NVIDIA H100 80GB HBM3", None).ok == "ok"
+    assert doctor.engine(H100, cpu, None).ok == "warn"
+    lost = doctor.engine((), "", "ModuleNotFoundError: No module named 'triton'")
+    assert lost.ok == "missing" and "No module named 'triton'" in lost.value
 
 
 @pytest.mark.parametrize(("worst", "code"), [("ok", 0), ("warn", 0), ("missing", 1)])
@@ -251,7 +257,7 @@ def test_json_shape_and_exit_code(
     monkeypatch.setattr(command.kernels, "ask", lambda: KERNELS)  # asking takes a process of its own: see below
     assert command.main(["--json"]) == code
     answer = json.loads(capsys.readouterr().out)
-    assert answer["ok"] is (code == 0) and answer["verdict"] == doctor.summary(checks)
+    assert answer["ok"] is (code == 0) and answer["verdict"] == doctor.summary((*checks, doctor.engine((), "a device", None)))
     assert answer["checks"][1] == {"name": "b [/red]", "value": "[x]", "recommended": "2", "ok": worst, "source": "/b",
                                    "fix": "set b"}  # fmt: skip
     assert command.main([]) == code
@@ -261,17 +267,25 @@ def test_json_shape_and_exit_code(
     assert "[x]" in shown and ("b [/red]: set b" in shown) is (worst != "ok")
 
 
-def test_verdict_is_one_line_and_quick_on_a_large_node(tmp_path: Path) -> None:
+def test_verdict_is_one_line_and_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is part of every run: files only, each read once, even on a large node."""
     root = lay(amd_host(tmp_path), cpus(192, "performance", "0"))
-    seconds = []
-    for _ in range(3):  # the best of three: a busy machine is not a slow function
-        start = time.perf_counter()
-        line = doctor.verdict(root, {}, tmp_path)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.3
+    seen: list[Path] = []
+
+    def read(path: Path) -> str | None:
+        seen.append(path)
+        return real(path)
+
+    real = host_checks.read
+    monkeypatch.setattr(host_checks, "read", read)
+    monkeypatch.setattr("subprocess.run", no_smi)
+    line = doctor.verdict(root, {}, tmp_path)
+    in_root = [path for path in seen if path.is_relative_to(root)]
+    assert 192 * 4 < len(in_root) < 192 * 8
     assert "\n" not in line and "to tune: C-states (C2 enabled on 192 CPUs)" in line
 
 
+@pytest.mark.job
 def test_a_run_writes_nothing_and_imports_neither_torch_nor_aiter(tmp_path: Path) -> None:
     """In a separate process, an audit hook fails at the first write, in a folder without outputs/."""
     code = """

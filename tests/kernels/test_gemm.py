@@ -73,7 +73,7 @@ def test_a_token_does_not_see_the_others() -> None:
 def test_packed_weights_are_small(model: Path) -> None:
     from wan_mlperf.checkpoint import Checkpoint
 
-    expert = Checkpoint("test", model).load_transformer("transformer", torch.bfloat16)
+    expert = Checkpoint("test", model).load_transformer("transformer", "bfloat16")
     before = {name for name, one in expert.named_modules() if isinstance(one, nn.Linear)}
     recipe = Gemm(high_noise="mxfp4", keep=(("blocks.1.ffn.*", "bf16"), ("blocks.0.attn1.to_q", "fp8")))
     table = gemm.resolve(recipe, CPU, allow_reference=True, probe=probe.missing_gemm)

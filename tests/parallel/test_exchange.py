@@ -52,7 +52,8 @@ def hand_around(rank: int, folder: str) -> None:
 
 
 def lose_a_rank(rank: int, folder: str) -> None:
-    memory = exchange.connect(join(rank, folder), is_gpu=False, timeout_s=0.5)
+    memory = exchange.connect(join(rank, folder), is_gpu=False, timeout_s=0.5 if rank == 0 else 60)
+    noticed = Path(folder, "noticed")
     if rank == 2:
         memory.start({1: tensors(2, 0)})
         os._exit(0)
@@ -61,11 +62,13 @@ def lose_a_rank(rank: int, folder: str) -> None:
     if rank == 0:
         with pytest.raises(TimeoutError, match="nothing from rank 1 of the replica in"):
             received()
+        noticed.touch()
     else:
         assert torch.equal(received()[2], tensors(2, 0))  # sent before the end
         with pytest.raises(ConnectionError, match=r"closed by rank 2|Broken pipe"):
             memory.start({2: tensors(1, 1)})()
-        time.sleep(3)  # silent, but there
+        while not noticed.exists():  # silent, but there
+            time.sleep(0.01)
     os._exit(0)  # without its third rank the group cannot end in order
 
 

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import WanPipeline
+from safetensors.torch import load_file, save_file
 
 from sut.prompts import benchmark_prompts
 from tests.conftest import run_module
+from wan_mlperf import checkpoint
+from wan_mlperf.workload import NEGATIVE_PROMPT
 
 pytestmark = pytest.mark.job
 
@@ -19,6 +23,13 @@ SIZES = {"square": (64, 64), "odd": (48, 80)}  # odd: 75 tokens, which neither 2
 SEEDS = {"square": 42, "odd": 7}
 PROMPTS = {"square": 0, "odd": 100}
 TOLERANCE = 1e-5
+# What the embedded model was never taught to draw.
+UNTAUGHT = (
+    "Ein alter Kapitän raucht am Hafen seine Pfeife, 35mm, Gegenlicht",
+    "a corgi vibing on a skateboard!!! (cinematic, 4k) <b>bold</b> &amp; loud",
+    "雨の夜の渋谷, ネオン",
+)
+Made = dict[str, torch.Tensor]
 
 
 def overrides(model: Path, size: str, *more: str) -> list[str]:
@@ -27,42 +38,67 @@ def overrides(model: Path, size: str, *more: str) -> list[str]:
     return [f"model.checkpoint={model}", *sizes, *more]
 
 
-@pytest.fixture(scope="module")
-def reference(model: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """diffusers' own pipeline on the same folder, prompt, seed and sizes, with the threads of one of our ranks.
+def make(pipeline: Any, prompt: str, size: str, *, frames: int = 17) -> Made:
+    """Latents and frames by diffusers' own pipeline, with the threads of one of our ranks.
 
     On some processors, oneDNN splits the sums of a convolution differently for another number of threads.
     """
-    from diffusers import WanPipeline
+    height, width = SIZES[size]
+    kept: list[torch.Tensor] = []
 
-    from wan_mlperf.workload import NEGATIVE_PROMPT
+    def keep(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        kept[:] = [tensors["latents"]]
+        return tensors
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pipeline = WanPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
-    made = {}
-    for size, (height, width) in SIZES.items():
-        shared: dict[str, Any] = {
-            "prompt": benchmark_prompts()[PROMPTS[size]],
-            "negative_prompt": NEGATIVE_PROMPT,
-            "height": height,
-            "width": width,
-            "num_frames": 17,
-            "num_inference_steps": STEPS,
-            "guidance_scale": 4.0,
-            "guidance_scale_2": 3.0,
-        }
-        generator = torch.Generator().manual_seed(SEEDS[size])
-        latents = pipeline(**shared, generator=generator, output_type="latent").frames
-        generator = torch.Generator().manual_seed(SEEDS[size])
-        video = pipeline(**shared, generator=generator, output_type="np").frames[0]
-        made[size] = {"latents": latents, "frames": torch.from_numpy((video * 255).astype("uint8"))}
+    video = pipeline(
+        prompt=prompt,
+        negative_prompt=NEGATIVE_PROMPT,
+        height=height,
+        width=width,
+        num_frames=frames,
+        num_inference_steps=STEPS,
+        guidance_scale=4.0,
+        guidance_scale_2=3.0,
+        generator=torch.Generator().manual_seed(SEEDS[size]),
+        callback_on_step_end=keep,
+        output_type="np",
+    ).frames[0]
     torch.set_num_threads(threads)
-    return made
+    return {"latents": kept[0], "frames": torch.from_numpy((video * 255).astype("uint8"))}
 
 
-def ours(folder: Path, ranks: int, cases: dict[str, list[Any]]) -> dict[str, dict[str, torch.Tensor]]:
+@pytest.fixture(scope="module")
+def mixed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random checkpoint with parts in several dtypes, the text encoder's nowhere but in its weights."""
+    folder = tmp_path_factory.mktemp("mixed")
+    stored = {"transformer": torch.bfloat16, "transformer_2": torch.float32, "vae": torch.float16, "text_encoder": torch.bfloat16}
+    for file in (file for file in model.rglob("*") if file.is_file()):
+        target = folder / file.relative_to(model)
+        target.parent.mkdir(exist_ok=True)
+        if file.suffix == ".safetensors":
+            tensors = {name: tensor.to(stored[file.parent.name]) for name, tensor in load_file(file).items()}
+            save_file(tensors, target, {"format": "pt"})
+        elif file.parent.name == "text_encoder" and file.name == "config.json":
+            config = json.loads(file.read_text())
+            del config["dtype"]
+            target.write_text(json.dumps(config))
+        else:
+            target.write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(mixed: Path) -> dict[str, Made]:
+    """diffusers' own pipeline on the same folder, prompt, seed and sizes."""
+    pipeline = WanPipeline.from_pretrained(mixed)
+    assert (pipeline.text_encoder.dtype, pipeline.transformer.dtype) == (torch.bfloat16, torch.float32)
+    return {size: make(pipeline, benchmark_prompts()[PROMPTS[size]], size) for size in SIZES}
+
+
+def ours(folder: Path, ranks: int, cases: dict[str, list[Any]]) -> dict[str, Made]:
     done = run_module(["tests.pipeline.make_latents", str(folder), json.dumps(cases)], ranks=ranks)
     assert done.returncode == 0, done.stderr[-4000:]
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in cases}
@@ -76,10 +112,29 @@ def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def test_one_rank_is_bit_for_bit(model: Path, tmp_path: Path, reference: dict[str, Any]) -> None:
-    for size, made in ours(tmp_path, 1, {size: case(model, size) for size in SIZES}).items():
+def test_one_rank_is_bit_for_bit(mixed: Path, tmp_path: Path, reference: dict[str, Made]) -> None:
+    for size, made in ours(tmp_path, 1, {size: case(mixed, size) for size in SIZES}).items():
         assert torch.equal(made["latents"], reference[size]["latents"]), size
         assert torch.equal(made["frames"], reference[size]["frames"]), size
+
+
+def test_the_embedded_model_is_bit_for_bit(tmp_path: Path) -> None:
+    """As it is packed, in bfloat16 with a configuration that says so, and as it is expanded, in fp32 throughout."""
+    expanded = checkpoint.find("embedded").folder
+    prompts = [benchmark_prompts()[index] for index in (3, 70, 200)] + list(UNTAUGHT)
+    cases: dict[str, list[Any]] = {
+        str(number): [overrides(checkpoint.EMBEDDED, "square", "workload.frames=5"), True, prompt, 42]
+        for number, prompt in enumerate(prompts)
+    }
+    cases["expanded"] = [overrides(expanded, "square", "workload.frames=5"), True, UNTAUGHT[0], 42]
+    made = ours(tmp_path, 1, cases)
+    for folder, dtype in ((checkpoint.EMBEDDED, torch.bfloat16), (expanded, torch.float32)):
+        pipeline = WanPipeline.from_pretrained(folder)
+        assert (pipeline.text_encoder.dtype, pipeline.vae.dtype) == (dtype, torch.float32)
+        for name in ["expanded"] if folder == expanded else [name for name in cases if name != "expanded"]:
+            theirs = make(pipeline, cases[name][2], "square", frames=5)
+            assert torch.equal(made[name]["latents"], theirs["latents"]), name
+            assert torch.equal(made[name]["frames"], theirs["frames"]), name
 
 
 @pytest.mark.parametrize(
@@ -90,9 +145,9 @@ def test_one_rank_is_bit_for_bit(model: Path, tmp_path: Path, reference: dict[st
         pytest.param(8, {"cfg2_ulysses4": []}, marks=pytest.mark.slow),
     ],
 )
-def test_several_ranks(ranks: int, meshes: dict[str, list[str]], model: Path, tmp_path: Path, reference: dict[str, Any]) -> None:
+def test_several_ranks(ranks: int, meshes: dict[str, list[str]], mixed: Path, tmp_path: Path, reference: dict[str, Made]) -> None:
     cases = {
-        f"{size}-{name}": case(model, size, *more)
+        f"{size}-{name}": case(mixed, size, *more)
         for name, more in meshes.items()
         for size in SIZES
         if not (name.startswith("ring") and size == "odd")  # refused: see test_mesh.py
@@ -104,18 +159,20 @@ def test_several_ranks(ranks: int, meshes: dict[str, list[str]], model: Path, tm
         difference = (made["frames"].int() - reference[size]["frames"].int()).abs()
         assert difference.max() <= 1, name
         differing[mesh].append((difference > 0).float().flatten())
-    # Of a mesh's videos together: one has 200,000 values, of which rounding moves ten across an integer, now and then twenty.
+    # Of the 208,896 values of a video, rounding moved 10 to 23 across an integer (two checkpoints, three seeds, three meshes),
+    # with latents that were 3e-7 apart.
     for mesh, values in differing.items():
-        assert torch.cat(values).mean() <= 1e-4, mesh
+        assert torch.cat(values).mean() <= 2e-4, mesh
 
 
-def test_reuse_stays_exact(model: Path, tmp_path: Path, reference: dict[str, Any]) -> None:
+def test_reuse_stays_exact(model: Path, tmp_path: Path) -> None:
     """Trimmed text and a decoder called on several latent frames change the result by rounding only."""
     plain = ["attention.early=sdpa", "attention.late=sdpa", "gemm.high_noise=bf16", "gemm.low_noise=bf16"]
     reuse = ["model.dtype=float32", "trim_text=true", "vae.chunk=4"]
     made = ours(tmp_path, 1, {"square": case(model, "square", *plain, *reuse, exact=False)})["square"]
-    assert error(made["latents"], reference["square"]["latents"]) < TOLERANCE
-    difference = (made["frames"].int() - reference["square"]["frames"].int()).abs()
+    theirs = make(WanPipeline.from_pretrained(model), benchmark_prompts()[PROMPTS["square"]], "square")
+    assert error(made["latents"], theirs["latents"]) < TOLERANCE
+    difference = (made["frames"].int() - theirs["frames"].int()).abs()
     assert difference.max() <= 1
     assert (difference > 0).float().mean() <= 1e-4
 

@@ -46,9 +46,12 @@ def test_it_is_what_the_design_says() -> None:
         assert config["patch_size"] == [1, 2, 2]
     assert found.config("vae")["dim_mult"] == [1, 2, 4, 4]
     assert found.boundary_ratio == 0.875
-    assert found.dtype("transformer", "checkpoint") is torch.float32
-    high, low = (found.load_transformer(part, torch.float32).proj_out.weight for part in ("transformer", "transformer_2"))
+    assert found.config("text_encoder")["dtype"] == "float32"  # as its weights are, once expanded
+    assert {kind for kind, _ in checkpoint.headers(found.folder / "text_encoder", "text_encoder").values()} == {"F32"}
+    high, low = (found.load_transformer(part, "float32").proj_out.weight for part in ("transformer", "transformer_2"))
     assert not torch.equal(high, low)
+    for wanted in ("checkpoint", "bfloat16", "float32"):
+        assert found.load_transformer("transformer", wanted).dtype == checkpoint.expert_dtype(wanted)
 
 
 def test_it_ships_in_16_bits_and_at_most_40_mib() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import SMALL
 from tests.replicas import jobs
 from wan_mlperf import Pipeline, load_recipe
 from wan_mlperf.replicas import dispatch
@@ -20,16 +21,22 @@ from wan_mlperf.replicas.watch import Watch
 
 
 @pytest.mark.job
-def test_two_hosts_complete_a_valid_run(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("own", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["recipe", "default"])
+def test_two_hosts_complete_a_valid_run(own: bool, tmp_path: Path, model: Path) -> None:
     """Two agents on the loopback address: the second one's results go over the process group."""
-    recipe, outputs = jobs.write_recipe(tmp_path, model), tmp_path / "outputs"
+    outputs = tmp_path / "outputs"
+    if own:  # two replicas of two ranks: one on each host
+        recipe = jobs.write_recipe(tmp_path, model)
+        arguments = jobs.offline(recipe, outputs, "--set=mesh.replicas=auto", "--set=mesh.ulysses=2")
+        mesh = "2 replicas x CFG 1 x Ulysses 2"
+    else:
+        arguments = ["--scenario", "offline", "--outputs", str(outputs), "--model", str(model), *SMALL]
+        mesh = "4 replicas x CFG 1 x Ulysses 1"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     more = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={address}", "--rdzv-id=test"]
     command = jobs.torchrun(ranks=2, more=more)
-    # Two replicas of two ranks: one on each host.
-    arguments = jobs.offline(recipe, outputs, "--set=mesh.replicas=auto", "--set=mesh.ulysses=2")
     agents = [jobs.start("wan_mlperf.run", arguments, command=command) for _ in range(2)]
     try:
         for agent in agents:
@@ -40,7 +47,7 @@ def test_two_hosts_complete_a_valid_run(tmp_path: Path, model: Path) -> None:
             agent.kill()
     (folder,) = (one for one in outputs.iterdir() if not one.is_symlink())
     result = json.loads((folder / "result.json").read_text())
-    assert result["valid"] and result["world_size"] == 4 and result["mesh"] == "2 replicas x CFG 1 x Ulysses 2"
+    assert result["valid"] and result["world_size"] == 4 and result["mesh"] == mesh
 
 
 @pytest.mark.slow

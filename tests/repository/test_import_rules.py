@@ -142,6 +142,19 @@ def test_only_ranks_reads_torchruns_environment() -> None:
     assert set(readers) == {"wan_mlperf/ranks.py"}
 
 
+def test_only_device_asks_whether_there_is_a_gpu() -> None:
+    """How torch was built, or that one place found a GPU, must not decide anything elsewhere."""
+    questions = {"torch.cuda.is_available", "torch.cuda.device_count", "torch.version.cuda", "torch.version.hip"}
+    files = {**sources(), **{file.relative_to(ROOT).as_posix(): file for file in ROOT.glob("tools/**/*.py")}}
+    asking = [
+        name
+        for name, file in files.items()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and (ast.unparse(node) in questions or ast.unparse(node) == "torch.accelerator")
+    ]
+    assert set(asking) == {"wan_mlperf/kernels/device.py"}
+
+
 def test_the_house_stays_small() -> None:
     long_files, long_functions = [], []
     for name, file in sources().items():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import subprocess
+import venv
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
@@ -34,6 +36,28 @@ def test_a_containers_torch_is_pinned_as_it_is(tmp_path: Path) -> None:
         "triton==3.5.1+gitabc",
     ]
     assert f"torch=={torch.__version__}" in pins(importlib.metadata.distributions())
+
+
+@pytest.mark.slow  # asks the package index
+def test_make_install_keeps_the_torch_that_is_there(tmp_path: Path) -> None:
+    """An environment with the metadata of a ROCm torch: pip would install the rest, and no torch, no triton."""
+    venv.create(tmp_path, with_pip=True)
+    (site,) = tmp_path.glob("lib/python3.*/site-packages")
+    for name, version, requires in (
+        ("torch", "2.9.1+rocm7.1.0", "Requires-Dist: pytorch-triton-rocm==3.5.1\n"),
+        ("pytorch_triton_rocm", "3.5.1", ""),
+    ):
+        folder = site / f"{name}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}")
+        (folder / "RECORD").write_text("")
+    command = [str(tmp_path / "bin" / "python"), "tools/install.py", "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=560, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "kept as installed: pytorch_triton_rocm==3.5.1, torch==2.9.1+rocm7.1.0" in done.stdout
+    would = " ".join(line for line in done.stdout.splitlines() if line.startswith("Would install"))
+    assert all(f" {name}-" in would for name in ("wan-mlperf", "xfuser", "diffusers", "vbench"))
+    assert re.findall(r" (torch|triton|nvidia|pytorch)[-_a-z]*-\d\S*", would.replace("torchao-", "")) == []
 
 
 def test_make_help_lists_every_target() -> None:

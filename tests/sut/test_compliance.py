@@ -59,16 +59,12 @@ def test_runs_that_cannot_be_compared_fail(reference: Score, test: Score, says: 
 
 @pytest.mark.parametrize("scenario", ["singlestream", "offline"])
 def test_real_loadgen_honest_passes_and_a_cache_by_sample_fails(tmp_path: Path, scenario: str) -> None:
-    seconds = 0.01 if scenario == "singlestream" else 0.004
-    # A busy machine can slow one of the two honest runs by more than the rule allows, so these may be done again.
-    for attempt in range(4):
-        normal, same = tmp_path / f"normal{attempt}", tmp_path / f"same{attempt}"
-        make_logs(normal, scenario, "performance", seconds=seconds)
-        (normal / "result.json").write_text(json.dumps(run_folders.result(scenario, "performance", sample_seconds=[0.01] * 64)))
-        make_logs(same, scenario, "performance", seconds=seconds, audit=True)
-        verdict = compliance.verify(same, normal, [0.01] * 64)
-        if verdict.passed:
-            break
+    # A busy machine makes equal runs differ by more than the rule allows, so the honest one has room: five times the time.
+    normal, same, cached = tmp_path / "normal", tmp_path / "same", tmp_path / "cached"
+    make_logs(normal, scenario, "performance", seconds=0.01)
+    (normal / "result.json").write_text(json.dumps(run_folders.result(scenario, "performance", sample_seconds=[0.01] * 64)))
+    make_logs(same, scenario, "performance", seconds=0.05, audit=True)
+    verdict = compliance.verify(same, normal, [0.05] * 64)
     assert verdict.passed, verdict
     text = (same / "verify_performance.txt").read_text()
     assert text.splitlines()[-1] == "TEST PASS" and "reference score = " in text and "test score = " in text
@@ -77,8 +73,7 @@ def test_real_loadgen_honest_passes_and_a_cache_by_sample_fails(tmp_path: Path, 
     assert detail["effective_performance_issue_same"] is True and detail["effective_performance_issue_same_index"] == 3
     assert detail["effective_qsl_rng_seed"] == 2085463073848966840 and detail["num_errors"] == 0
 
-    cached = tmp_path / "cached"
-    make_logs(cached, scenario, "performance", seconds=seconds, audit=True, cache=True)
+    make_logs(cached, scenario, "performance", seconds=0.01, audit=True, cache=True)
     verdict = compliance.verify(cached, normal, [0.01] + [1e-5] * 80)
     assert not verdict.passed and "faster" in verdict.verdict and verdict.reference_seconds == (0.01,) * 64
     said = (cached / "verify_performance.txt").read_text()

@@ -77,8 +77,10 @@ def test_singlestream_on_eight_ranks(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.job
 def test_offline(model: Path, tmp_path: Path) -> None:
+    """The recipe that Offline takes by default makes a replica of every rank."""
     result = run(model, tmp_path, "--scenario", "offline")
     assert result["valid"] is True
+    assert (result["recipe"], result["mesh"]) == ("tiny-offline", "2 replicas x CFG 1 x Ulysses 1")
     assert isinstance(result["samples_per_second"], float) and result["samples_per_second"] > 0
 
 

@@ -40,7 +40,7 @@ def main(workload: str, rounds: int, file: str | None) -> int:
     """Time a part, taking turns with diffusers, and print and write the figures. Raises BadInput without a GPU."""
     device = probe()
     if not device.is_gpu:
-        raise BadInput(f"--workload {workload!r}: needs a GPU, and this is {device.name}; allowed here: tiny, mid")
+        raise BadInput(f"--workload {workload!r}: needs a GPU, and this runs on {device}; allowed here: tiny, mid")
     calls = vae_calls(MLPERF, device) if workload == "vae720p" else expert_calls(MLPERF, device, layers=LAYERS[workload])
     seconds = alternate(calls, rounds, device)
     medians = {name: statistics.median(values) for name, values in seconds.items()}

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from wan_mlperf import cli, process
 from wan_mlperf.doctor import kernels
-from wan_mlperf.doctor.checks import examine, summary
-from wan_mlperf.doctor.host_checks import Check
+from wan_mlperf.doctor.checks import engine, examine, summary
+from wan_mlperf.doctor.host_checks import Check, find_gpus
 from wan_mlperf.kernels.features import as_table
 
 
@@ -42,17 +42,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print every check as JSON")
     parser.add_argument("--outputs", type=cli.path, default="outputs", help="where run folders go")
     options = parser.parse_args(arguments)
-    checks = examine(outputs=Path(options.outputs))
     asked = kernels.ask()
+    checks = (*examine(outputs=Path(options.outputs)), engine(find_gpus(Path("/")), asked.device, asked.problem))
     ready = all(check.ok != "missing" for check in checks) and not asked.without
     if options.json:
         listed = [asdict(check) for check in checks]
         print(json.dumps({"ok": ready, "verdict": summary(checks), "checks": listed, **asdict(asked)}, indent=2))
     else:
         show(checks, Console())
-        if asked.problem:
-            process.tell(f"kernels: could not be asked: {asked.problem}")
-        else:
+        if not asked.problem:
             title = f"kernels, recipe {asked.recipe}"
             cli.console(width=150).print(as_table(asked.kernels, title=title, lacks="why no better one"))
         if asked.without:

@@ -17,6 +17,7 @@ PACKAGES = {
     "diffusers": "diffusers",
     "transformers": "transformers",
     "xfuser": "xfuser",
+    "triton": "triton",
     "mlperf_loadgen": "mlcommons_loadgen",
 }
 
@@ -65,6 +66,17 @@ def aiter(gpus: tuple[Gpu, ...]) -> Check:
     fix = ("pip uninstall aiter; " if spec and not right else "") + "AITER comes with the container rocm/pytorch-xdit"
     want = "AITER" if needed else "none without an AMD GPU"
     return Check("aiter", value, want, ok, "importlib.util.find_spec", fix)
+
+
+def engine(gpus: tuple[Gpu, ...], device: str, problem: str | None) -> Check:
+    """What a run would compute on, as one rank that came up says (`kernels.ask`), or the problem that it met."""
+    hidden = bool(gpus) and " on the CPU because " in device
+    ok: Status = "missing" if problem else "warn" if hidden else "ok"
+    fix = "let torch see the GPUs: the container of their vendor, and no *_VISIBLE_DEVICES that hides them"
+    if problem:
+        fix = "`make run` in a clone, or `make install` in the container of the GPU's vendor: docs/install.md"
+    want = gpus[0].name if gpus else "any device"
+    return Check("engine", f"does not come up: {problem}" if problem else device, want, ok, "xDiT on one rank", fix)
 
 
 def examine(

@@ -1,4 +1,4 @@
-"""Which kernel each name of a recipe would take on this host, and what a better one lacks.
+"""Whether the engine comes up on this host, which kernel each name of a recipe would take, and what a better one lacks.
 
 As a program it asks (which imports torch, xDiT and whatever kernels are installed) and prints JSON; `ask` runs it as a process of
 its own, so that the host check itself imports none of them and outlives a package that ends its process.
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter
 
+from wan_mlperf import ranks
 from wan_mlperf.kernels.features import Feature
 
 TIMEOUT_S = 300  # AITER may build modules when it is imported
@@ -20,8 +21,12 @@ TIMEOUT_S = 300  # AITER may build modules when it is imported
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Every name's kernel; `without`: those of the host's default recipe that nothing runs; `problem`: why nobody could ask."""
+    """Every name's kernel; `without`: those of the host's default recipe that nothing runs; `problem`: why nobody could ask.
 
+    `device` is what a rank runs on, and why.
+    """
+
+    device: str = ""
     recipe: str = ""
     kernels: tuple[Feature, ...] = ()
     without: tuple[str, ...] = ()
@@ -32,7 +37,9 @@ def ask() -> Answer:
     """Ask in a process of its own."""
     command = [sys.executable, "-m", __spec__.name]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+        done = subprocess.run(
+            command, env=ranks.environment_alone(), capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+        )
         return TypeAdapter(Answer).validate_json(done.stdout.splitlines()[-1])
     except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
@@ -40,19 +47,20 @@ def ask() -> Answer:
 
 
 def answer() -> Answer:
-    """Look at this host's packages."""
+    """Bring the engine up on one rank, and look at this host's packages."""
     from wan_mlperf.kernels.backends import CANDIDATES, GEMM_CANDIDATES
     from wan_mlperf.kernels.device import probe
-    from wan_mlperf.parallel import survey
+    from wan_mlperf.parallel import mesh, survey
     from wan_mlperf.preflight import default_recipe
     from wan_mlperf.recipe import load_recipe
     from wan_mlperf.step_plan import make_plan
 
+    mesh.start(mesh.Shape(replicas=1, cfg=1, ulysses=1, ring=1), probe()).close()
     recipe = load_recipe(default_recipe("singlestream"))
     features = survey.here([*CANDIDATES, *GEMM_CANDIDATES], recipe, probe())
     wanted = survey.names_of(recipe, make_plan(recipe, recipe.effective_workload))
     without = tuple(one.name for one in features if not one.runs and one.name in wanted)
-    return Answer(recipe=recipe.name, kernels=tuple(features), without=without)
+    return Answer(device=str(probe()), recipe=recipe.name, kernels=tuple(features), without=without)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     with Watch(setup.recipe.faults) as watch:
         engine = Pipeline.load(setup, timeout_s=COLLECTIVE_S)
         watch.follow(engine.spans)
+        if ranks.is_first():
+            process.say(f"{setup.recipe.name}: {engine.mesh.shape}, {engine.mesh.device}")
         if options.prompts is None:
             make_one(engine, options.prompt, Path(options.output))
             code = process.DONE
@@ -69,7 +71,7 @@ def check(options: argparse.Namespace) -> tuple[Setup, list[str], VideoList | No
     from wan_mlperf.recipe import replace_workload
     from wan_mlperf.videos.manifest import identity
 
-    recipe = preflight.recipe_from(options)
+    recipe = preflight.recipe_from(options, scenario="singlestream" if options.prompts is None else "offline")
     workload = replace_workload(recipe.effective_workload, **changes(options))
     prompts = [options.prompt] if options.prompts is None else read_prompts(options.prompts)
     if options.explain:

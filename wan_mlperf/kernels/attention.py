@@ -151,7 +151,7 @@ def _stand_in(name: str, device: Device, references: str | None, smooth_k: bool,
     smoothed = ", for a kernel that smooths K (attention.smooth_k)," if smooth_k else ""
     if references is None or name == "sdpa":
         raise BadInput(
-            f"attention {name!r}: cannot run on {device.arch} ({device.name}){tried}; it needs{smoothed} "
+            f"attention {name!r}: cannot run on {device.arch} ({device}){tried}; it needs{smoothed} "
             f"{NEEDS[name]}; allowed here: sdpa, or references: allow"
         )
     imitated = candidates(name, references, smooth_k=smooth_k)

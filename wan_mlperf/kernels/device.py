@@ -46,7 +46,7 @@ class Device:
         return self.torch.type == "cuda"
 
     def __str__(self) -> str:
-        return f"{self.name}, because {self.why_cpu}" if self.why_cpu else self.name
+        return f"{self.name}, on the CPU because {self.why_cpu}" if self.why_cpu else self.name
 
 
 @functools.cache

@@ -72,7 +72,7 @@ def resolve(recipe: Gemm, device: Device, *, allow_reference: bool, probe: Probe
 
 def _refusal(name: str, device: Device, tried: str) -> BadInput:
     return BadInput(
-        f"gemm {name!r}: cannot run on {device.arch} ({device.name}){tried}; it needs {NEEDS[name]}; "
+        f"gemm {name!r}: cannot run on {device.arch} ({device}){tried}; it needs {NEEDS[name]}; "
         "allowed here: bf16, or references: allow"
     )
 

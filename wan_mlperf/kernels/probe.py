@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from wan_mlperf.kernels.backends import ATTENTION, GEMM, Backend, GemmBackend
+from wan_mlperf.kernels.device import build
 from wan_mlperf.kernels.needs import Need
 
 CUDNN = 90000  # the oldest cuDNN with which PyTorch offers its attention
@@ -78,7 +79,7 @@ def _without(backend: Backend) -> str | None:
 def _cudnn(backend: Backend) -> str | None:
     if not backend.cudnn:
         return None
-    version = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() and not torch.version.hip else None
+    version = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() and "ROCm" not in build() else None
     return None if version is not None and version >= CUDNN else f"cuDNN is {version or 'not there'}; needed is 9.0 or newer"
 
 

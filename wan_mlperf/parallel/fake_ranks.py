@@ -27,9 +27,6 @@ def fake_mesh(shape: Shape, device: Device, rank: int, *, unguided: bool = False
     dist.init_process_group("fake", store=fake.FakeStore(), rank=rank, world_size=shape.world)
     try:
         with _every_group_is_fake():
-            xdit.load()
-            world = importlib.import_module("xfuser.core.distributed")
-            world.init_distributed_environment(world_size=shape.world, rank=rank, local_rank=0)
             distributed = xdit.start_groups(
                 device,
                 replicas=shape.replicas,
@@ -37,8 +34,6 @@ def fake_mesh(shape: Shape, device: Device, rank: int, *, unguided: bool = False
                 ulysses=shape.ulysses,
                 ring=shape.ring,
                 timeout_s=60.0,
-                rank=rank,
-                world=shape.world,
             )
             unguided_groups = None
             if unguided and shape.cfg == 2:
@@ -50,6 +45,7 @@ def fake_mesh(shape: Shape, device: Device, rank: int, *, unguided: bool = False
         yield Mesh(shape, device, rank, distributed, exchange, unguided_groups)
     finally:
         xdit.stop_groups()
+        dist.destroy_process_group()
 
 
 def has_group() -> bool:

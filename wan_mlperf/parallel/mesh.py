@@ -239,8 +239,6 @@ def start(shape: Shape, device: Device, *, timeout_s: float = 600.0, unguided: b
         ulysses=shape.ulysses,
         ring=shape.ring,
         timeout_s=timeout_s,
-        rank=rank,
-        world=world,
     )
     exchange = None
     if shape.per_replica > 1:

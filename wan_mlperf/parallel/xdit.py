@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -24,8 +25,21 @@ from wan_mlperf import ranks
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels import probe
 from wan_mlperf.kernels.backends import ATTENTION
-from wan_mlperf.kernels.device import Device, gpu_count
+from wan_mlperf.kernels.device import Device, build, gpu_count
 from wan_mlperf.kernels.reference import Function
+
+_GROUPS = ("_WORLD", "_MODEL_REPLICA", "_DP", "_CFG", "_SP", "_TP", "_PP", "_FS", "_VAE")  # xDiT's, in parallel_state
+
+
+@dataclass
+class _Ground:
+    """The default process group that xDiT's groups stand on, and whether it was started here."""
+
+    group: Any = None
+    ours: bool = False
+
+
+_ground = _Ground()
 
 
 @functools.cache
@@ -35,7 +49,7 @@ def load() -> ModuleType:
         if importlib.util.find_spec(needed) is None:
             extra = "; without a GPU: pip install -e '.[cpu]'" if needed == "triton" else ""
             raise BadInput(f"package {needed} is not installed; xDiT needs it{extra}")
-    if gpu_count() and torch.version.hip and probe.is_another_aiter():
+    if gpu_count() and "ROCm" in build() and probe.is_another_aiter():
         raise BadInput(
             "package aiter is not AITER, which has aiter.ops: on it xDiT cannot be imported; allowed: pip uninstall aiter"
         )
@@ -83,22 +97,16 @@ def _load_without_gpu() -> ModuleType:
     return package
 
 
-def start_groups(
-    device: Device, *, replicas: int, cfg: int, ulysses: int, ring: int, timeout_s: float, rank: int, world: int
-) -> ModuleType:
-    """Start torch.distributed and xDiT's groups; return xfuser.core.distributed. A second call replaces the groups."""
+def start_groups(device: Device, *, replicas: int, cfg: int, ulysses: int, ring: int, timeout_s: float) -> ModuleType:
+    """Start torch.distributed, unless the program has, and xDiT's groups; return xfuser.core.distributed.
+
+    A second call replaces xDiT's groups. A process group of the program's own is used, and left as it is.
+    """
     load()
     state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
     distributed = importlib.import_module("xfuser.core.distributed")
     with _one_gloo_device():
-        if not dist.is_initialized():
-            backend = "cpu:gloo,cuda:nccl" if device.is_gpu else "gloo"
-            timeout = datetime.timedelta(seconds=timeout_s)
-            if ranks.under_torchrun():
-                dist.init_process_group(backend, timeout=timeout)
-            else:  # one process without torchrun: no address is needed
-                dist.init_process_group(backend, store=dist.HashStore(), rank=rank, world_size=world, timeout=timeout)
-            distributed.init_distributed_environment(world_size=world, rank=rank, local_rank=ranks.local_rank())
+        _start_world(device, distributed, state, timeout_s)
         if distributed.model_parallel_is_initialized():
             state.destroy_model_parallel()
             state._FS = None  # left behind by destroy_model_parallel, and then refused by initialize_model_parallel
@@ -113,6 +121,26 @@ def start_groups(
         )
     _start_runtime_state(replicas=replicas, cfg=cfg, ulysses=ulysses, ring=ring)
     return distributed
+
+
+def _start_world(device: Device, distributed: Any, state: Any, timeout_s: float) -> None:
+    """The group of all ranks: torch.distributed's, the program's or started here, and xDiT's on top of it."""
+    if not dist.is_initialized() or dist.group.WORLD is not _ground.group:  # groups of xDiT, if any, went with another one
+        for name in _GROUPS:
+            setattr(state, name, None)
+        _ground.ours = not dist.is_initialized()
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.is_gpu else "gloo"
+        timeout = datetime.timedelta(seconds=timeout_s)
+        if ranks.under_torchrun():
+            dist.init_process_group(backend, timeout=timeout)
+        else:  # one process without torchrun: no address is needed
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    if state._WORLD is None:
+        distributed.init_distributed_environment(
+            world_size=dist.get_world_size(), rank=dist.get_rank(), local_rank=ranks.local_rank()
+        )
+    _ground.group = dist.group.WORLD
 
 
 @contextmanager
@@ -202,14 +230,17 @@ def _start_runtime_state(*, replicas: int, cfg: int, ulysses: int, ring: int) ->
 
 
 def stop_groups() -> None:
-    """End xDiT's groups and torch.distributed."""
-    if not dist.is_initialized():
+    """End xDiT's groups, and torch.distributed if it was started here."""
+    if not dist.is_initialized() or dist.group.WORLD is not _ground.group:
         return
     state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
     state.destroy_model_parallel()
     state._FS = None
+    state._WORLD.destroy()
     state._WORLD = None
-    dist.destroy_process_group()
+    if _ground.ours:
+        dist.destroy_process_group()
+    _ground.group = None
 
 
 def backend_key(name: str) -> Any:

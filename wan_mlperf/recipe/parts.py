@@ -29,7 +29,7 @@ References = Literal["forbid", "allow"] | Arch
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Model:
-    """Which weights, and the dtypes to compute in (`checkpoint`: as they are stored)."""
+    """Which weights, and the dtype they compute in (`checkpoint`: the one in which diffusers loads each part by itself)."""
 
     checkpoint: str = "embedded"
     dtype: Dtype = "bfloat16"
@@ -214,7 +214,7 @@ class Recipe:
 
 
 def make_exact(recipe: Recipe) -> Recipe:
-    """Return the recipe with every approximation off, computing in the checkpoint's own dtype.
+    """Return the recipe with every approximation off, each part in the dtype in which diffusers loads it by itself.
 
     What only changes the order of rounding (`trim_text`, `vae.chunk`) stays on several ranks, which split sums differently
     anyway. On one rank the pipeline turns it off, too, and equals diffusers' bit for bit.

@@ -20,15 +20,16 @@ from wan_mlperf.inputs import paths, strict_yaml, text, values
 from wan_mlperf.recipe.parts import FILLED, Recipe, make_exact
 from wan_mlperf.workload import Workload
 
-CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
+_INSTALLED = Path(__file__).resolve().parent.parent / "configs"  # of a wheel; a checkout has them at its top
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parent.parent / "configs"
 
 
 def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), model: str | None = None, exact: bool = False) -> Recipe:
     """Read a recipe from a YAML file, or from configs/ by its name.
 
-    `overrides` are "key.path=value" strings. `model` is the name or folder of a checkpoint, used literally. `exact` turns every
-    approximation off: no quantisation, no low-precision attention, no compilation, and the checkpoint's own dtype. Raises
-    BadInput.
+    `overrides` are "key.path=value" strings; `model` is the name or folder of a checkpoint, letter by letter. `exact` turns every
+    approximation off: no quantisation, no low-precision attention, no compilation, and each part in the dtype in which diffusers
+    loads it by itself. Raises BadInput.
     """
     file = _find(path)
     content = text.read_text(file, what="recipe", allowed="a readable YAML file")

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from wan_mlperf.bench.fidelity import console, prompts_of
 from wan_mlperf.files import atomic_write
 from wan_mlperf.identity import commit, versions
+from wan_mlperf.kernels.device import gpu_count
 from wan_mlperf.preflight import Setup
 from wan_mlperf.recipe import Recipe, to_yaml
 from wan_mlperf.replicas.watch import Watch
@@ -109,7 +109,7 @@ def run(job: Job, setup: Setup, watch: Watch) -> None:
 def _measured_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe to measure errors with. Without a GPU it is in fp32, because bf16's rounding would hide small errors."""
     changes: dict[str, Any] = {"trim_text": recipe.trim_text}
-    if not torch.cuda.is_available():
+    if not gpu_count():
         changes["model"] = dataclasses.replace(recipe.model, dtype="float32")
     return dataclasses.replace(recipe, **changes)
 
