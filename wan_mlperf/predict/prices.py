@@ -151,11 +151,13 @@ class Prices:
         return replace(self, shape=whole).forward(attention=step.attention, gemm=step.gemm)
 
     def decode(self) -> Seconds:
-        """The VAE decode: bound by memory, with a rest that does not shrink with more ranks."""
+        """The VAE decode: bound by memory, on few by its products, with a rest that does not shrink with more ranks."""
         maker = "vae_amd_tb" if self.gpu.arch.startswith("gfx") else "vae_nvidia_tb"
         moved = self._values[maker] * 1e12 * work.tokens_of(self.workload) / work.tokens_of(MLPERF)
         ranks = min(self.ways.decode_ranks or self.shape.per_replica, DECODE_RANKS)
-        one = moved * (2 if self.ways.decode_float32 else 1) / self.gpu.bandwidth
+        wide = 2 if self.ways.decode_float32 else 1  # twice the bytes, and on NVIDIA's TF32, which has half of bf16's peak
+        products = work.DECODE_FLOPS * work.tokens_of(self.workload) / work.tokens_of(MLPERF)
+        one = max(moved * wide / self.gpu.bandwidth, products * wide / (self._values["decode_share"] * self.gpu.peak("bf16")))
         return Seconds(vae_decode=one * (1 / ranks + (DECODE_REST if ranks > 1 else 0.0)))
 
     def text_encode(self) -> Seconds:

@@ -102,6 +102,17 @@ def gemm(name: str, gpu: Hardware, values: Constants | None = None) -> Rate:
     raise BadInput(f"gemm {name!r}: has no published rate on {gpu.name} ({gpu.arch}); known there: {', '.join(known) or 'none'}")
 
 
+def has_own_rate(kernel: str, gpu: Hardware) -> bool:
+    """True if the kernel has been measured alone on this architecture, so that no whole run is needed to price it."""
+    return any(row["kernel"] == kernel and row["arch"] == gpu.arch and row["tflops"] is not None for row in _rows("attention"))
+
+
+def fitted_and_alone(values: Constants) -> list[tuple[float, float]]:
+    """TFLOP/s in whole runs and alone, of each fitted kernel that has both."""
+    rows = [row for row in _rows("attention") if "fitted" in row and row["tflops"] is not None]
+    return [(attention(row["kernel"], hardware.find(row["at"]), values).flops / 1e12, row["tflops"]) for row in rows]
+
+
 def attention_kernels() -> list[str]:
     """Every kernel with a rate anywhere."""
     return sorted({row["kernel"] for row in _rows("attention")})

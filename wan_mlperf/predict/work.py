@@ -38,6 +38,7 @@ class Sizes:
 
 
 WAN22 = Sizes()
+DECODE_FLOPS = 0.642e15  # of one video of the benchmark: `decode_flops(MLPERF)`
 
 
 def published_config(part: str) -> dict[str, Any]:
