@@ -1,8 +1,8 @@
 """The model's constants from measured runs, and how well it says what it has not seen.
 
-Few rows are fitted (`fit` in the measurements file); each constant also has a prior, what its kernel does alone or what is
-usual, so that a constant which no row decides keeps it. Cross-validation predicts each row by constants whose fit has not seen the
-row's submitter.
+Few rows are fitted (`fit` in the measurements file). Each constant also has a prior, what its kernel does alone or what is
+usual, so that a constant which no row decides keeps it. Cross-validation predicts each row by constants whose fit has not
+seen the row's submitter.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ def summary(checked: Sequence[Checked]) -> dict[str, float]:
         "mean_not_fitted": float(np.mean(apart)) if apart else math.nan,
         "median_not_fitted": float(np.median(apart)) if apart else math.nan,
         "mean_mlperf_not_fitted": float(np.mean(mlperf)) if mlperf else math.nan,
+        "mean_with_exceptions": float(np.mean([abs(one.error) for one in checked if not one.row.fitted])),
         "mean_unseen_submitter": float(np.mean(unseen)) if unseen else math.nan,
         "within_15_percent": float(np.mean([error <= FITS_WELL for error in every])) if every else math.nan,
     }

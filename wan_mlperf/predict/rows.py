@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from wan_mlperf.parallel.mesh import Shape
 from wan_mlperf.predict import hardware, rates
 from wan_mlperf.predict.prices import Prices, Seconds, Ways
 from wan_mlperf.predict.rates import Constants
-from wan_mlperf.predict.work import WAN22, Sizes
+from wan_mlperf.predict.work import WAN22, ExpertSize
 from wan_mlperf.published import published
 from wan_mlperf.workload import MLPERF, Workload
 
@@ -48,7 +48,7 @@ KERNELS = {
 GEMMS = {"bf16": "bf16", "fp8": "fp8", "mxfp4": "mxfp4", "nvfp4": "mxfp4"}
 SIZES = {"720p": (720, 1280), "480p": (480, 832)}
 # HunyuanVideo's 20 double and 40 single blocks: 24 T C^2 of linear layers each, no cross-attention.
-HUNYUAN = Sizes(layers=60, heads=24, head_dim=128, ffn=9216, text_tokens=0)
+HUNYUAN = ExpertSize(layers=60, heads=24, head_dim=128, ffn=9216, text_tokens=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +71,12 @@ class Row:
 
     def predict(self, values: Constants) -> Seconds:
         """What the model says with these constants."""
-        prices = Prices(**{**vars(self.prices), "constants": values})
+        prices = replace(self.prices, constants=values)
         total = Seconds() if self.denoise_only else prices.text_encode() + prices.decode() + prices.host()
         branches = 2 / self.prices.shape.cfg if self.guided else 1
         for kernel, share in self.attention.items():
             total += prices.forward(attention=kernel, gemm=self.gemm) * (share * self.steps * branches)
         return total
-
 
     def total(self, values: Constants) -> float:
         """Predicted seconds of what was measured."""
@@ -99,7 +98,7 @@ class Decode:
 
     def total(self, values: Constants) -> float:
         """Predicted seconds."""
-        return Prices(**{**vars(self.prices), "constants": values}).decode().total
+        return replace(self.prices, constants=values).decode().total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +120,8 @@ def read(file: Path = FILE) -> tuple[list[Row | Decode], list[Skipped]]:
         raise BadInput(f"measurements {str(file)!r}: cannot be read ({error.strerror}); allowed: a JSON file of rows") from None
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
         raise BadInput(
-            f"measurements {str(file)!r}: not a file of measurements ({type(error).__name__}: {error}); allowed: a JSON file with "
-            "end_to_end, a list of rows as in wan_mlperf/predict/measurements.json"
+            f"measurements {str(file)!r}: not a file of measurements ({type(error).__name__}: {error}); allowed: a JSON file "
+            "with end_to_end, a list of rows as in wan_mlperf/predict/measurements.json"
         ) from None
     rows: list[Row | Decode] = []
     skipped: list[Skipped] = []
@@ -159,7 +158,7 @@ def row_of(entry: Mapping[str, Any], frameworks: Mapping[str, Mapping[str, Any]]
     gpu = hardware.find(entry["hardware"])
     gpus, attention = int(entry["gpus"]), attention_of(entry["attention"])
     shape, attn2d, qkv_bytes = mesh_of(str(entry["mesh"]), gpus)
-    workload, sizes = size_of(str(entry["size"]))
+    workload, size = size_of(str(entry["size"]))
     gemm = re.sub(r"\s*\(.*\)", "", str(entry["gemm"]))
     if gemm not in GEMMS:
         raise BadInput(f"gemm {entry['gemm']!r}: is not one format; allowed: {', '.join(GEMMS)}")
@@ -179,11 +178,11 @@ def row_of(entry: Mapping[str, Any], frameworks: Mapping[str, Mapping[str, Any]]
     return Row(
         id=str(entry["id"]),
         submitter=str(entry.get("submitter", entry.get("framework", entry.get("source", "")))),
-        prices=Prices(gpu=gpu, shape=shape, workload=workload, sizes=sizes, ways=ways, kernels={}),
+        prices=Prices(gpu=gpu, shape=shape, workload=workload, size=size, ways=ways, kernels={}),
         attention=attention,
         gemm=GEMMS[gemm],
         steps=int(entry["steps"]),
-        guided=bool(entry.get("cfg", sizes is not HUNYUAN)),
+        guided=bool(entry.get("cfg", size is not HUNYUAN)),
         denoise_only=entry.get("only") == "denoise",
         seconds=seconds,
         is_mlperf="published" in entry or "mlcommons" in str(entry.get("source", "")).lower(),
@@ -224,7 +223,7 @@ def mesh_of(text: str, gpus: int) -> tuple[Shape, tuple[int, int], float]:
     return shape, attn2d, 1.0 if "fp8comm" in text else 2.0
 
 
-def size_of(text: str) -> tuple[Workload, Sizes]:
+def size_of(text: str) -> tuple[Workload, ExpertSize]:
     """("720p81", "1104x832x81", "hunyuan720p129") -> workload and model. Raises BadInput."""
     plain = text.removeprefix("hunyuan")
     if found := re.fullmatch(r"(\d+p)(\d+)", plain):
