@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.predict import hardware, rates, work
+from wan_mlperf.parallel.mesh import Shape
+from wan_mlperf.predict import floor, hardware, rates, work
 from wan_mlperf.predict.from_recipe import prices_of
 from wan_mlperf.predict.prices import PARTS, Prices
 from wan_mlperf.recipe import load_recipe
@@ -67,7 +69,7 @@ def test_the_parameters_are_the_published_ones() -> None:
     with torch.device("meta"):
         expert = WanTransformer3DModel.from_config(work.published_config("transformer"))
     assert sum(one.numel() for one in expert.parameters()) == pytest.approx(14.3e9, rel=0.001)
-    assert work.sizes_of(work.published_config("transformer")) == work.Sizes()
+    assert work.size_of_expert(work.published_config("transformer")) == work.ExpertSize()
     assert work.tokens_of(MLPERF) == 75600
 
 
@@ -102,3 +104,45 @@ def test_the_fabric_decides_the_mesh() -> None:
     assert exchange("mi355x", 1) < 0.6 * exchange("mi355x", 2)
     h100 = ("attention.early=sdpa", "attention.late=sdpa", "gemm.high_noise=bf16", "gemm.low_noise=bf16")
     assert exchange("h100", 2, *h100) < exchange("h100", 1, *h100)
+
+
+def test_flops_of_one_video() -> None:
+    """187 PFLOP of attention, 72 of linear layers, 0.64 of decode: the published count of this workload."""
+    flops = work.forward_flops(work.tokens_of(MLPERF))
+    assert 40 * flops.attention / 1e15 == pytest.approx(187.28, abs=0.01)
+    assert (40 * flops.gemm + 4 * work.text_keys_flops()) / 1e15 == pytest.approx(72.30, abs=0.01)
+    assert work.decode_flops(MLPERF) == pytest.approx(work.DECODE_FLOPS, rel=0.001)
+
+
+def test_gemm_flops_against_a_counted_forward_pass() -> None:
+    """The formula against PyTorch's own count of a small expert's forward pass."""
+    from diffusers import WanTransformer3DModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    small = dataclasses.replace(MLPERF, height=64, width=64, frames=17, steps=1)
+    size = work.ExpertSize(heads=2, head_dim=32, ffn=128, layers=2)
+    with torch.device("meta"):
+        expert = WanTransformer3DModel(num_attention_heads=2, attention_head_dim=32, ffn_dim=128, num_layers=2, text_dim=32)
+        inputs = torch.empty(1, *small.latent_shape(16)), torch.empty(1), torch.empty(1, 512, 32)
+    counted: list[int] = []
+    counter = FlopCounterMode(display=False)
+    for block in expert.blocks:
+        block.register_forward_pre_hook(lambda *_: counted.append(-counter.get_total_flops()))
+        block.register_forward_hook(lambda *_: counted.append(counter.get_total_flops()))
+    with counter, torch.no_grad():
+        expert(*inputs)
+    flops = work.forward_flops(work.tokens_of(small), size)
+    assert sum(counted) == flops.gemm + work.text_keys_flops(size) + flops.attention + flops.cross_attention
+
+
+def test_the_floor_is_the_known_one() -> None:
+    """On eight MI355X: attention and linear layers 4.6 s, the exchange by the links that a group has."""
+    price = prices("mesh.cfg=1")
+    plan = make_plan(load_recipe("mi355x-singlestream"), MLPERF)
+    bound = floor.floor_of(price, plan)
+    assert bound.attention + bound.gemm == pytest.approx(4.57, abs=0.05)
+    assert bound.total < price.plan(plan).seconds / 3
+    sent, seconds = floor.exchange_of(price, Shape(replicas=1, cfg=1, ulysses=8, ring=1))
+    assert sent == pytest.approx(27.1e9, rel=0.01) and seconds == pytest.approx(0.0504, rel=0.01)
+    sent, seconds = floor.exchange_of(price, Shape(replicas=1, cfg=2, ulysses=4, ring=1))
+    assert sent == pytest.approx(23.2e9, rel=0.01) and seconds == pytest.approx(0.1008, rel=0.01)

@@ -18,7 +18,8 @@ from wan_mlperf.kernels.device import Device
 from wan_mlperf.predict import hardware, rehearsal, work
 from wan_mlperf.predict.counting import Counts
 from wan_mlperf.predict.from_recipe import device_of, shape_of
-from wan_mlperf.predict.rehearsal import RankCounts, Subject
+from wan_mlperf.predict.rehearsal import RankCounts
+from wan_mlperf.predict.subject import Subject
 from wan_mlperf.recipe import load_recipe
 from wan_mlperf.step_plan import make_plan
 from wan_mlperf.vae_decode import VaeDecoder
@@ -39,7 +40,7 @@ def embedded(*overrides: str, gpus: int = 2) -> Subject:
         recipe=recipe,
         workload=workload,
         plan=make_plan(recipe, workload, found.config("scheduler")),
-        shape=shape_of(recipe, workload, work.sizes_of(configs["transformer"]), gpus=gpus),
+        shape=shape_of(recipe, workload, work.size_of_expert(configs["transformer"]), gpus=gpus),
         device=CPU,
         configs=configs,
         text_lengths=(positive, negative),
@@ -87,7 +88,7 @@ def test_a_rehearsal_agrees_with_a_real_run(tmp_path: Path, overrides: tuple[str
 
 def test_the_exchange_is_that_share_of_the_tensors() -> None:
     subject = embedded("mesh.cfg=1", gpus=4)
-    tokens, size = work.tokens_of(subject.workload), work.sizes_of(subject.configs["transformer"])
+    tokens, size = work.tokens_of(subject.workload), work.size_of_expert(subject.configs["transformer"])
     (first, *_) = rehearsal.rehearse(subject)
     sent = first.total.sent["ulysses"]
     assert sent == 2 * 3 * work.exchange_bytes(tokens, 4, size)

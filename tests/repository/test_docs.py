@@ -84,8 +84,9 @@ def check_module(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatc
         module.main(arguments) if module.main.__code__.co_argcount else module.main()
     options = vars(reached.value.args[0])
     overrides = [*(options.get("set") or []), *(part for case in options.get("case") or [] for part in case.split(","))]
-    if options.get("recipe") or overrides:
-        load_recipe(options.get("recipe") or "tiny", overrides=overrides)
+    named = options.get("recipe") or (["tiny"] if overrides else [])
+    for recipe in named if isinstance(named, list) else [named]:  # predict compares several
+        load_recipe(recipe, overrides=overrides)
 
 
 def test_commands_parse(monkeypatch: pytest.MonkeyPatch) -> None:

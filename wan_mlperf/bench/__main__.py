@@ -1,4 +1,4 @@
-"""`python -m wan_mlperf.bench speed | decode | fidelity | embedded | profile | floor | serve`."""
+"""`python -m wan_mlperf.bench speed | decode | fidelity | embedded | profile | serve`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from wan_mlperf import process
 from wan_mlperf.errors import choose
 
-COMMANDS = ("speed", "decode", "fidelity", "embedded", "profile", "floor", "serve")
+COMMANDS = ("speed", "decode", "fidelity", "embedded", "profile", "serve")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,10 +28,6 @@ def main(arguments: Sequence[str]) -> int:
         from wan_mlperf.bench import profile
 
         return profile.main(arguments[1:])
-    if command == "floor":
-        from wan_mlperf.bench import floor
-
-        return floor.main(arguments[1:])
     if command == "serve":
         from wan_mlperf.bench import serve
 

@@ -170,7 +170,7 @@ def shares_of_peak(pipeline: Pipeline, parts: dict[str, float]) -> dict[str, flo
         return {}
     config = pipeline.checkpoint.config("transformer")
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
-    sizes = work.Sizes(layers=config["num_layers"], heads=heads, head_dim=head_dim, ffn=config["ffn_dim"])
+    sizes = work.ExpertSize(layers=config["num_layers"], heads=heads, head_dim=head_dim, ffn=config["ffn_dim"])
     one = work.forward_flops(work.tokens_of(pipeline.workload), sizes)
     share = _forwards(pipeline.plan) / pipeline.mesh.shape.per_replica
     flops = {"attention": (one.attention + one.cross_attention) * share, "gemm": one.gemm * share}

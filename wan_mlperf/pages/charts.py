@@ -99,6 +99,23 @@ def shares(parts: Mapping[str, float]) -> Markup:
     return _svg(pieces)
 
 
+def stacked(parts: Mapping[str, float], longest: float, band: tuple[float, float]) -> Markup:
+    """One bar of the parts' seconds on a scale of 0 to `longest`, with the band of their sum as a line behind its end."""
+    pieces, left = [], 0.0
+    for number, (name, value) in enumerate(parts.items()):
+        width = 100 * value / longest
+        pieces.append(
+            f'<rect class="p{number}" x="{left:.3f}" y="0" width="{max(0.0, width - 0.1):.3f}" height="100">'
+            f"<title>{Markup.escape(name)}: {seconds(value)}</title></rect>"
+        )
+        left += width
+    begin, end = (100 * one / longest for one in band)
+    pieces.append(
+        f'<path class="mark" d="M{begin:.3f} 50H{end:.3f}"><title>{seconds(band[0])} to {seconds(band[1])}</title></path>'
+    )
+    return _svg(pieces)
+
+
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     pad = (high - low) * 0.02 or max(abs(high), 1e-9) * 0.05

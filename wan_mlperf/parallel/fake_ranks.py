@@ -62,7 +62,6 @@ class Group(NamedTuple):
 
 def groups_of(mesh: Mesh) -> dict[str, Group]:
     """Name that torch gives a group -> the group, for those that a video's ranks use."""
-    del mesh  # its groups are xDiT's globals
     process_groups = importlib.import_module("yunchang.globals").PROCESS_GROUP
     distributed = importlib.import_module("xfuser.core.distributed")
     named = {
@@ -71,6 +70,9 @@ def groups_of(mesh: Mesh) -> dict[str, Group]:
         "ring": [process_groups.RING_PG],
         "ulysses": [process_groups.ULYSSES_PG],
     }
+    if mesh.unguided_groups is not None:
+        named["sequence"].append(mesh.unguided_groups.coordinator.device_group)
+        named["ulysses"].append(mesh.unguided_groups.ulysses)
     return {one.group_name: Group(what, one.size()) for what, those in named.items() for one in those if one is not None}
 
 

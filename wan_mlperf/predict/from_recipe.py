@@ -9,16 +9,21 @@ import torch
 
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels import attention
+from wan_mlperf.kernels import gemm as gemm_table
 from wan_mlperf.kernels.device import Device, Fabric
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel.mesh import Shape
 from wan_mlperf.predict import hardware, rates
 from wan_mlperf.predict.hardware import Hardware
 from wan_mlperf.predict.prices import Prices, Ways
-from wan_mlperf.predict.work import WAN22, Sizes
+from wan_mlperf.predict.rates import Constants
+from wan_mlperf.predict.work import WAN22, ExpertSize
 from wan_mlperf.recipe import Recipe
 from wan_mlperf.step_plan import make_plan
+from wan_mlperf.text_encoder import MAX_TOKENS
 from wan_mlperf.workload import Workload
+
+TEXT_TOKENS = (60, 126)  # of a usual prompt, and of the benchmark's negative one
 
 
 def prices_of(
@@ -27,8 +32,9 @@ def prices_of(
     *,
     gpus: int,
     workload: Workload | None = None,
-    sizes: Sizes = WAN22,
+    size: ExpertSize = WAN22,
     kernels: Mapping[str, str] | None = None,
+    constants: Constants | None = None,
 ) -> Prices:
     """Return the prices of `recipe` on `gpus` GPUs of a kind. Raises BadInput, also for a kernel without a published rate.
 
@@ -39,14 +45,18 @@ def prices_of(
     names = {step.attention for step in make_plan(recipe, workload)}
     prices = Prices(
         gpu=gpu,
-        shape=shape_of(recipe, workload, sizes, gpus=gpus, fabric=device_of(gpu).fabric),
+        shape=shape_of(recipe, workload, size, gpus=gpus, fabric=device_of(gpu).fabric),
         workload=workload,
-        sizes=sizes,
+        size=size,
         ways=ways_of(recipe),
         kernels=kernels_of(names, gpu, kernels or {}),
+        constants=constants,
     )
+    gemm_table.check(recipe.gemm, device_of(gpu), allow_reference=False)
     for name in sorted(names):
-        rates.attention(prices.kernels[name], gpu)
+        rates.attention(prices.kernel(name), gpu)
+    for form in (recipe.gemm.high_noise, recipe.gemm.low_noise):
+        rates.gemm(form, gpu)
     return prices
 
 
@@ -55,13 +65,13 @@ def device_of(gpu: Hardware) -> Device:
     return Device(arch=gpu.arch, name=gpu.name, torch=torch.device("cuda", 0))
 
 
-def shape_of(recipe: Recipe, workload: Workload, sizes: Sizes, *, gpus: int, fabric: Fabric = "switch") -> Shape:
+def shape_of(recipe: Recipe, workload: Workload, size: ExpertSize, *, gpus: int, fabric: Fabric = "switch") -> Shape:
     """The mesh of the recipe on so many GPUs. Raises BadInput."""
     if not 1 <= gpus <= 4096:
         raise BadInput(f"--gpus: {gpus} is not allowed; allowed: 1 to 4096")
     _, _, rows, columns = workload.latent_shape(0)
     mesh = dataclasses.replace(recipe.mesh, span_hosts=True)  # this host's ranks do not count
-    return meshes.plan_shape(mesh, world=gpus, heads=sizes.heads, latent_rows=max(rows, columns), fabric=fabric)
+    return meshes.plan_shape(mesh, world=gpus, heads=size.heads, latent_rows=max(rows, columns), fabric=fabric)
 
 
 def kernels_of(names: Iterable[str], gpu: Hardware, overrides: Mapping[str, str]) -> dict[str, str]:
@@ -72,4 +82,8 @@ def kernels_of(names: Iterable[str], gpu: Hardware, overrides: Mapping[str, str]
 
 def ways_of(recipe: Recipe) -> Ways:
     """What a recipe says of the way the work is done."""
-    return Ways(compiled=recipe.compile.experts, decode_float32=recipe.model.vae_dtype != "bfloat16")
+    return Ways(
+        compiled=recipe.compile.experts,
+        decode_float32=recipe.model.vae_dtype != "bfloat16",
+        text_tokens=sum(TEXT_TOKENS) // 2 + 1 if recipe.trim_text else MAX_TOKENS,
+    )

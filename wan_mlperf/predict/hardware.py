@@ -17,7 +17,7 @@ Format = Literal["bf16", "fp8", "fp4"]
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """One GPU. Peaks are dense, in TFLOP/s, None where it has no such products; memory in GB (10^9 bytes), board power in W.
+    """One GPU. Peaks are dense, in TFLOP/s, None where it has no such products; memory in the vendor's GB, board power in W.
 
     `fabric`: "mesh", one link per pair of GPUs and `link_gb_s` each way on each; "switch", all of `link_gb_s` to any GPU;
     "pcie", through the host. `sources` names each figure's source.
@@ -50,8 +50,8 @@ class Hardware:
 
     @property
     def memory(self) -> float:
-        """Memory in bytes."""
-        return self.memory_gb * 1e9
+        """Memory in bytes. Vendors' GB of GPU memory are 2^30 bytes: an H100 of 80 GB shows 81,559 MiB."""
+        return self.memory_gb * 2**30
 
 
 @cache
@@ -63,13 +63,17 @@ def all_hardware() -> tuple[Hardware, ...]:
 
 def find(name: str) -> Hardware:
     """Return a GPU by its name, however it is written (mi355x, "RTX 5090", rtx-5090, NVIDIA H100). Raises BadInput."""
-    wanted = _plain(name)
-    by_name = {_plain(one.name): one for one in all_hardware()}
+    wanted, by_name = _plain(name), _by_name()
     if wanted not in by_name:
         names = [one.name for one in all_hardware()]
         near = did_you_mean(str(name).upper(), names)
         raise BadInput(f"hardware {name!r}: is not known{near}; allowed: {', '.join(names)}")
     return by_name[wanted]
+
+
+@cache
+def _by_name() -> dict[str, Hardware]:
+    return {_plain(one.name): one for one in all_hardware()}
 
 
 def of_device(device_name: str) -> Hardware | None:
@@ -79,6 +83,7 @@ def of_device(device_name: str) -> Hardware | None:
     return max(found, key=lambda one: len(one.name)) if found else None
 
 
+@cache
 def _plain(name: str) -> str:
     text = "".join(letter for letter in str(name).lower() if letter.isalnum())
     for maker in ("nvidia", "amdinstinct", "amd", "geforce"):

@@ -19,7 +19,7 @@ from wan_mlperf.parallel.mesh import Shape
 from wan_mlperf.predict import rates, work
 from wan_mlperf.predict.hardware import Hardware
 from wan_mlperf.predict.rates import Constants
-from wan_mlperf.predict.work import WAN22, Sizes
+from wan_mlperf.predict.work import WAN22, ExpertSize
 from wan_mlperf.workload import MLPERF, Workload
 
 PARTS = ("text_encode", "attention", "gemm", "elementwise", "exchange", "vae_decode", "host")
@@ -110,13 +110,14 @@ class Prices:
     gpu: Hardware
     shape: Shape
     workload: Workload = MLPERF
-    sizes: Sizes = WAN22
+    size: ExpertSize = WAN22
     ways: Ways = field(default_factory=Ways)
     kernels: Mapping[str, str]
     constants: Constants | None = None
 
     @property
-    def _values(self) -> Constants:
+    def values(self) -> Constants:
+        """The constants: these, or those that ship."""
         return self.constants or rates.constants()
 
     @property
@@ -126,15 +127,15 @@ class Prices:
 
     def forward(self, *, attention: str, gemm: str) -> Seconds:
         """One forward of one branch of guidance, on every rank that shares it. Raises BadInput for an unknown rate."""
-        values, tokens = self._values, work.tokens_of(self.workload, self.sizes)
-        flops = work.forward_flops(tokens, replace(self.sizes, text_tokens=self.ways.text_tokens))
+        values, tokens = self.values, work.tokens_of(self.workload, self.size)
+        flops = work.forward_flops(tokens, replace(self.size, text_tokens=self.ways.text_tokens))
         passes = self.ways.passes or values["passes_compiled" if self.ways.compiled else "passes_eager"]
         share = tokens / self.ranks
         return Seconds(
-            attention=flops.attention / self.ranks / rates.attention(self._kernel(attention), self.gpu, values).flops
+            attention=flops.attention / self.ranks / rates.attention(self.kernel(attention), self.gpu, values).flops
             + flops.cross_attention / self.ranks / (CROSS * self.gpu.peak("bf16")),
             gemm=flops.gemm / self.ranks / rates.gemm(gemm, self.gpu, values).flops,
-            elementwise=passes * self.sizes.layers * share * self.sizes.width * 2 / (STREAM * self.gpu.bandwidth),
+            elementwise=passes * self.size.layers * share * self.size.width * 2 / (STREAM * self.gpu.bandwidth),
             exchange=self._exchange(tokens) * (1 - self.ways.hidden),
         )
 
@@ -147,29 +148,33 @@ class Prices:
             return Seconds()
         if step.guided:
             return self.forward(attention=step.attention, gemm=step.gemm) * (2 / self.shape.cfg)
-        whole = replace(self.shape, cfg=1, ulysses=self.shape.cfg * self.shape.ulysses)
-        return replace(self, shape=whole).forward(attention=step.attention, gemm=step.gemm)
+        return replace(self, shape=self.unguided_shape).forward(attention=step.attention, gemm=step.gemm)
+
+    @property
+    def unguided_shape(self) -> Shape:
+        """The mesh of a step without guidance: all of the replica's ranks share the one branch."""
+        return replace(self.shape, cfg=1, ulysses=self.shape.cfg * self.shape.ulysses)
 
     def decode(self) -> Seconds:
-        """The VAE decode: bound by memory, with a rest that does not shrink with more ranks."""
+        """The VAE decode: bound by memory, on few by its products, with a rest that does not shrink with more ranks."""
         maker = "vae_amd_tb" if self.gpu.arch.startswith("gfx") else "vae_nvidia_tb"
-        moved = self._values[maker] * 1e12 * work.tokens_of(self.workload) / work.tokens_of(MLPERF)
+        moved = self.values[maker] * 1e12 * work.tokens_of(self.workload) / work.tokens_of(MLPERF)
         ranks = min(self.ways.decode_ranks or self.shape.per_replica, DECODE_RANKS)
-        one = moved * (2 if self.ways.decode_float32 else 1) / self.gpu.bandwidth
+        wide = 2 if self.ways.decode_float32 else 1  # twice the bytes, and on NVIDIA's TF32, which has half of bf16's peak
+        products = work.DECODE_FLOPS * work.tokens_of(self.workload) / work.tokens_of(MLPERF)
+        one = max(moved * wide / self.gpu.bandwidth, products * wide / (self.values["decode_share"] * self.gpu.peak("bf16")))
         return Seconds(vae_decode=one * (1 / ranks + (DECODE_REST if ranks > 1 else 0.0)))
 
     def text_encode(self) -> Seconds:
         """The text encoder on both prompts, or with CFG 2 on one of them."""
-        config = work.published_config("text_encoder")
-        inner, layers = config["num_heads"] * config["d_kv"], config["num_layers"]
-        numbers = layers * config["d_model"] * (4 * inner + 3 * config["d_ff"])
+        numbers = work.text_encoder_numbers()
         flops = 2.0 * numbers * 512
         one = flops / (TEXT_SHARE * self.gpu.peak("bf16")) + 2 * numbers / (STREAM * self.gpu.bandwidth)
         return Seconds(text_encode=one * 2 / self.shape.cfg)
 
     def host(self) -> Seconds:
         """What a video takes outside the GPU: launches, scheduler, copies; behind a server also writing and sending it."""
-        return Seconds(host=self._values["serve_s" if self.ways.served else "host_s"])
+        return Seconds(host=self.values["serve_s" if self.ways.served else "host_s"])
 
     def plan(self, steps: Iterable[Step]) -> Prediction:
         """One video by this plan."""
@@ -182,8 +187,8 @@ class Prices:
 
     def predict(self, total: Seconds, attention: Iterable[str], gemm: Iterable[str]) -> Prediction:
         """Put a band around seconds that these kernels and formats took part in."""
-        used = {name: rates.attention(self._kernel(name), self.gpu, self._values) for name in sorted(attention)}
-        used |= {f"gemm {name}": rates.gemm(name, self.gpu, self._values) for name in sorted(gemm)}
+        used = {name: rates.attention(self.kernel(name), self.gpu, self.values) for name in sorted(attention)}
+        used |= {f"gemm {name}": rates.gemm(name, self.gpu, self.values) for name in sorted(gemm)}
         whole, kernel = rates.residuals()
         unseen = all(rate.fitted for name, rate in used.items() if not name.startswith("gemm"))
         extra = 0.0 if unseen else kernel * total.attention / total.total
@@ -195,22 +200,25 @@ class Prices:
             kernels=used,
         )
 
-    def _kernel(self, name: str) -> str:
+    def kernel(self, name: str) -> str:
+        """The kernel of rates.json that a recipe's name means here."""
         return self.kernels.get(name, name)
+
+    def usable_bandwidth(self, ulysses: int) -> float:
+        """Bytes/s that one GPU sends in an exchange among so many: a mesh of links serves a group by the links within it."""
+        links = max(1, ulysses - 1) if self.gpu.fabric == "mesh" else 1
+        return links * self.gpu.link_gb_s * 1e9 * self.values[f"{self.gpu.fabric}_share"]
 
     def _exchange(self, tokens: int) -> float:
         """Seconds of one forward's exchange within the group that shares the tokens."""
-        values, seconds = self._values, 0.0
         shape, (rows, columns) = self.shape, self.ways.attn2d
-        bandwidth = {"mesh": (shape.ulysses - 1) * self.gpu.link_gb_s, "switch": self.gpu.link_gb_s, "pcie": self.gpu.link_gb_s}
-        usable = bandwidth[self.gpu.fabric] * 1e9 * values[f"{self.gpu.fabric}_share"]
-        collectives = 0
-        share = tokens / self.ranks * self.sizes.width * self.sizes.layers
+        usable, seconds, collectives = self.usable_bandwidth(shape.ulysses), 0.0, 0
+        share = tokens / self.ranks * self.size.width * self.size.layers
         if shape.ulysses > 1:
             sent = work.exchange_bytes(
                 tokens,
                 shape.ulysses,
-                self.sizes,
+                self.size,
                 qkv_bytes=self.ways.qkv_bytes,
                 output_bytes=self.ways.output_bytes,
                 ranks=self.ranks,
@@ -221,4 +229,4 @@ class Prices:
             collectives += 3
         if shape.ring > 1:  # K and V go round behind the attention over the last ones; what is left is the start of each
             collectives += shape.ring - 1
-        return seconds + collectives * self.sizes.layers * values["collective_us"] * 1e-6
+        return seconds + collectives * self.size.layers * self.values["collective_us"] * 1e-6

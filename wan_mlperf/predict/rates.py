@@ -34,11 +34,12 @@ Constants = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """What a kernel does on one GPU, in FLOP/s. `fitted`: found from whole runs, not from the kernel alone."""
+    """What a kernel does on one GPU, in FLOP/s; `form` is its format. `fitted`: found from whole runs, not from it alone."""
 
     kernel: str
     arch: str
     flops: float
+    form: str
     fitted: bool
     source: str
     date: str
@@ -49,6 +50,21 @@ def constants() -> Constants:
     """The fitted constants as they ship."""
     values: Constants = json.loads(CONSTANTS.read_text(encoding="utf-8"))["values"]
     return values
+
+
+def read_constants(file: Path) -> Constants:
+    """Read constants that `predict fit --write` wrote. Raises BadInput."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))["values"]
+        found = {name: float(values[name]) for name in constants()}
+    except OSError as error:
+        raise BadInput(f"constants {str(file)!r}: cannot be read ({error.strerror}); allowed: a file of `predict fit`") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadInput(
+            f"constants {str(file)!r}: not a file of constants ({type(error).__name__}: {error}); allowed: one that "
+            "`predict fit --write` wrote"
+        ) from None
+    return found
 
 
 @cache
@@ -74,7 +90,13 @@ def attention(kernel: str, gpu: Hardware, values: Constants | None = None) -> Ra
             kind = "fp8" if row["format"] == "fp4" and gpu.fp4 is None else row["format"]
             flops = _on(gpu, tflops * 1e12, hardware.find(row["at"]), kind, values)
             return Rate(
-                kernel=kernel, arch=gpu.arch, flops=flops, fitted=name is not None, source=row["source"], date=row["date"]
+                kernel=kernel,
+                arch=gpu.arch,
+                flops=flops,
+                form=row["format"],
+                fitted=name is not None,
+                source=row["source"],
+                date=row["date"],
             )
     known = sorted({row["kernel"] for row in _rows("attention") if row["arch"] == gpu.arch and _has(row, gpu)})
     if kernel not in attention_kernels():
@@ -96,10 +118,27 @@ def gemm(name: str, gpu: Hardware, values: Constants | None = None) -> Rate:
             reference, kind = hardware.find(REFERENCE[gpu.arch]), GEMM_FORMATS[name]
             flops = _on(gpu, share * reference.peak(kind), reference, kind, values)
             return Rate(
-                kernel=f"gemm {name}", arch=gpu.arch, flops=flops, fitted="fitted" in row, source=row["source"], date=row["date"]
+                kernel=f"gemm {name}",
+                arch=gpu.arch,
+                flops=flops,
+                form=kind,
+                fitted="fitted" in row,
+                source=row["source"],
+                date=row["date"],
             )
     known = [row["kernel"] for row in _rows("gemm") if gpu.arch in row["archs"]]
     raise BadInput(f"gemm {name!r}: has no published rate on {gpu.name} ({gpu.arch}); known there: {', '.join(known) or 'none'}")
+
+
+def has_own_rate(kernel: str, gpu: Hardware) -> bool:
+    """True if the kernel has been measured alone on this architecture, so that no whole run is needed to price it."""
+    return any(row["kernel"] == kernel and row["arch"] == gpu.arch and row["tflops"] is not None for row in _rows("attention"))
+
+
+def fitted_and_alone(values: Constants) -> list[tuple[float, float]]:
+    """TFLOP/s in whole runs and alone, of each fitted kernel that has both."""
+    rows = [row for row in _rows("attention") if "fitted" in row and row["tflops"] is not None]
+    return [(attention(row["kernel"], hardware.find(row["at"]), values).flops / 1e12, row["tflops"]) for row in rows]
 
 
 def attention_kernels() -> list[str]:

@@ -10,52 +10,27 @@ Not seen: what a compiler fuses (bytes are eager's), the scheduler's few operati
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import UMT5Config, UMT5EncoderModel
 
 from wan_mlperf.denoise import Prompt, denoise
 from wan_mlperf.experts import Expert, TextKeys
-from wan_mlperf.kernels import attention
-from wan_mlperf.kernels.attention import Kernel
-from wan_mlperf.kernels.device import Device
-from wan_mlperf.parallel import fake_ranks, split_experts, split_vae, xdit
+from wan_mlperf.parallel import fake_ranks, xdit
 from wan_mlperf.parallel.mesh import Mesh, Shape
 from wan_mlperf.predict.counting import IGNORED, Counted, Counting, Counts
-from wan_mlperf.predict.layers import convert
-from wan_mlperf.recipe import Recipe
+from wan_mlperf.predict.subject import DTYPES, Subject, make_decoder, make_experts, make_text_model
 from wan_mlperf.spans import Spans
 from wan_mlperf.step_plan import Step, any_unguided
 from wan_mlperf.text_encoder import MAX_TOKENS, Embeds
-from wan_mlperf.vae_decode import VaeDecoder
-from wan_mlperf.workload import Workload
 
 CPU = torch.device("cpu")
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "checkpoint": torch.float32}
-# Own tokens of a usual prompt and of the benchmark's negative one; what is trimmed away costs nothing.
-PROMPT_TOKENS, NEGATIVE_TOKENS = 60, 126
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is rehearsed. `configs` are the parts' configurations; `device` is asked for kernels, as on that hardware."""
-
-    recipe: Recipe
-    workload: Workload
-    plan: tuple[Step, ...]
-    shape: Shape
-    device: Device
-    configs: dict[str, dict[str, Any]]
-    text_lengths: tuple[int, int] = (PROMPT_TOKENS, NEGATIVE_TOKENS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +58,13 @@ class RankCounts:
 def rehearse(subject: Subject, *, workers: int = 1) -> list[RankCounts]:
     """Rehearse every kind of rank; with `workers` > 1, or where this process has a group, in processes forked from it."""
     duties = ranks_of(subject.shape)
-    xdit.load()
-    if workers == 1 and not fake_ranks.has_group():
-        return [rehearse_rank(subject, rank, denoises) for rank, denoises in duties.items()]
-    context = multiprocessing.get_context("fork")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(duties)), mp_context=context) as pool:
-        return list(pool.map(rehearse_rank, [subject] * len(duties), duties, duties.values()))
+    ranks = _run([(subject, rank, denoises) for rank, denoises in duties.items()], workers)
+    return [ranks[0], *(_holding_all(rank, ranks[0]) for rank in ranks[1:])]
+
+
+def rehearse_decodes(subjects: Sequence[Subject], *, workers: int = 1) -> list[RankCounts]:
+    """Rehearse the first rank's decode alone of each subject: its only weights are the VAE's."""
+    return _run([(subject, 0, False) for subject in subjects], workers)
 
 
 def cores() -> int:
@@ -103,8 +79,17 @@ def ranks_of(shape: Shape) -> dict[int, bool]:
     return {rank: rank in firsts for rank in sorted({*firsts, 0, min(1, size - 1), size - 1})}
 
 
+def _run(jobs: Sequence[tuple[Subject, int, bool]], workers: int) -> list[RankCounts]:
+    xdit.load()
+    if workers == 1 and not fake_ranks.has_group():
+        return [rehearse_rank(*job) for job in jobs]
+    context = multiprocessing.get_context("fork")
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+        return list(pool.map(rehearse_rank, *zip(*jobs, strict=True)))
+
+
 def rehearse_rank(subject: Subject, rank: int, denoises: bool) -> RankCounts:
-    """Rehearse one rank; without `denoises` only the decode."""
+    """Rehearse one rank; without `denoises` only its decode, beside no other weights than the VAE's."""
     torch.set_num_threads(1)
     here = replace(subject.device, torch=CPU)
     unguided = any_unguided(subject.plan)
@@ -112,15 +97,19 @@ def rehearse_rank(subject: Subject, rank: int, denoises: bool) -> RankCounts:
         counting = Counting(fake_ranks.groups_of(mesh))
         if mesh.exchange is not None:
             mesh.exchange = Counted(mesh.exchange, counting)
-        text_model, experts, decoder = _build(subject, mesh, counting)
-        parts: dict[str, Any] = {"text_encoder": text_model, **experts, "vae": decoder.vae}
+        parts: dict[str, Any] = {}
+        if denoises:
+            parts = {"text_encoder": make_text_model(subject), **make_experts(subject, mesh, counting)}
+        decoder = make_decoder(subject, mesh)
+        parts["vae"] = decoder.vae
         held = {name: [*part.parameters(), *part.buffers()] for name, part in parts.items()}
         weights = {name: float(sum(one.nbytes for one in tensors)) for name, tensors in held.items()}
         with counting.active():
             counting.hold([one for tensors in held.values() for one in tensors])
             latents = torch.empty(1, *subject.workload.latent_shape(subject.configs["vae"]["z_dim"]))
             if denoises:
-                prompt = _encode(subject, mesh, text_model, counting)
+                prompt = _encode(subject, mesh, parts["text_encoder"], counting)
+                experts = {name: parts[name] for name in ("high_noise", "low_noise")}
                 _denoise(subject, mesh, latents, prompt, experts, counting)
             with counting("vae_decode"):
                 for _ in decoder.decode(latents):
@@ -128,71 +117,11 @@ def rehearse_rank(subject: Subject, rank: int, denoises: bool) -> RankCounts:
     return RankCounts(rank=rank, stages=_by_plan(counting.stages, subject.plan), weights=weights)
 
 
-def _build(subject: Subject, mesh: Mesh, counting: Counting) -> tuple[Any, dict[str, Expert], VaeDecoder]:
-    """The parts as pipeline.load makes them, with records in place of kernels that this machine has not."""
-    recipe, configs = subject.recipe, subject.configs
-    names = [step.attention for step in subject.plan if step.source is None]
-    kernels = attention.resolve(
-        names,
-        subject.device,
-        references=recipe.stands_for or (None if subject.device.is_gpu else "gfx950"),
-        probe=lambda _key: None,  # every package in place
-        smooth_k=recipe.attention.smooth_k,
-        ring=subject.shape.ring,
-        exact=recipe.exact,
-        cross=recipe.attention.cross,
-        trim_text=recipe.trim_text,
-    )
-    recorded = {name: _as_record(name, kernel, subject.device, counting) for name, kernel in kernels.items()}
-    self_attend, cross_attend = split_experts.attends(recorded)
-    split, unguided_split = split_experts.split(mesh), split_experts.unguided_split(mesh)
-    dtype = DTYPES[recipe.model.dtype]
-    experts = {}
-    for name, part in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
-        with _default_dtype(dtype):
-            transformer = WanTransformer3DModel.from_config(configs[part]).eval()
-        keep_in_fp32(transformer)
-        convert(transformer, getattr(recipe.gemm, name), recipe.gemm.keep, counting)
-        experts[name] = Expert(
-            transformer,
-            split=split,
-            unguided_split=unguided_split,
-            self_attend=self_attend,
-            cross_attend=cross_attend,
-            trim_text=recipe.trim_text,
-            merge_padding=kernels["cross"].lse,
-            round_text=subject.device.is_gpu or recipe.attention.cross == "native",
-        )
-    with _default_dtype(DTYPES[recipe.model.vae_dtype]):
-        vae = AutoencoderKLWan.from_config(configs["vae"]).eval()
-    _, _, rows, columns = subject.workload.latent_shape(0)
-    gather = split_vae.shard_decoder(vae, mesh, latent_height=rows, latent_width=columns)
-    # On a GPU PyTorch's own operations run, as in a decode that must be equal bit for bit.
-    decoder = VaeDecoder(vae, chunk=recipe.vae.chunk, gather=gather, bitwise=subject.device.is_gpu)
-    with _default_dtype(dtype):
-        text_model = UMT5EncoderModel(UMT5Config(**configs["text_encoder"])).eval()
-    return text_model, experts, decoder
-
-
-def keep_in_fp32(transformer: Any) -> None:
-    """Norms and modulation stay in fp32, as diffusers' from_pretrained leaves them."""
-    kept = transformer._keep_in_fp32_modules or []
-    for name, parameter in transformer.named_parameters():
-        if any(one in name.split(".") for one in kept):
-            parent = transformer.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], torch.nn.Parameter(parameter.float(), requires_grad=False))
-
-
-def _as_record(name: str, kernel: Kernel, device: Device, counting: Counting) -> Kernel:
-    if not device.is_gpu and kernel.xdit == "SDPA":
-        return kernel  # runs on fake tensors as it is
-    shown = name if kernel.is_reference else kernel.backend
-    call = counting.kernel(f"{shown}{' cross' if name == 'cross' else ''}")
-
-    def with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return call(query, key, value), query.new_empty(query.shape[:-1], dtype=torch.float32)
-
-    return replace(kernel, function=with_lse if kernel.lse else call)
+def _holding_all(rank: RankCounts, first: RankCounts) -> RankCounts:
+    """A rank that only decoded here, with the weights that it holds beside the VAE in a run."""
+    missing = {name: size for name, size in first.weights.items() if name not in rank.weights}
+    stages = {name: replace(counts, peak=counts.peak + sum(missing.values())) for name, counts in rank.stages.items()}
+    return replace(rank, weights={**missing, **rank.weights}, stages=stages)
 
 
 def _encode(subject: Subject, mesh: Mesh, model: Any, counting: Counting) -> Prompt:
@@ -283,14 +212,3 @@ def _by_plan(stages: dict[str, Counts], plan: Sequence[Step]) -> dict[str, Count
     """Each kind of step as often as the plan has it."""
     often = Counter(kind_of(step) for step in plan)
     return {name: counts.times(often.get(name, 1)) for name, counts in stages.items() if name != IGNORED}
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    # A fake model is made in its dtype: `.to` cannot swap fake parameters.
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

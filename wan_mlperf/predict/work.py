@@ -20,8 +20,8 @@ FILE = Path(__file__).with_name("wan22.json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Sizes of an expert; the defaults are Wan2.2-T2V-A14B's. `patch` is the latent frames, rows and columns of a token."""
+class ExpertSize:
+    """ExpertSize of an expert; the defaults are Wan2.2-T2V-A14B's. `patch` is the latent frames, rows and columns of a token."""
 
     layers: int = 40
     heads: int = 40
@@ -37,7 +37,8 @@ class Sizes:
         return self.heads * self.head_dim
 
 
-WAN22 = Sizes()
+WAN22 = ExpertSize()
+DECODE_FLOPS = 0.6392e15  # of one video of the benchmark: `decode_flops(MLPERF)`
 
 
 def published_config(part: str) -> dict[str, Any]:
@@ -46,9 +47,9 @@ def published_config(part: str) -> dict[str, Any]:
     return config
 
 
-def sizes_of(config: dict[str, Any]) -> Sizes:
-    """Sizes of an expert with this diffusers configuration."""
-    return Sizes(
+def size_of_expert(config: dict[str, Any]) -> ExpertSize:
+    """ExpertSize of an expert with this diffusers configuration."""
+    return ExpertSize(
         layers=config["num_layers"],
         heads=config["num_attention_heads"],
         head_dim=config["attention_head_dim"],
@@ -58,12 +59,20 @@ def sizes_of(config: dict[str, Any]) -> Sizes:
     )
 
 
-def tokens_of(workload: Workload, sizes: Sizes = WAN22) -> int:
+def tokens_of(workload: Workload, size: ExpertSize = WAN22) -> int:
     """T: how many tokens a video has."""
     tokens = 1
-    for length, side in zip(workload.latent_shape(0)[1:], sizes.patch, strict=True):
+    for length, side in zip(workload.latent_shape(0)[1:], size.patch, strict=True):
         tokens *= length // side
     return tokens
+
+
+@cache
+def text_encoder_numbers() -> float:
+    """Weights of the published text encoder's layers; each is multiplied once per token."""
+    config = published_config("text_encoder")
+    inner, layers = config["num_heads"] * config["d_kv"], config["num_layers"]
+    return float(layers * config["d_model"] * (4 * inner + 3 * config["d_ff"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +84,20 @@ class Flops:
     cross_attention: float
 
 
-def forward_flops(tokens: int, sizes: Sizes = WAN22) -> Flops:
+def forward_flops(tokens: int, size: ExpertSize = WAN22) -> Flops:
     """FLOPs of one forward: text keys and values are not in it, as they do not change over the steps."""
-    width = sizes.width
+    width = size.width
     return Flops(
-        attention=sizes.layers * 4.0 * tokens**2 * width,
+        attention=size.layers * 4.0 * tokens**2 * width,
         # Q, K, V and output of self-attention, query and output of cross-attention: 6 products of C x C; the FFN's two of C x F.
-        gemm=sizes.layers * (12.0 * tokens * width**2 + 4.0 * tokens * width * sizes.ffn),
-        cross_attention=sizes.layers * 4.0 * tokens * sizes.text_tokens * width,
+        gemm=size.layers * (12.0 * tokens * width**2 + 4.0 * tokens * width * size.ffn),
+        cross_attention=size.layers * 4.0 * tokens * size.text_tokens * width,
     )
 
 
-def text_keys_flops(sizes: Sizes = WAN22) -> float:
+def text_keys_flops(size: ExpertSize = WAN22) -> float:
     """FLOPs of the text's keys and values: once per expert and branch."""
-    return 4.0 * sizes.layers * sizes.text_tokens * sizes.width**2
+    return 4.0 * size.layers * size.text_tokens * size.width**2
 
 
 @cache
@@ -109,11 +118,11 @@ def decode_flops(workload: Workload) -> float:
 
 
 def exchange_bytes(
-    tokens: int, ulysses: int, sizes: Sizes = WAN22, *, qkv_bytes: float = 2.0, output_bytes: float = 2.0, ranks: int = 0
+    tokens: int, ulysses: int, size: ExpertSize = WAN22, *, qkv_bytes: float = 2.0, output_bytes: float = 2.0, ranks: int = 0
 ) -> float:
     """Bytes that one rank sends to the others of its Ulysses group in one forward: Q, K, V and the output of each layer.
 
     `ranks` is how many share the tokens (with a ring more than `ulysses`). Of T / ranks x C numbers (U - 1) / U leave.
     """
     share = -(-tokens // (ranks or ulysses))
-    return sizes.layers * share * sizes.width * (3 * qkv_bytes + output_bytes) * (ulysses - 1) / ulysses
+    return size.layers * share * size.width * (3 * qkv_bytes + output_bytes) * (ulysses - 1) / ulysses

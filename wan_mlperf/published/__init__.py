@@ -30,6 +30,7 @@ class Published:
     accelerators: int
     harness: Harness
     score_s: float
+    mean_s: float | None
     p90_s: float | None
     p99_s: float | None
     samples_per_second: float | None
@@ -61,6 +62,7 @@ def _row(values: dict[str, Any]) -> Published:
     single, offline = values.pop("singlestream"), values.pop("offline") or {}
     return Published(
         score_s=single["score_s"],
+        mean_s=single["mean_s"],
         p90_s=single["p90_s"],
         p99_s=single["p99_s"],
         samples_per_second=offline.get("samples_per_second"),

@@ -1,0 +1,200 @@
+"""Seconds, memory and messages of a recipe on hardware that is not here: rehearsed at full size, then priced.
+
+`python -m wan_mlperf.predict --recipe mi355x-singlestream --hardware mi355x --gpus 8`; several recipes or kinds of hardware side
+by side with --html. `predict fit` refits the model's constants to measured runs and says how well it holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wan_mlperf import cli, process
+from wan_mlperf.errors import BadInput
+
+if TYPE_CHECKING:  # imported when they are needed: --help and a misspelt flag must not wait for torch
+    from wan_mlperf.predict.forecast import Forecast
+    from wan_mlperf.recipe import Recipe
+
+RECIPE, GPUS = "mi355x-singlestream", 8
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Predict, or fit; return the exit code."""
+    if arguments and arguments[0] == "fit":
+        from wan_mlperf.predict import fit_command
+
+        return fit_command.main(arguments[1:])
+    options = parse(arguments)
+    from wan_mlperf.predict import tables
+
+    if options.floor:
+        show_floors(options)
+        return process.DONE
+    forecasts = make_forecasts(options)
+    for one in forecasts:
+        tables.show(one, details=options.details)
+    if options.fits:
+        for one in forecasts:
+            tables.show_fits(one, other_fits(one))
+    if len(forecasts) > 1:
+        tables.show_side_by_side(forecasts)
+    write_outputs(forecasts, options)
+    for one in forecasts:
+        check_memory(one)
+    return process.DONE
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = cli.Parser(prog="python -m wan_mlperf.predict", description=__doc__, epilog="See also: predict fit --help")
+    parser.add_argument("--recipe", action="append", help=f"a YAML file or a name from configs/ (default: {RECIPE}); repeat")
+    parser.add_argument("--hardware", action="append", help="a GPU's name, such as mi355x, h100, rtx-5090; repeat")
+    parser.add_argument("--gpus", type=int, default=GPUS, help=f"how many of them (default: {GPUS})")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of the recipe")
+    parser.add_argument("--model", help="embedded, the hub name, or a Diffusers folder; only configurations are read")
+    parser.add_argument("--exact", action="store_true", help="turn every approximation off")
+    parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, multiples of 16, such as 720x1280")
+    parser.add_argument("--frames", type=int, help="video frames, 4 n + 1")
+    parser.add_argument("--steps", type=int, help="denoising steps")
+    parser.add_argument(
+        "--kernel",
+        action="append",
+        default=[],
+        metavar="NAME=KERNEL",
+        help="price an attention of the recipe as another kernel, such as sage_fp4=AITER_ASM_MXFP4",
+    )
+    parser.add_argument("--constants", metavar="FILE", help="constants that `predict fit --write` wrote")
+    parser.add_argument("--quick", action="store_true", help="from first principles: nothing is rehearsed, memory not known")
+    parser.add_argument("--fits", action="store_true", help="also what another dtype, chunk or format would need in memory")
+    parser.add_argument("--details", action="store_true", help="also calls, FLOPs, bytes and messages of every rehearsed rank")
+    parser.add_argument("--floor", action="store_true", help="only what FLOPs and bytes take at the hardware's peaks")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--html", metavar="FILE", help="write a page with stacked bars there")
+    options = parser.parse_args(arguments)
+    if not options.hardware:
+        raise BadInput("--hardware: is missing; give a GPU's name, such as mi355x")
+    if options.fits and options.quick:
+        raise BadInput("--fits with --quick: memory is known from a rehearsal; allowed: one of them")
+    return options
+
+
+def make_forecasts(options: argparse.Namespace) -> list[Forecast]:
+    """One forecast for each recipe on each kind of hardware. Raises BadInput."""
+    from wan_mlperf.predict import rates, rehearsal
+    from wan_mlperf.predict.forecast import forecast
+    from wan_mlperf.recipe import replace_workload
+
+    kernels = dict(_pair(text) for text in options.kernel)
+    constants = None if options.constants is None else rates.read_constants(Path(options.constants))
+    jobs = [(recipe, gpu) for recipe in load_recipes(options) for gpu in options.hardware]
+    progress = cli.Progress("predicting", len(jobs))
+    forecasts = []
+    for recipe, gpu in jobs:
+        workload = replace_workload(recipe.effective_workload, **changes(options))
+        forecasts.append(
+            forecast(
+                recipe,
+                gpu,
+                gpus=options.gpus,
+                workload=workload,
+                kernels=kernels,
+                constants=constants,
+                rehearsed=not options.quick,
+                workers=rehearsal.cores(),
+            )
+        )
+        progress.advance()
+    progress.close()
+    return forecasts
+
+
+def show_floors(options: argparse.Namespace) -> None:
+    """Print the lower bound of each recipe on each kind of hardware. Raises BadInput."""
+    from wan_mlperf.predict import tables
+    from wan_mlperf.predict.from_recipe import prices_of
+    from wan_mlperf.recipe import replace_workload
+    from wan_mlperf.step_plan import make_plan
+
+    for recipe in load_recipes(options):
+        workload = replace_workload(recipe.effective_workload, **changes(options))
+        for gpu in options.hardware:
+            kernels = dict(_pair(text) for text in options.kernel)
+            prices = prices_of(recipe, gpu, gpus=options.gpus, workload=workload, kernels=kernels)
+            tables.show_floor(prices, make_plan(recipe, workload), recipe.name)
+
+
+def load_recipes(options: argparse.Namespace) -> list[Recipe]:
+    """The recipes that are named, changed as the flags say. Raises BadInput."""
+    from wan_mlperf.recipe import load_recipe
+
+    overrides = [*options.set, *([] if options.model is None else [f"model.checkpoint={options.model}"])]
+    return [load_recipe(name, overrides=overrides, exact=options.exact) for name in options.recipe or [RECIPE]]
+
+
+def changes(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags change of the workload, as for `generate`. Raises BadInput."""
+    changed: dict[str, Any] = {"steps": options.steps, "frames": options.frames}
+    if options.size is not None:
+        height, _, width = options.size.lower().partition("x")
+        if not (height.isascii() and height.isdigit() and width.isascii() and width.isdigit()):
+            raise BadInput(f"--size: {options.size!r} is not allowed; allowed: HEIGHTxWIDTH, such as 720x1280")
+        changed |= {"height": int(height), "width": int(width)}
+    return {name: value for name, value in changed.items() if value is not None}
+
+
+def check_memory(one: Forecast) -> None:
+    """Raise BadInput where a rank does not fit, with what it lacks."""
+    need = one.need
+    if need is None or not (lacks := need.lacks(one.gpu)):
+        return
+    parts = ", ".join(f"{name.replace('_', ' ')} {size:.1f}" for name, size in need.weights.items())
+    raise BadInput(
+        f"{one.recipe} on {one.gpus} x {one.gpu.name}: rank {need.rank} needs {need.total:.1f} GB ({parts}, activations "
+        f"{need.activations:.1f} in {need.stage}) and lacks {lacks:.1f}; allowed: {one.gpu.memory / 1e9:.1f} GB. --fits shows "
+        "what other formats and chunks would need"
+    )
+
+
+def other_fits(one: Forecast) -> list[Any]:
+    """What each dtype and chunk of the decode needs beside the experts in each format."""
+    from wan_mlperf.predict import memory, rehearsal
+
+    return memory.other_ways(one.subject, one.ranks, workers=rehearsal.cores())
+
+
+def write_outputs(forecasts: Sequence[Forecast], options: argparse.Namespace) -> None:
+    """Write --json and --html."""
+    import json
+
+    from wan_mlperf.files import atomic_write
+    from wan_mlperf.predict import page
+
+    if options.json:
+        found = [one.as_json() for one in forecasts]
+        content = found[0] if len(found) == 1 else {"predictions": found}
+        _write(Path(options.json), json.dumps(content, indent=1), atomic_write)
+    if options.html:
+        _write(Path(options.html), page.render(forecasts), atomic_write)
+
+
+def _write(path: Path, content: str, write: Any) -> None:
+    try:
+        write(path, content)
+    except OSError as error:
+        raise BadInput(
+            f"{str(path)!r}: cannot be written ({error.strerror}); allowed: a file in a folder you can write to"
+        ) from None
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, kernel = text.partition("=")
+    if not equals or not name or not kernel:
+        raise BadInput(f"--kernel {text!r}: allowed: NAME=KERNEL, such as sage_fp4=AITER_ASM_MXFP4")
+    return name, kernel
+
+
+if __name__ == "__main__":
+    process.entry(main)

@@ -1,0 +1,251 @@
+"""Published and own runs as rows: one JSON file of measurements -> what each row ran, and what the model says of it.
+
+A row has `hardware`, `gpus` (of one video), `attention`, `gemm`, `mesh`, `steps`, `size` and `seconds`, in the words of whoever
+published it ("fa3_bf16", "cfg2ul4", "720p81"); optional are `only` ("denoise"), `cfg` (false: no guidance), `compile`,
+`decode_ranks`, `decode_float32`, `served`, `framework` (a name under "frameworks", whose habits the row then has), `submitter`,
+`fit` (the constants are fitted to it) and `exception` (why it does not fit). MLPerf rows name their entry in published/.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wan_mlperf.errors import BadInput
+from wan_mlperf.parallel.mesh import Shape
+from wan_mlperf.predict import hardware, rates
+from wan_mlperf.predict.prices import Prices, Seconds, Ways
+from wan_mlperf.predict.rates import Constants
+from wan_mlperf.predict.work import WAN22, ExpertSize
+from wan_mlperf.published import published
+from wan_mlperf.workload import MLPERF, Workload
+
+FILE = Path(__file__).with_name("measurements.json")
+NEEDED = ("id", "hardware", "gpus", "attention", "gemm", "mesh", "steps", "size")
+# What publications call a kernel -> its name in rates.json.
+KERNELS = {
+    "fa2_bf16": "FLASH",
+    "fa3_bf16": "FLASH_3",
+    "fa3_fp8": "FLASH_3_FP8",
+    "fa4_bf16": "FLASH_4",
+    "dense_bf16": "FLASH_4",
+    "dense_bf16?": "SDPA",
+    "te_fp8": "NVTE_FP8",
+    "sage2": "SAGE",
+    "sage3": "SAGE_3",
+    "trtllm_sage_int8": "TRTLLM_SAGE",
+    "aiter_bf16": "AITER",
+    "aiter_mxfp4": "AITER_ASM_MXFP4",
+    "aiter_fp8": "AITER_ASM_FP8",
+    "sage_fp4_triton": "AITER_SAGE_V2",
+    "sage_fp8_triton": "AITER_SAGE",
+    "bf16": "AITER",
+}
+GEMMS = {"bf16": "bf16", "fp8": "fp8", "mxfp4": "mxfp4", "nvfp4": "mxfp4"}
+SIZES = {"720p": (720, 1280), "480p": (480, 832)}
+# HunyuanVideo's 20 double and 40 single blocks: 24 T C^2 of linear layers each, no cross-attention.
+HUNYUAN = ExpertSize(layers=60, heads=24, head_dim=128, ffn=9216, text_tokens=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run. `attention` is kernel -> share of the forwards; `fitted` rows make the constants; `exception` says why not."""
+
+    id: str
+    submitter: str
+    prices: Prices
+    attention: dict[str, float]
+    gemm: str
+    steps: int
+    guided: bool
+    denoise_only: bool
+    seconds: float
+    is_mlperf: bool
+    fitted: bool
+    exception: str
+    source: str
+
+    def predict(self, values: Constants) -> Seconds:
+        """What the model says with these constants."""
+        prices = replace(self.prices, constants=values)
+        total = Seconds() if self.denoise_only else prices.text_encode() + prices.decode() + prices.host()
+        branches = 2 / self.prices.shape.cfg if self.guided else 1
+        for kernel, share in self.attention.items():
+            total += prices.forward(attention=kernel, gemm=self.gemm) * (share * self.steps * branches)
+        return total
+
+    def total(self, values: Constants) -> float:
+        """Predicted seconds of what was measured."""
+        return self.predict(values).total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decode:
+    """One measured VAE decode, alone."""
+
+    id: str
+    submitter: str
+    prices: Prices
+    seconds: float
+    fitted: bool
+    exception: str
+    source: str
+    is_mlperf: bool = False
+
+    def total(self, values: Constants) -> float:
+        """Predicted seconds."""
+        return replace(self.prices, constants=values).decode().total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A row that cannot be priced, and why."""
+
+    id: str
+    reason: str
+
+
+def read(file: Path = FILE) -> tuple[list[Row | Decode], list[Skipped]]:
+    """Return the rows of a measurements file, and those that cannot be priced. Raises BadInput for another file."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        entries, frameworks = values["end_to_end"], values.get("frameworks", {})
+        if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+            raise TypeError("end_to_end is not a list of rows")
+    except OSError as error:
+        raise BadInput(f"measurements {str(file)!r}: cannot be read ({error.strerror}); allowed: a JSON file of rows") from None
+    except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+        raise BadInput(
+            f"measurements {str(file)!r}: not a file of measurements ({type(error).__name__}: {error}); allowed: a JSON file "
+            "with end_to_end, a list of rows as in wan_mlperf/predict/measurements.json"
+        ) from None
+    rows: list[Row | Decode] = []
+    skipped: list[Skipped] = []
+    for entry in entries:
+        name = str(entry.get("id", "a row without id"))
+        missing = [key for key in NEEDED if key not in entry]
+        if missing:
+            raise BadInput(f"measurements {str(file)!r}: {name}: lacks {', '.join(missing)}; a row must have them")
+        try:
+            rows.append(row_of(entry, frameworks))
+        except (BadInput, ValueError, TypeError, KeyError) as error:
+            skipped.append(Skipped(id=name, reason=str(entry.get("exception") or error)))
+    return [*rows, *(_decode_of(entry) for entry in values.get("decode", []))], skipped
+
+
+def _decode_of(entry: Mapping[str, Any]) -> Decode:
+    shape = Shape(replicas=1, cfg=1, ulysses=int(entry["ranks"]), ring=1)
+    ways = Ways(decode_float32=bool(entry.get("decode_float32", False)))
+    workload, _ = size_of(entry.get("size", "720p81"))
+    return Decode(
+        id=str(entry["id"]),
+        submitter=str(entry["submitter"]),
+        prices=Prices(gpu=hardware.find(entry["hardware"]), shape=shape, workload=workload, ways=ways, kernels={}),
+        seconds=float(entry["seconds"]),
+        fitted=bool(entry.get("fit", False)),
+        exception=str(entry.get("exception", "")),
+        source=str(entry["source"]),
+    )
+
+
+def row_of(entry: Mapping[str, Any], frameworks: Mapping[str, Mapping[str, Any]]) -> Row:
+    """Return one row. Raises BadInput for hardware, a kernel or a mesh that is not named or has no rate."""
+    entry = {**frameworks.get(entry.get("framework", ""), {}), **entry}
+    gpu = hardware.find(entry["hardware"])
+    gpus, attention = int(entry["gpus"]), attention_of(entry["attention"])
+    shape, attn2d, qkv_bytes = mesh_of(str(entry["mesh"]), gpus)
+    workload, size = size_of(str(entry["size"]))
+    gemm = re.sub(r"\s*\(.*\)", "", str(entry["gemm"]))
+    if gemm not in GEMMS:
+        raise BadInput(f"gemm {entry['gemm']!r}: is not one format; allowed: {', '.join(GEMMS)}")
+    for kernel in attention:
+        rates.attention(kernel, gpu)
+    ways = Ways(
+        compiled=bool(entry.get("compile", True)),
+        qkv_bytes=qkv_bytes,
+        decode_float32=bool(entry.get("decode_float32", False)),
+        decode_ranks=entry.get("decode_ranks"),
+        attn2d=attn2d,
+        served=bool(entry.get("served", False)),
+    )
+    seconds = float(entry["seconds"]) if "seconds" in entry else _published(entry["published"], gpus)
+    if not seconds > 0:
+        raise BadInput(f"seconds: {seconds} is not allowed; allowed: above 0")
+    return Row(
+        id=str(entry["id"]),
+        submitter=str(entry.get("submitter", entry.get("framework", entry.get("source", "")))),
+        prices=Prices(gpu=gpu, shape=shape, workload=workload, size=size, ways=ways, kernels={}),
+        attention=attention,
+        gemm=GEMMS[gemm],
+        steps=int(entry["steps"]),
+        guided=bool(entry.get("cfg", size is not HUNYUAN)),
+        denoise_only=entry.get("only") == "denoise",
+        seconds=seconds,
+        is_mlperf="published" in entry or "mlcommons" in str(entry.get("source", "")).lower(),
+        fitted=bool(entry.get("fit", False)),
+        exception=str(entry.get("exception", "")),
+        source=str(entry.get("source", "MLCommons Inference")),
+    )
+
+
+def attention_of(text: str | Mapping[str, float]) -> dict[str, float]:
+    """Kernel -> share of the forwards. "a x32 calls, b x8 calls" and "a+b" (half each) are understood. Raises BadInput."""
+    if isinstance(text, Mapping):
+        return {KERNELS.get(name, name): float(share) for name, share in text.items()}
+    counted = re.findall(r"([\w?]+) x(\d+) calls", text)
+    parts = [(name, float(number)) for name, number in counted] or [(one.strip(), 1.0) for one in text.split("+")]
+    total = sum(share for _, share in parts)
+    shares = {KERNELS.get(name, name.upper()): share / total for name, share in parts}
+    known = rates.attention_kernels()
+    for name in shares:
+        if name not in known:
+            raise BadInput(f"attention {text!r}: is not a kernel with a rate; known: {', '.join([*KERNELS, *known])}")
+    return shares
+
+
+def mesh_of(text: str, gpus: int) -> tuple[Shape, tuple[int, int], float]:
+    """(shape of one video, rows and columns of attention in 2-D, bytes of a number of Q, K and V). Raises BadInput."""
+    found = {name: int(size) for name, size in re.findall(r"(cfg|ulysses|ul|ring|attn2d)\s*(\d+)", text)}
+    grid = re.search(r"attn2d\s*(\d+)x(\d+)", text)
+    attn2d = (int(grid[1]), int(grid[2])) if grid else (1, 1)
+    ulysses = found.get("ulysses", found.get("ul", 1))
+    shape = Shape(replicas=1, cfg=found.get("cfg", 1), ulysses=ulysses, ring=found.get("ring", 1))
+    if not found and text.strip() not in ("1", "dp", "?"):
+        raise BadInput(f"mesh {text!r}: is not known; allowed: such as 1, dp, ulysses8, cfg2ul4, cfg2ring4")
+    if not found and gpus > 1 and text.strip() == "?":
+        shape = Shape(replicas=1, cfg=1, ulysses=gpus, ring=1)  # what everyone does who does not say otherwise
+    if shape.per_replica * attn2d[0] * attn2d[1] != gpus:
+        raise BadInput(f"mesh {text!r}: needs {shape.per_replica * attn2d[0] * attn2d[1]} GPUs; the row has {gpus}")
+    return shape, attn2d, 1.0 if "fp8comm" in text else 2.0
+
+
+def size_of(text: str) -> tuple[Workload, ExpertSize]:
+    """("720p81", "1104x832x81", "hunyuan720p129") -> workload and model. Raises BadInput."""
+    plain = text.removeprefix("hunyuan")
+    if found := re.fullmatch(r"(\d+p)(\d+)", plain):
+        if found[1] not in SIZES:
+            raise BadInput(f"size {text!r}: allowed: {', '.join(SIZES)}, or WIDTHxHEIGHTxFRAMES")
+        (height, width), frames = SIZES[found[1]], int(found[2])
+    elif found := re.fullmatch(r"(\d+)x(\d+)x(\d+)", plain):
+        width, height, frames = int(found[1]), int(found[2]), int(found[3])
+    else:
+        raise BadInput(f"size {text!r}: is not known; allowed: such as 720p81, 1104x832x81")
+    whole = (frames - 1) // 4 * 4 + 1  # the VAE makes 4 n + 1 frames: 80 frames have the latents of 77
+    workload = Workload(height=height, width=width, frames=whole, fps=16, steps=MLPERF.steps)
+    return workload, HUNYUAN if text.startswith("hunyuan") else WAN22
+
+
+def _published(reference: Mapping[str, Any], gpus: int) -> float:
+    """Seconds of one video on `gpus` GPUs, from MLCommons' figures: the mean, or where there is none the 90th percentile."""
+    names = ("round", "division", "submitter", "accelerator", "accelerators")
+    for entry in published():
+        if all(getattr(entry, name) == reference[name] for name in names):
+            if reference["scenario"] == "offline":
+                assert entry.samples_per_second is not None
+                return entry.accelerators / gpus / entry.samples_per_second
+            return entry.mean_s or entry.p90_s or entry.score_s
+    raise BadInput(f"published: no result of {', '.join(str(reference[name]) for name in names)}; allowed: those of published/")
