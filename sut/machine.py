@@ -7,17 +7,19 @@ import os
 import platform
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 from wan_mlperf import ranks
 from wan_mlperf.doctor import ecc
+from wan_mlperf.doctor import host_checks as host
 
 
 def measure(outputs: Path, *, world: int = 1) -> dict[str, str]:
     """Return the fields that can be read from this machine. Called where the benchmark runs, with `world` ranks.
 
-    `outputs` is on the storage that counts. Nodes and accelerators are those that took part, not all that exist. "ecc" is not a
-    field of a system description; packing reads it.
+    `outputs` is on the storage that counts. Nodes and accelerators are those that took part, not all that exist. "ecc",
+    "network" and "pcie" are not fields of a system description; packing reads them.
     """
     processor = _cpuinfo()
     per_node = ranks.local_world_size(world)
@@ -32,6 +34,8 @@ def measure(outputs: Path, *, world: int = 1) -> dict[str, str]:
         "operating_system": f"{_os_name()}, Linux {platform.release()}",
         "other_software_stack": ", ".join([f"Python {platform.python_version()}", *_stack()]),
         "ecc": ": ".join(ecc.state()),
+        "network": _networks(),
+        "pcie": _pcie(),
     }
 
 
@@ -66,6 +70,28 @@ def _accelerators(per_node: int) -> dict[str, str]:
         "accelerator_model_name": first.name,
         "accelerator_memory_capacity": _gib(first.total_memory),
     }
+
+
+def _networks(root: Path = Path("/")) -> str:
+    """Every network interface of hardware that tells its speed, such as "eth0 100000 Mb/s"."""
+    found = []
+    for folder in sorted((root / "sys/class/net").glob("*")):
+        speed = host.read(folder / "speed") or ""
+        if speed.isdigit() and (folder / "device").exists():
+            found.append(f"{folder.name} {speed} Mb/s")
+    return ", ".join(found)
+
+
+def _pcie(root: Path = Path("/")) -> str:
+    """The accelerators' links to the host as the kernel trained them, such as "8 x 32.0 GT/s PCIe x16"."""
+    links = []
+    for folder in (root / "sys/bus/pci/devices").glob("*"):
+        ids = host.PCI_IDS.get(host.read(folder / "vendor") or "", ())
+        if ids and (host.read(folder / "device") or "").startswith(ids):
+            speed, width = host.read(folder / "current_link_speed"), host.read(folder / "current_link_width")
+            if speed and width:
+                links.append(f"{speed} x{width}")
+    return ", ".join(f"{count} x {link}" for link, count in sorted(Counter(links).items()))
 
 
 def _os_name() -> str:

@@ -38,6 +38,9 @@ class Compliance:
     reference: str
     reference_score: float | None
     test_score: float | None
+    rule: str = ""  # which limit, and where it is from
+    reasons: tuple[str, ...] = ()  # what the times of a failed test look like
+    reference_seconds: tuple[float, ...] = ()  # per sample, as the reference's `sample_seconds`
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -46,6 +49,7 @@ class Result:
 
     `valid` is LoadGen's verdict; `invalid_reason` says why not, also for a test that was stopped. `host` is `doctor`'s one line,
     `system` what the machine tells for a system description. `sample_seconds` are the pipeline's own times, in order.
+    `division_reasons`: the choices that make this a run of the open division, none for a closed one (`wan_mlperf/division.py`).
     """
 
     version: int = VERSION
@@ -73,6 +77,11 @@ class Result:
     host: str
     versions: dict[str, str]
     commit: str
+    commits: dict[str, str] = field(default_factory=dict)
+    container: str = ""
+    model_revision: str = "unknown"
+    division: Literal["closed", "open"] | None = None  # None: made before this was recorded
+    division_reasons: tuple[str, ...] = ()
     system: dict[str, str] = field(default_factory=dict)
     plan: tuple[Step, ...] = ()
     sample_seconds: tuple[float, ...] = ()

@@ -17,11 +17,13 @@ from sut import loadgen, machine, pace
 from sut import result as results
 from sut.prompts import SHA256, digest
 from sut.result import Compliance, Mode, Result, Scenario
+from sut.test04_reasons import Spread
 from wan_mlperf import cli, process
+from wan_mlperf.division import division_of
 from wan_mlperf.doctor.checks import verdict
 from wan_mlperf.errors import BadInput
 from wan_mlperf.files import TEMPORARY, atomic_write, writable_folder
-from wan_mlperf.identity import commit, versions
+from wan_mlperf.identity import commit, commits, container, versions
 from wan_mlperf.inputs.paths import utf8
 from wan_mlperf.kernels import attention, gemm, vae
 from wan_mlperf.kernels.numerics import gemm_text
@@ -110,35 +112,21 @@ def write_result(
     detail = {} if stopped else loadgen.read_detail(folder)
     sound = detail.get("result_validity") == "VALID" if mode == "performance" else not detail.get("error_invalid_config")
     valid = sound and not stopped
-    fixed = pipeline.recipe.model.fixed_latent
     result = Result(
         scenario=scenario,
         mode=mode,
         valid=valid,
         invalid_reason=None if valid else stopped or pace.explain(detail) or detail.get("result_invalid_reason"),
         queries=len(generate_s),
-        world_size=pipeline.mesh.shape.world,
-        mesh=str(pipeline.mesh.shape),
-        device=f"{pipeline.mesh.device.arch}: {pipeline.mesh.device.name}",
-        checkpoint=pipeline.checkpoint.name,
-        noise=f"fixed latent {Path(fixed).name}" if fixed else f"drawn from seed {pipeline.workload.seed}",
-        **describe_kernels(pipeline.kernels, pipeline.gemms, pipeline.recipe.gemm.fp8_scales),
-        recipe=pipeline.recipe.name,
-        workload={name: getattr(pipeline.workload, name) for name in ("height", "width", "frames", "fps", "steps", "seed")},
-        workload_is_mlperf=pipeline.workload == MLPERF,
-        spans={stage: spans.get(stage, 0.0) for stage in STAGES},
         prompts_are_mlperf=digest(prompts) == SHA256,
+        spans={stage: spans.get(stage, 0.0) for stage in STAGES},
         generate_mean_s=sum(generate_s) / max(1, len(generate_s)),
         start_s=start_s,
-        experts=tuple(pipeline.load_summary),
-        vae=vae.precision(pipeline.decoder.vae, pipeline.mesh.device.arch),
         host=verdict(outputs=folder.parent),
-        versions=versions(),
-        commit=commit(),
         system=machine.measure(folder, world=pipeline.mesh.shape.world),
-        plan=tuple(pipeline.plan),
         sample_seconds=tuple(round(seconds, 6) for seconds in generate_s),
         compliance=compliance,
+        **_identity(pipeline),
         **(_latencies(detail) if mode == "performance" and scenario == "singlestream" else {}),
         samples_per_second=detail.get("result_samples_per_second") if scenario == "offline" else None,
     )
@@ -161,6 +149,33 @@ def describe_kernels(kernels: Mapping[str, attention.Kernel], gemms: gemm.Backen
         "gemms": {name: key or "reference" for name, key in gemms.items()},
         "numerics": {name: kernel.numerics.text for name, kernel in kernels.items()}
         | {name: gemm_text(name, fp8_scales) for name in gemms},
+    }
+
+
+def _identity(pipeline: Pipeline) -> dict[str, Any]:
+    """What made the result: the recipe's choices as they came out, the model, the device, the software."""
+    recipe, workload, mesh = pipeline.recipe, pipeline.workload, pipeline.mesh
+    fixed, division = recipe.model.fixed_latent, division_of(recipe, pipeline.plan)
+    return {
+        "world_size": mesh.shape.world,
+        "mesh": str(mesh.shape),
+        "device": f"{mesh.device.arch}: {mesh.device.name}",
+        "checkpoint": pipeline.checkpoint.name,
+        "model_revision": pipeline.checkpoint.revision,
+        "noise": f"fixed latent {Path(fixed).name}" if fixed else f"drawn from seed {workload.seed}",
+        **describe_kernels(pipeline.kernels, pipeline.gemms, recipe.gemm.fp8_scales),
+        "recipe": recipe.name,
+        "workload": {name: getattr(workload, name) for name in ("height", "width", "frames", "fps", "steps", "seed")},
+        "workload_is_mlperf": workload == MLPERF,
+        "experts": tuple(pipeline.load_summary),
+        "vae": vae.precision(pipeline.decoder.vae, mesh.device.arch),
+        "plan": tuple(pipeline.plan),
+        "division": division.name,
+        "division_reasons": division.reasons,
+        "versions": versions(),
+        "commit": commit(),
+        "commits": commits(),
+        "container": container(),
     }
 
 
@@ -192,11 +207,18 @@ def print_summary(result: Result, folder: Path) -> None:
         table.add_row("throughput", f"{result.samples_per_second:.4f} samples/s")
     if result.compliance is not None:
         table.add_row(result.compliance.test, result.compliance.verdict)
+        table.add_row("  rule", result.compliance.rule)
+        for reason in result.compliance.reasons:
+            table.add_row("  looks like", reason)
+        for name, times in (("reference", result.compliance.reference_seconds), ("this test", result.sample_seconds)):
+            if times:
+                table.add_row(f"  {name}", str(Spread.of(times)))
     for stage, seconds in result.spans.items():
         table.add_row(f"  {stage.replace('_', ' ')}, mean", f"{seconds:.4f} s")
     table.add_row("mesh", f"{result.world_size} ranks: {result.mesh}")
     table.add_row("device", result.device)
     table.add_row("recipe", process.shown(result.recipe))
+    table.add_row("division", "; ".join([result.division or "not recorded", *result.division_reasons]))
     table.add_row(
         "workload", "the benchmark's" if result.workload_is_mlperf else "not the benchmark's: a small one of the recipe"
     )

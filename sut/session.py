@@ -109,7 +109,7 @@ class _Session:
         if self._accuracy is not None:
             self._accuracy.videos.close()
             accuracy_log.seal(folder, keep=test.keep_accuracy_log)
-        verdict = compliance.verify(folder, test.reference) if test.reference else None
+        verdict = compliance.verify(folder, test.reference, self._system.generate_s) if test.reference else None
         result = self._write_result(verdict=verdict)
         self._watch.on_end = lambda _reason: None
         run_record.point_latest(folder)

@@ -47,16 +47,16 @@ def reasons(reference: Sequence[float], test: Sequence[float], *, limit: float) 
     if gap < limit:
         over = normal.p90 / normal.median - 1
         said.append(
-            f"the reference run was noisy: the medians differ by {gap:.1%} only, but its 90th percentile is {over:.0%} and its "
+            f"a noisy reference run: the medians differ by {gap:.1%} only, but its 90th percentile is {over:.0%} and its "
             f"slowest sample {normal.slowest / normal.median - 1:.0%} above its own median"
         )
     elif len(test) > 2 and np.median(test[1:]) < LIKE_THE_FIRST * test[0] and test[0] > (1 - limit) * normal.median:
         said.append(
-            f"this looks like a cache: the test's first sample took {test[0]:.4g} s, like those of the reference, the others "
+            f"a cache: the test's first sample took {test[0]:.4g} s, like those of the reference, the others "
             f"{float(np.median(test[1:])):.4g} s"
         )
     else:
-        said.append(f"the reference run was slow: its median is {gap:.0%} above the test's")
+        said.append(f"a slow reference run: its median is {gap:.0%} above the test's")
         reached = float(np.mean(np.asarray(reference) <= same.p90))
         said.append(
             f"{reached:.0%} of its samples were as fast as the test's, so it was slow only for a while"

@@ -19,10 +19,11 @@ from tests.conftest import ROOT
 
 SAMPLES = 248
 FRAMES = np.full(64, 7, np.uint8)
-USER_CONF = "".join(
-    f"*.{scenario}.min_query_count = 64\n*.{scenario}.min_duration = 0\n*.{scenario}.target_qps = 1\n"
-    for scenario in ("SingleStream", "Offline")
-)
+USER_CONF = """*.SingleStream.min_query_count = 64
+*.SingleStream.min_duration = 0
+*.Offline.min_query_count = 248
+*.Offline.min_duration = 0
+"""
 
 
 def make_logs(folder: Path, scenario: str, mode: str, *, seconds: float = 0.0, audit: bool = False, cache: bool = False) -> None:

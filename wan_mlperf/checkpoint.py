@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderMode
 
 from wan_mlperf.errors import BadInput, did_you_mean
 from wan_mlperf.files import cache_folder, reason, scratch
+from wan_mlperf.identity import revision_of
 from wan_mlperf.inputs.paths import expand, is_file, is_folder, utf8
 from wan_mlperf.model_folder import content, parts
 from wan_mlperf.model_folder.kinds import HUB, HUB_NAME
@@ -68,6 +69,11 @@ class Checkpoint:
     def boundary_ratio(self) -> float | None:
         """The checkpoint's boundary ratio. The workload's is the one that counts."""
         return self.index.get("boundary_ratio")
+
+    @property
+    def revision(self) -> str:
+        """The commit of the hub that these files are of, "unknown" for a folder that does not tell."""
+        return HUB_REVISION if self.name == HUB_NAME else revision_of(self.folder)
 
     def dtype(self, part: str, wanted: Dtype) -> torch.dtype:
         """Return the dtype to compute a part in: what the recipe says, or the one that most weights are stored in."""

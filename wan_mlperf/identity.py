@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
-PACKAGES = ("torch", "diffusers", "transformers", "xfuser", "distvae", "torchao", "mlcommons-loadgen", "av", "numpy")
+# An image cannot tell its own name from inside: whoever starts the container passes it on, best with its digest.
+CONTAINER = "WAN_MLPERF_CONTAINER"
+PACKAGES = ("torch", "diffusers", "transformers", "xfuser", "distvae", "torchao", "triton", "mlcommons-loadgen", "av", "numpy")
+BUILT = ("xfuser", "amd-aiter", "aiter", "distvae", "flash-attn", "transformer-engine", "vbench")  # usually from a commit
 
 
 def versions() -> dict[str, str]:
@@ -19,6 +25,41 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def commits() -> dict[str, str]:
+    """Commits of the packages that tell one: those installed from git, and torch."""
+    import torch
+
+    found = {"torch": str(torch.version.git_version)} if getattr(torch.version, "git_version", None) else {}
+    for name in BUILT:
+        try:
+            text = importlib.metadata.distribution(name).read_text("direct_url.json")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if text and (made := json.loads(text).get("vcs_info", {}).get("commit_id")):
+            found[name] = made
+    return found
+
+
+def container() -> str:
+    """The container image that this runs in, as $WAN_MLPERF_CONTAINER states it; whether there is one, where it does not."""
+    inside = Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
+    return os.environ.get(CONTAINER) or ("not stated" if inside else "none")
+
+
+def revision_of(folder: Path) -> str:
+    """The commit of the Hugging Face hub that a folder's files are of: "unknown" if it does not tell.
+
+    A folder tells if it is the hub's cache, or if `hf download --local-dir` made it.
+    """
+    note = folder / ".cache" / "huggingface" / "download" / "model_index.json.metadata"
+    try:
+        lines = note.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    found = [*lines[:1], folder.resolve().name]
+    return next((one for one in found if re.fullmatch(r"[0-9a-f]{40}", one)), "unknown")
 
 
 def commit() -> str:

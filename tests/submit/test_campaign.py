@@ -17,7 +17,7 @@ from tests import run_folders
 from tests.conftest import ROOT
 from wan_mlperf import process
 from wan_mlperf.errors import BadInput
-from wan_mlperf.recipe import load_recipe, to_yaml
+from wan_mlperf.recipe import CONFIGS, load_recipe, to_yaml
 from wan_mlperf.submit import __main__ as submit
 from wan_mlperf.submit.campaign import Campaign, Stage
 
@@ -89,10 +89,10 @@ def _scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "warn_of_vbench", lambda _campaign: None)
 
 
-def go(folder: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> int:
+def go(folder: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     """`submit run` on the tiny recipe with VBench's stages asked for."""
     monkeypatch.setattr(submit, "begin", lambda chosen: (begin(chosen, folder), USER_CONFS))
-    return submit.run(options(folder), runs)
+    return submit.run(options(folder, *more), runs)
 
 
 def begin(chosen: Any, folder: Path) -> Campaign:
@@ -176,6 +176,85 @@ def test_a_newer_performance_run_asks_for_its_own_test04(tmp_path: Path, monkeyp
     runs.asked.extend("x" * 92)
     assert go(tmp_path, runs, monkeypatch) == process.DONE
     assert runs.asked[100:] == ["offline test04"]
+
+
+@pytest.mark.parametrize(
+    ("again", "repeated"), [("offline-performance", ["offline"]), ("performance", ["singlestream", "offline"])]
+)
+def test_a_stage_again_keeps_the_old_run_aside_and_asks_for_its_followers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, again: str, repeated: list[str]
+) -> None:
+    runs = Runs()
+    go(tmp_path, runs, monkeypatch)
+    old = sorted(path.name for scenario in repeated for path in tmp_path.glob(f"*-{scenario}-performance"))
+    runs.asked.extend("x" * 92)
+    assert go(tmp_path, runs, monkeypatch, "--again", again) == process.DONE
+    assert runs.asked[100:] == [f"{scenario} {kind}" for scenario in repeated for kind in ("performance", "test04")]
+    assert sorted(path.name for path in (tmp_path / "aside").iterdir()) == old
+    assert all((tmp_path / "aside" / name / "result.json").is_file() for name in old)
+    assert f"the old one is now {tmp_path / 'aside' / old[0]}" in capsys.readouterr().out
+    assert go(tmp_path, runs, monkeypatch) == process.DONE and len(runs.asked) == 100 + 2 * len(repeated)
+
+
+def test_vbench_again_moves_its_outcome_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Runs()
+    go(tmp_path, runs, monkeypatch)
+    asked = len(runs.asked)
+    for number in (1, 2):  # a second time there is an old one aside already
+        assert go(tmp_path, runs, monkeypatch, "--again", "offline-vbench") == process.DONE
+        assert runs.asked[asked:] == ["offline vbench"] * number
+    (run,) = tmp_path.glob("*-offline-accuracy")
+    assert (run / "accuracy.txt").is_file()
+    assert {path.name for path in (tmp_path / "aside" / run.name).iterdir()} == {
+        *("vbench", "vbench-1", "accuracy.txt", "accuracy.txt-1")
+    }
+
+
+def test_again_names_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput, match="--again: 'perfomance' is not known, did you mean 'performance'"):
+        go(tmp_path, Runs(), monkeypatch, "--again", "perfomance")
+
+
+def test_a_failed_test04_says_what_it_looks_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def fail(folder: Path) -> None:
+        old = json.loads((folder / "result.json").read_text())
+        outcome = {
+            **run_folders.audit_outcome(old["compliance"]["reference"], "TEST FAIL: one repeated sample is 31.0% faster"),
+            "rule": "less than 20% faster: a rule",
+            "reasons": ["a noisy reference run: the medians differ by 0.1% only"],
+            "reference_seconds": [2.0] * 90 + [4.0] * 10,
+        }
+        (folder / "result.json").write_text(json.dumps({**old, "compliance": outcome}))
+
+    runs = Runs()
+    runs.outcome = {"singlestream test04": fail}
+    assert go(tmp_path, runs, monkeypatch) == process.INVALID
+    out = capsys.readouterr().out
+    assert "performance run: 100 samples: fastest / median / 90th percentile / slowest 2 / 2 / 2.2 / 4 s" in out
+    assert "looks like a noisy reference run: the medians differ by 0.1% only" in out
+    assert "rule: less than 20% faster: a rule" in out and "--again singlestream-performance" in out
+
+
+def test_full_length_is_the_benchmarks_user_conf(tmp_path: Path) -> None:
+    campaign, user_confs = submit.begin(options(tmp_path, "--full-length"))
+    for conf in user_confs.values():
+        assert loadgen.check_user_conf(conf)["Offline.min_duration"] == 600_000
+    words = submit.command(campaign, Stage(scenario="offline", kind="performance"), options(tmp_path, "--full-length"))
+    assert "--set=user_conf=mlperf/user.conf" in words
+    with pytest.raises(BadInput, match="another recipe for singlestream: user_conf"):
+        submit.begin(options(tmp_path))
+    with pytest.raises(BadInput, match="--full-length has no effect"):
+        submit.parse(["run", "--campaign", "x", "--full-length"])
+    own = tmp_path / "own.yaml"
+    own.write_text((CONFIGS / "tiny.yaml").read_text())
+    chosen = submit.parse(["run", "--campaign", str(tmp_path / "b"), "--recipe", str(own), "--dry-run", "--full-length"])
+    assert submit.begin(chosen)[1]["offline"] == CONFIGS / "mlperf" / "user.conf"
+
+
+def test_room_for_the_accuracy_log_is_asked_for_at_the_start(tmp_path: Path) -> None:
+    size = ["--set", "workload.height=4096", "--set", "workload.width=4096", "--set", "workload.frames=1025"]
+    with pytest.raises(BadInput, match=r"allowed: 262\d\d.\d GB for an accuracy run"):
+        submit.begin(options(tmp_path, *size))
 
 
 def test_dry_run_asks_for_no_score_and_estimates_come_from_what_is_done(tmp_path: Path, capsys: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import run_folders
 from tests.conftest import ROOT, SMALL
 from tests.submit import tree
 
@@ -84,16 +85,15 @@ def test_from_nothing_to_the_tree(checkout: Path, model: Path, tmp_path: Path) -
     assert [name.split("-", 2)[2] for name in first] == ["singlestream-performance"]
 
     # On a busy machine TEST04 may fail for a hiccup of the performance run; what a user does then is to measure again.
+    again: list[str] = []
     for _attempt in range(5):
-        done = submit(checkout, *words)
-        assert first[0] in finished(campaign) or _attempt
+        done = submit(checkout, *words, *again)
+        assert first[0] in finished(campaign) or again
         if done.returncode == 0:
             break
-        assert done.returncode == 1 and "TEST FAIL" in done.stdout, done.stdout + done.stderr
-        for scenario in ("singlestream", "offline"):
-            if f"{scenario} test04" in done.stdout.splitlines()[-1]:
-                for run in campaign.glob(f"*-{scenario}-performance"):
-                    shutil.rmtree(run)
+        assert done.returncode == 1 and "TEST FAIL" in done.stdout and "looks like" in done.stdout, done.stdout + done.stderr
+        failed = [one for one in ("singlestream", "offline") if f"{one} test04" in done.stdout.splitlines()[-1]]
+        again = [word for scenario in failed for word in ("--again", f"{scenario}-performance")]
     assert "everything is done" in done.stdout
     kinds = [name.split("-", 2)[2] for name in finished(campaign)]
     for scenario in ("singlestream", "offline"):
@@ -114,6 +114,23 @@ def test_from_nothing_to_the_tree(checkout: Path, model: Path, tmp_path: Path) -
     assert packed.returncode == 0, packed.stderr
     root = tmp_path / "tree" / "open" / "ORG"
     tree.check(root, campaign, system="laptop", scored=False)
-    assert (root / "src" / "wan_mlperf" / "run.py").read_bytes() == (checkout / "wan_mlperf" / "run.py").read_bytes()
-    assert not (root / "src" / ".git").exists()
+    code = root / "src" / "wan-2.2-t2v-a14b" / "wan_mlperf"
+    assert (code / "wan_mlperf" / "run.py").read_bytes() == (checkout / "wan_mlperf" / "run.py").read_bytes()
+    assert not (code / ".git").exists()
     assert all((campaign / name / "report.html").is_file() for name in before)
+
+    # Closed, as with --full-length and a score: a stand-in for VBench's, and logs that say 600 s, as no test can take an hour.
+    for name in before:
+        run_folders.lengthen(campaign / name)
+        if name.endswith("-accuracy"):
+            run_folders.score(campaign / name, 70.1, ["the videos are of another workload than the benchmark's"])
+    person = {field: value or "1" for field, value in json.loads(system.read_text()).items()}
+    system.write_text(json.dumps({**person, "status": "rdi", "system_type": "datacenter"}))
+    closed = [word if word != "open" else "closed" for word in pack]
+    packed = submit(checkout, *closed, "-o", str(tmp_path / "closed"), "--dry-run")
+    assert packed.returncode == 0, packed.stderr
+    assert "MLCommons' checker will refuse" not in packed.stdout
+    asked = [line for line in packed.stdout.splitlines() if "the rules ask for more: " in line]
+    for what in ("its workload is not the benchmark's", "embedded is not the benchmark's model", "fixed_latent.pt", "ECC"):
+        assert any(what in line for line in asked), packed.stdout
+    tree.check(tmp_path / "closed" / "closed" / "ORG", campaign, system="laptop", scored=True)

@@ -19,14 +19,14 @@ def noisy(share: float, factor: float) -> list[float]:
 @pytest.mark.parametrize(
     ("reference", "test", "says"),
     [
-        (noisy(0.2, 2.0), STEADY, ["noisy: the medians differ by 0.", "its slowest sample 10"]),
-        ([1.3 * seconds for seconds in STEADY], STEADY, ["was slow: its median is 30% above", "none of its samples"]),
+        (noisy(0.2, 2.0), STEADY, ["noisy reference run: the medians differ by 0.", "its slowest sample 10"]),
+        ([1.3 * seconds for seconds in STEADY], STEADY, ["a slow reference run: its median is 30% above", "none of its samples"]),
         (
             [1.4 * one for one in STEADY[:60]] + STEADY[60:],
             STEADY,
-            ["was slow: its median is 40%", "40% of its samples", "faster"],
+            ["a slow reference run: its median is 40%", "40% of its samples", "faster"],
         ),
-        (STEADY, [16.0] + [0.1] * 99, ["looks like a cache: the test's first sample took 16 s", "the others 0.1 s"]),
+        (STEADY, [16.0] + [0.1] * 99, ["a cache: the test's first sample took 16 s", "the others 0.1 s"]),
         ([], STEADY, ["not known"]),
     ],
 )

@@ -47,6 +47,7 @@ def render(run: Run) -> str:
     result, times = run.result, run.result.sample_seconds
     marks = {"90th percentile": result.latency_p90_s, "early-stopping estimate": result.latency_early_stopping_s}
     stages = {STAGES.get(name, name): value for name, value in result.spans.items()}
+    pair = [result.compliance.reference_seconds, times] if result.compliance and result.compliance.reference_seconds else None
     return template(HERE, "run.html").render(
         run=result,
         vbench=run.vbench,
@@ -57,6 +58,8 @@ def render(run: Run) -> str:
         marks={name: value for name, value in marks.items() if value is not None},
         histogram=charts.histogram([times], marks) if times else None,
         over_run=charts.over_run([times], result.latency_p90_s) if times else None,
+        both_tests=charts.histogram(pair) if pair else None,
+        both_over_run=charts.over_run(pair) if pair else None,
         stages=stages,
         shares=charts.shares(stages),
         published=_published(result),
@@ -161,11 +164,13 @@ def _contact_sheet(folder: Path) -> list[tuple[str, list[str]]]:
 
 def _environment(run: Result) -> dict[str, str]:
     """Return what the run ran on and with, as one flat list."""
-    names = ("recipe", "device", "mesh", "world_size", "checkpoint", "noise", "host", "commit")
+    names = ("recipe", "device", "mesh", "world_size", "checkpoint", "model_revision", "noise", "host", "commit")
     return {
         **{name.replace("_", " "): str(getattr(run, name)) for name in names},
         "kernels": ", ".join(f"{name}: {kernel}" for name, kernel in run.kernels.items()),
         "experts": "; ".join(run.experts),
+        "division": "; ".join([run.division or "not recorded", *run.division_reasons]),
+        "container": run.container,
         "start": charts.seconds(run.start_s),
         **run.versions,
         **{name.replace("_", " "): value for name, value in run.system.items()},

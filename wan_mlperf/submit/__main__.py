@@ -17,16 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from wan_mlperf import cli, files, process
-from wan_mlperf.errors import BadInput
+from wan_mlperf.errors import BadInput, choose
 from wan_mlperf.files import atomic_write, writable_folder
 from wan_mlperf.inputs import locks, text
 
 if TYPE_CHECKING:  # imported when it is needed: --help and a misspelt flag must not wait for torch
-    from sut.result import Mode, Scenario
-    from wan_mlperf.submit.campaign import Campaign, Stage, State
+    from sut.result import Scenario
+    from wan_mlperf.submit.campaign import Campaign, Stage
 
 Start = Callable[[Sequence[str]], int]
 WORDS = {process.DONE: "done", process.INVALID: "INVALID", process.BAD_INPUT: "bad input", process.FAILED: "failed"}
@@ -49,6 +47,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     one.add_argument("--no-lock", action="store_true", help="go on where the campaign's file system has no locks")
     one.add_argument("--offline-recipe", type=cli.path, metavar="RECIPE", help="another recipe for Offline than --recipe")
     one.add_argument("--dry-run", action="store_true", help="allow a workload that is not the benchmark's, and no VBench score")
+    one.add_argument("--full-length", action="store_true", help="with --dry-run: 600 s per test, as MLCommons' checker asks")
+    again = "do a stage again, such as performance or offline-test04; the old run is kept aside"
+    one.add_argument("--again", action="append", default=[], metavar="STAGE", help=again)
+    one.add_argument("--keep-accuracy-log", action="store_true", help="keep LoadGen's whole accuracy logs, 111 GB each")
     two = commands.add_parser("system", help="write the system description, with what was measured filled in")
     two.add_argument("campaign", type=cli.path, metavar="CAMPAIGN")
     two.add_argument("-o", "--output", required=True, type=cli.path, metavar="SYSTEM.json", help="its name becomes the system's")
@@ -60,18 +62,28 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--system", required=True, type=cli.path, metavar="SYSTEM.json", help="what `submit system` wrote, filled in"
     )
     three.add_argument("-o", "--output", required=True, type=cli.path, metavar="DIR", help="a folder that is not there yet")
-    three.add_argument("--dry-run", action="store_true", help="pack a dry run's campaign, to see the tree")
-    return parser.parse_args(arguments)
+    bandwidth = "the data path in your words, for documentation/bandwidth.md"
+    three.add_argument("--bandwidth", type=cli.path, metavar="FILE", help=bandwidth)
+    three.add_argument("--dry-run", action="store_true", help="build the tree in spite of what is missing, and list it")
+    options = parser.parse_args(arguments)
+    if options.command == "run" and options.full_length and not options.dry_run:
+        raise BadInput("--full-length has no effect: the benchmark's own tests take 600 s anyway; allowed: with --dry-run")
+    return options
 
 
 def run(options: argparse.Namespace, start: Start | None = None) -> int:
     """Work off the stages that are not done; the exit code is the worst of the stages'. `start` runs a command (for tests)."""
     from wan_mlperf.submit.campaign import NEEDS, Stage
+    from wan_mlperf.submit.show import duration, estimate, explain_failure, show, show_missing
 
     campaign, user_confs = begin(options)
+    repeated = chosen_again(campaign, options.again)
     with locked(campaign.folder, needed=not options.no_lock) as lock, files.scratch("submit") as folder:
         streams = text.hand_over(folder)  # a recipe that came through a pipe
         begin_call = start or (lambda command: call(command, lock, streams))
+        for stage in repeated:
+            for place in campaign.set_aside(stage):
+                process.tell(f"{stage}: the old one is now {place}")
         show(campaign, user_confs)
         warn_of_vbench(campaign)
         worst = process.DONE
@@ -91,37 +103,61 @@ def run(options: argparse.Namespace, start: Start | None = None) -> int:
             note = f", {state.note}" if state.run else ""
             process.tell(f"{stage}: {word} after {duration(time.monotonic() - begun)}{note}")
             if not state.done:
+                explain_failure(state)
                 worst = max(worst, code if code in WORDS else process.FAILED, process.INVALID)
         show(campaign, user_confs)
+        if campaign.dry_run:
+            show_missing(campaign)
     left = [str(stage) for stage in campaign.stages() if not campaign.state(stage).done]
     process.tell(f"left: {', '.join(left)}" if left else "everything is done: next is `python -m wan_mlperf.submit pack`")
     return worst
 
 
+def chosen_again(campaign: Campaign, names: Sequence[str]) -> list[Stage]:
+    """The stages that --again names: "performance" for every scenario, "offline-performance" for one. Raises BadInput."""
+    known: dict[str, list[Stage]] = {}
+    for stage in campaign.stages():
+        known.setdefault(stage.kind, []).append(stage)
+        known[f"{stage.scenario}-{stage.kind}"] = [stage]
+    return [stage for name in names for stage in known[choose("--again", name, known)]]
+
+
 def begin(options: argparse.Namespace) -> tuple[Campaign, dict[Scenario, Path]]:
     """Check the recipes and open the campaign; return also each scenario's user.conf. Raises BadInput."""
-    from sut import run_record
+    from sut import accuracy_log, prompts, run_record
     from wan_mlperf import preflight
     from wan_mlperf.recipe import to_yaml
     from wan_mlperf.submit.campaign import Campaign
     from wan_mlperf.workload import MLPERF
 
-    recipes, user_confs = {}, {}
+    recipes, user_confs, workload = {}, {}, MLPERF
     scenarios: Sequence[Scenario] = options.scenario or ("singlestream", "offline")
     for scenario in scenarios:
         recipe = preflight.recipe_from(for_scenario(options, scenario), scenario=scenario)
         if recipe.effective_workload != MLPERF and not options.dry_run:
             raise BadInput(f"recipe {recipe.name!r} names a workload that is not the benchmark's; allowed: with --dry-run")
         recipes[scenario], user_confs[scenario] = to_yaml(recipe), recipe.user_conf_path
+        workload = recipe.effective_workload
     folder = writable_folder(Path(options.campaign), what="campaign folder")
-    return Campaign.begin(folder, recipes, dry_run=options.dry_run, commit=run_record.commit()), user_confs
+    campaign = Campaign.begin(folder, recipes, dry_run=options.dry_run, commit=run_record.commit())
+    left = [stage for stage in campaign.stages() if stage.kind == "accuracy" and not campaign.state(stage).done]
+    if left:  # now, not hours later
+        number = len(prompts.benchmark_prompts())
+        accuracy_log.check_space(folder, workload, number * (len(left) if options.keep_accuracy_log else 1))
+    return campaign, user_confs
 
 
 def for_scenario(options: argparse.Namespace, scenario: str) -> argparse.Namespace:
-    """The options with the recipe of this scenario."""
+    """The options with the recipe of this scenario, and with --full-length the benchmark's user.conf instead of the recipe's."""
+    from wan_mlperf.recipe import CONFIGS
+
+    own = vars(options).copy()
     if scenario == "offline" and options.offline_recipe:
-        return argparse.Namespace(**{**vars(options), "recipe": options.offline_recipe})
-    return options
+        own["recipe"] = options.offline_recipe
+    if options.full_length:
+        ours = own["recipe"] is None or not Path(own["recipe"]).is_file()  # a name from configs/, where the file lies, too
+        own["set"] = [*options.set, f"user_conf={'mlperf/user.conf' if ours else CONFIGS / 'mlperf' / 'user.conf'}"]
+    return argparse.Namespace(**own)
 
 
 def command(campaign: Campaign, stage: Stage, options: argparse.Namespace) -> list[str]:
@@ -137,7 +173,7 @@ def command(campaign: Campaign, stage: Stage, options: argparse.Namespace) -> li
         words += [flag, value] if value is not None else []
     words += [f"--set={change}" for change in chosen.set] + (["--exact"] if chosen.exact else [])
     if stage.kind == "accuracy":
-        words += ["--mode", "accuracy"]
+        words += ["--mode", "accuracy"] + (["--keep-accuracy-log"] if options.keep_accuracy_log else [])
     if stage.kind == "test04":
         performance = campaign.state(Stage(scenario=stage.scenario, kind="performance")).run
         words += ["--test04", "--reference", str(performance)]
@@ -178,47 +214,6 @@ def warn_of_vbench(campaign: Campaign) -> None:
             process.say(f"VBench is not ready: {process.one_line(error)}")
 
 
-def estimate(campaign: Campaign, stage: Stage, user_confs: Mapping[Scenario, Path]) -> float | None:
-    """Seconds that a stage may take, if a finished run tells."""
-    from sut import compliance, loadgen, pace, prompts
-    from wan_mlperf.submit.campaign import speed
-
-    known = None if stage.kind == "vbench" else speed(campaign, stage)
-    if known is None:
-        return None
-    start_s, each_s = known
-    scenario = stage.scenario
-    mode: Mode = "accuracy" if stage.kind == "accuracy" else "performance"
-    count, conf = len(prompts.benchmark_prompts()), user_confs[stage.scenario]
-    settings = loadgen.make_settings(scenario, mode, conf, count)
-    rate = None if pace.is_stated(conf) or not each_s else pace.Rate(per_second=1 / each_s, source="a finished run")
-    audit = compliance.AUDIT if stage.kind == "test04" else None
-    seconds = each_s * pace.expected_queries(settings, scenario, mode, count, audit=audit, rate=rate)
-    return start_s + (seconds if mode == "accuracy" else max(seconds, settings.min_duration_ms / 1e3))
-
-
-def show(campaign: Campaign, user_confs: Mapping[Scenario, Path]) -> None:
-    """Print every stage: done or left, what is known of it, and how long it may take."""
-    table = Table(title=f"campaign {campaign.folder}")
-    for heading in ("stage", "state", "", "estimate"):
-        table.add_column(heading)
-    for stage in campaign.stages():
-        state: State = campaign.state(stage)
-        seconds = None if state.done else estimate(campaign, stage, user_confs)
-        table.add_row(str(stage), "done" if state.done else "left", state.note, "" if state.done else duration(seconds))
-    cli.console(width=110).print(table)
-
-
-def duration(seconds: float | None) -> str:
-    """A time for people: 90 s, 12 min, 2 h 05 min."""
-    if seconds is None:
-        return "not known yet"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def system(options: argparse.Namespace) -> int:
     """Write a system description from the newest run, and name the fields that a person must fill."""
     from sut import run_record
@@ -250,6 +245,7 @@ def pack(options: argparse.Namespace) -> int:
         system=Path(options.system),
         output=Path(options.output),
         dry_run=options.dry_run,
+        bandwidth=Path(options.bandwidth) if options.bandwidth else None,
     )
     for note in notes:
         process.tell(f"note: {note}")

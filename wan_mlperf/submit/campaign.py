@@ -6,9 +6,10 @@ with this recipe and this commit. So a campaign can be stopped at any moment and
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from wan_mlperf.vbench.summary import Summary
 KINDS = ("performance", "accuracy", "vbench", "test04")
 NEEDS = {"vbench": "accuracy", "test04": "performance"}
 FILE = "campaign.json"
+ASIDE = "aside"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,24 @@ class Campaign:
             found = state if found.run is None else found
         return found
 
+    def set_aside(self, stage: Stage) -> list[Path]:
+        """Move what counts for a stage to `aside/`, so that it is done again; return where it lies now. Nothing is deleted."""
+        state = self.state(stage)
+        if not state.done or state.run is None:
+            return []
+        if stage.kind == "vbench":
+            old = [one for one in (state.run / "vbench", state.run / "accuracy.txt") if one.exists()]
+        else:
+            old = [state.run]
+        moved = []
+        for path in old:
+            inside = path.relative_to(self.folder)
+            place = next(one for one in _numbered(self.folder / ASIDE / inside) if not one.exists())
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(place)
+            moved.append(place)
+        return moved
+
     def _runs(self, stage: Stage) -> list[Path]:
         """Return the finished runs of a stage, newest first. A run without result.json was stopped."""
         pattern = re.compile(rf"\d{{8}}-\d{{6}}-{stage.scenario}-{stage.kind}(-\d+)?")
@@ -153,6 +173,12 @@ class Campaign:
         if self.dry_run:
             return State(done=True, note="no score: a dry run does not ask for one", run=accuracy.run)
         return State(done=False, note=note, run=accuracy.run)
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    for number in itertools.count(1):
+        yield path.with_name(f"{path.name}-{number}")
 
 
 def speed(campaign: Campaign, stage: Stage) -> tuple[float, float] | None:

@@ -161,12 +161,13 @@ def _dimension(raw: Raw, videos: Videos, prompts: Mapping[str, Sequence[str]], n
 def accuracy_text(summary: Summary) -> str | None:
     """Return accuracy.txt as MLCommons' checker reads it, or None without a score of the whole run.
 
-    Notes above the score say why it is not the benchmark's. The hash is that of the whole accuracy log; without that log there is
-    no hash line.
+    Above the line that counts are notes that say why the score is not the benchmark's, and the score of each dimension, as
+    MLCommons' reference prints them. The hash is that of the whole accuracy log; without that log there is no hash line.
     """
     if summary.score is None:
         return None
     lines = [f"note: {problem}" for problem in summary.problems]
+    lines += [f"  {name:30s}: {one.score:6.4f}" for name, one in sorted(summary.dimensions.items())]
     lines.append(f"{{'vbench_score': {max(0.0, summary.score):.10f}}}")
     if summary.hash:
         lines.append(f"hash={summary.hash}")
