@@ -170,8 +170,8 @@ def shares_of_peak(pipeline: Pipeline, parts: dict[str, float]) -> dict[str, flo
         return {}
     config = pipeline.checkpoint.config("transformer")
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
-    sizes = work.Sizes(layers=config["num_layers"], heads=heads, head_dim=head_dim, ffn=config["ffn_dim"])
-    one = work.forward_flops(work.tokens_of(pipeline.workload), sizes)
+    size = work.ExpertSize(layers=config["num_layers"], heads=heads, head_dim=head_dim, ffn=config["ffn_dim"])
+    one = work.forward_flops(work.tokens_of(pipeline.workload), size)
     share = _forwards(pipeline.plan) / pipeline.mesh.shape.per_replica
     flops = {"attention": (one.attention + one.cross_attention) * share, "gemm": one.gemm * share}
     return {part: count / parts[part] / gpu.peak("bf16") for part, count in flops.items() if parts[part]}

@@ -113,8 +113,7 @@ def _kernels(subject: Subject, counting: Counting) -> dict[str, Kernel]:
         exact=subject.recipe.exact,
     )
     return {
-        name: replace(kernel, function=counting.kernel(name)) if kernel.is_reference else kernel
-        for name, kernel in table.items()
+        name: replace(kernel, function=counting.kernel(name)) if kernel.is_reference else kernel for name, kernel in table.items()
     }
 
 
