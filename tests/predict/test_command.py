@@ -63,7 +63,7 @@ def test_the_floor_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["--hardware=mi355x", "--kernel=sage_fp4=FLASH_9"], "kernel 'FLASH_9': is not known"),
         (["--hardware=mi355x", "--kernel=sage_fp4"], "--kernel 'sage_fp4': allowed: NAME=KERNEL"),
         (["--hardware=h100", "--set=attention.early=sdpa"], "gemm 'mxfp4': cannot run on sm90"),
-        (["--hardware=mi355x", "--gpus=3", "--set=mesh.cfg=1"], "40 heads do not divide by the Ulysses degree 3"),
+        (["--hardware=mi355x", "--gpus=3", "--set=mesh.cfg=1"], "40 heads are not divisible by the Ulysses degree 3"),
         (["--hardware=mi355x", "--gpus=0"], "--gpus: 0 is not allowed"),
         (["--hardware=mi355x", "--size=720p"], "--size: '720p' is not allowed"),
         (["--hardware=mi355x", "--frames=80"], "frames"),

@@ -80,7 +80,7 @@ def row(**changes: Any) -> dict[str, Any]:
 
 def test_words_of_publications_are_understood() -> None:
     one = rows.row_of(row(attention="aiter_mxfp4 x32 calls, aiter_fp8 x8 calls", hardware="MI355X", mesh="cfg2ul4"), {})
-    assert one.attention == {"AITER_ASM_MXFP4": 0.8, "AITER_ASM_FP8": 0.2}
+    assert one.attention == {"AITER_ASM_MXFP4": 0.8, "AITER_FP8_V3": 0.2}
     assert (one.prices.shape.cfg, one.prices.shape.ulysses) == (2, 4)
     official = rows.row_of(row(framework="Wan official"), {"Wan official": {"compile": False, "decode_ranks": 1}})
     assert not official.prices.ways.compiled and official.prices.ways.decode_ranks == 1

@@ -1,8 +1,8 @@
 """Where the time of one query goes, on every rank: `python -m wan_mlperf.bench profile --recipe R`.
 
-One query, after a warm-up, runs under torch.profiler. Each rank writes a trace for Perfetto (ui.perfetto.dev), and the first one
-prints a table by part. On a CPU the times are those of the operations, on a GPU those of their kernels. What no operation covers
-is "host": Python, launches, gaps. Profiling slows the query down, so look at the shares.
+One warmed-up query runs under torch.profiler. Each rank leaves a trace that Perfetto opens (ui.perfetto.dev); the first prints a
+table by part. On a CPU the time is that of the operations themselves, on a GPU that of their kernels; what no operation covers is
+"host": Python, launches, gaps. Profiling slows a query down; the shares are what counts.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def profile(pipeline: Pipeline, trace: Path) -> tuple[dict[str, float], float]:
-    """Run one query and write its trace. Returns seconds by part, and the seconds of the query."""
+    """Run one query and write its trace; return seconds by part, and the query's own."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if pipeline.mesh.device.is_gpu else [])]
     pipeline.spans = _LabelledSpans(pipeline.mesh.device.torch)
     pipeline.mesh.barrier()
@@ -94,7 +94,7 @@ def profile(pipeline: Pipeline, trace: Path) -> tuple[dict[str, float], float]:
 
 
 def by_part(events: Iterable[Any], seconds: float, *, gpu: bool) -> dict[str, float]:
-    """Sum the events' own times by part. On a CPU, a part's range has its own time, too, and a stage's range counts as host."""
+    """Sum the events' own time by part. On a CPU a part's range has time of its own, too, and a stage's range is host."""
     found: dict[str, float] = defaultdict(float)
     for event in events:
         own = (event.self_device_time_total if gpu else event.self_cpu_time_total) / 1e6
@@ -108,7 +108,7 @@ def by_part(events: Iterable[Any], seconds: float, *, gpu: bool) -> dict[str, fl
 
 
 def part_of(event: Any) -> str | None:
-    """Return the part that an event belongs to, or None outside every stage, such as in a library's thread."""
+    """Which part an event's own time belongs to; None for what is outside every stage, on a thread of a library for instance."""
     name, stage = event.name, None
     part = "exchange" if name.startswith(MESSAGES) else "attention" if any(word in name for word in KERNELS) else None
     above = event
@@ -164,14 +164,14 @@ def _labelled(function: Callable[..., Any], part: str) -> Callable[..., Any]:
 
 
 def shares_of_peak(pipeline: Pipeline, parts: dict[str, float]) -> dict[str, float]:
-    """Return FLOP/s of attention and GEMMs as shares of the device's dense bf16 peak. Empty if that is not known."""
+    """Attention's and the GEMMs' FLOP/s as shares of the device's dense bf16 peak; empty for a device whose peak is not known."""
     gpu = hardware.of_device(pipeline.mesh.device.name)
     if gpu is None:
         return {}
     config = pipeline.checkpoint.config("transformer")
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
-    sizes = work.ExpertSize(layers=config["num_layers"], heads=heads, head_dim=head_dim, ffn=config["ffn_dim"])
-    one = work.forward_flops(work.tokens_of(pipeline.workload), sizes)
+    size = work.ExpertSize(layers=config["num_layers"], heads=heads, head_dim=head_dim, ffn=config["ffn_dim"])
+    one = work.forward_flops(work.tokens_of(pipeline.workload), size)
     share = _forwards(pipeline.plan) / pipeline.mesh.shape.per_replica
     flops = {"attention": (one.attention + one.cross_attention) * share, "gemm": one.gemm * share}
     return {part: count / parts[part] / gpu.peak("bf16") for part, count in flops.items() if parts[part]}

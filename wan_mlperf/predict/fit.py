@@ -30,6 +30,7 @@ PRIORS: dict[str, tuple[float, float]] = {
     "gemm_rtx": (0.85, 0.10),
     "flash3_sm90": (570.0, 0.20),
     "flash4_sm100": (1450.0, 0.20),
+    "flash4_sm103": (1450.0, 0.15),
     "sdpa_sm100": (1200.0, 0.30),
     "nvte_fp8_sm100": (1600.0, 0.30),
     "nvte_fp8_sm103": (2000.0, 0.30),

@@ -40,7 +40,7 @@ KERNELS = {
     "trtllm_sage_int8": "TRTLLM_SAGE",
     "aiter_bf16": "AITER",
     "aiter_mxfp4": "AITER_ASM_MXFP4",
-    "aiter_fp8": "AITER_ASM_FP8",
+    "aiter_fp8": "AITER_FP8_V3",
     "sage_fp4_triton": "AITER_SAGE_V2",
     "sage_fp8_triton": "AITER_SAGE",
     "bf16": "AITER",
