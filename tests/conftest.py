@@ -39,9 +39,9 @@ def _no_group_left() -> Iterator[None]:
     """A pipeline of one test file leaves no process group to the next one."""
     yield
     if "torch.distributed" in sys.modules:
-        from wan_mlperf.parallel import xdit
+        from wan_mlperf.parallel import xdit_groups
 
-        xdit.stop_groups()
+        xdit_groups.stop_groups()
 
 
 def run_module(

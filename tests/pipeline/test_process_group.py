@@ -22,12 +22,12 @@ OVERRIDES = [flag.removeprefix("--set=") for flag in SMALL]
 @pytest.fixture
 def own_group() -> Iterator[None]:
     """A group of one rank, of the program's own, and none of ours before or after."""
-    from wan_mlperf.parallel import xdit
+    from wan_mlperf.parallel import xdit_groups
 
-    xdit.stop_groups()
+    xdit_groups.stop_groups()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
-    xdit.stop_groups()
+    xdit_groups.stop_groups()
     if dist.is_initialized():
         dist.destroy_process_group()
 

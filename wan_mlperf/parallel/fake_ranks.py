@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from wan_mlperf.kernels.device import Device
-from wan_mlperf.parallel import xdit
+from wan_mlperf.parallel import xdit_groups
 from wan_mlperf.parallel.exchange import Exchange, ProcessGroupExchange
 from wan_mlperf.parallel.mesh import Mesh, Shape
 
@@ -27,7 +27,7 @@ def fake_mesh(shape: Shape, device: Device, rank: int, *, unguided: bool = False
     dist.init_process_group("fake", store=fake.FakeStore(), rank=rank, world_size=shape.world)
     try:
         with _every_group_is_fake():
-            distributed = xdit.start_groups(
+            distributed = xdit_groups.start_groups(
                 device,
                 replicas=shape.replicas,
                 cfg=shape.cfg,
@@ -38,13 +38,13 @@ def fake_mesh(shape: Shape, device: Device, rank: int, *, unguided: bool = False
             unguided_groups = None
             if unguided and shape.cfg == 2:
                 degrees = {"ulysses": 2 * shape.ulysses, "ring": shape.ring}
-                unguided_groups = xdit.make_sequence_groups(device, **degrees, rank=rank, world=shape.world)
+                unguided_groups = xdit_groups.make_sequence_groups(device, **degrees, rank=rank, world=shape.world)
         exchange: Exchange | None = None
         if shape.per_replica > 1:
             exchange = ProcessGroupExchange(distributed.get_vae_parallel_group().device_group)
         yield Mesh(shape, device, rank, distributed, exchange, unguided_groups)
     finally:
-        xdit.stop_groups()
+        xdit_groups.stop_groups()
         dist.destroy_process_group()
 
 

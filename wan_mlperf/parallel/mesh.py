@@ -17,7 +17,7 @@ import torch.distributed as dist
 from wan_mlperf import ranks
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels.device import Device, Fabric, gpu_count
-from wan_mlperf.parallel import xdit
+from wan_mlperf.parallel import xdit_groups
 from wan_mlperf.parallel.exchange import Exchange, connect
 from wan_mlperf.recipe import MeshRecipe
 
@@ -125,7 +125,7 @@ class Mesh:
         rank: int,
         distributed: ModuleType,
         exchange: Exchange | None,
-        unguided_groups: xdit.SequenceGroups | None,
+        unguided_groups: xdit_groups.SequenceGroups | None,
     ) -> None:
         self.shape = shape
         self.device = device
@@ -220,7 +220,7 @@ class Mesh:
         """End all groups."""
         if self.exchange is not None:
             self.exchange.close()
-        xdit.stop_groups()
+        xdit_groups.stop_groups()
 
 
 def start(shape: Shape, device: Device, *, timeout_s: float = 600.0, unguided: bool = False) -> Mesh:
@@ -232,7 +232,7 @@ def start(shape: Shape, device: Device, *, timeout_s: float = 600.0, unguided: b
     assert shape.world == world, f"{shape} on {world} ranks"
     if device.is_gpu:
         torch.cuda.set_device(device.torch)
-    distributed = xdit.start_groups(
+    distributed = xdit_groups.start_groups(
         device,
         replicas=shape.replicas,
         cfg=shape.cfg,
@@ -246,7 +246,9 @@ def start(shape: Shape, device: Device, *, timeout_s: float = 600.0, unguided: b
         exchange = connect(group, is_gpu=device.is_gpu, timeout_s=timeout_s)
     unguided_groups = None
     if unguided and shape.cfg == 2:
-        unguided_groups = xdit.make_sequence_groups(device, ulysses=2 * shape.ulysses, ring=shape.ring, rank=rank, world=world)
+        unguided_groups = xdit_groups.make_sequence_groups(
+            device, ulysses=2 * shape.ulysses, ring=shape.ring, rank=rank, world=world
+        )
     return Mesh(shape, device, rank, distributed, exchange, unguided_groups)
 
 

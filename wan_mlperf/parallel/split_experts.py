@@ -13,21 +13,21 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.experts import CrossAttend, SelfAttend, Split, TextKeys
 from wan_mlperf.kernels import padding
 from wan_mlperf.kernels.attention import Kernel
-from wan_mlperf.parallel import xdit
+from wan_mlperf.parallel import xdit, xdit_groups
 from wan_mlperf.parallel.mesh import Mesh, Shape
 
 
 class TokenSplit(Split):
     """Each rank of a sequence-parallel group holds a contiguous share of the tokens; the last shares are padded with zeros."""
 
-    def __init__(self, groups: xdit.SequenceGroups) -> None:
+    def __init__(self, groups: xdit_groups.SequenceGroups) -> None:
         self._groups = groups
         self._group = groups.coordinator
         self._size: int = self._group.world_size
         self._rank: int = self._group.rank_in_group
 
     def in_force(self) -> AbstractContextManager[None]:
-        return xdit.sequence_over(self._groups)
+        return xdit_groups.sequence_over(self._groups)
 
     def scatter(self, tokens: torch.Tensor) -> torch.Tensor:
         count = tokens.shape[1]
@@ -66,7 +66,7 @@ def split(mesh: Mesh) -> Split:
     """Return how this mesh splits the video tokens."""
     if mesh.shape.ulysses * mesh.shape.ring == 1:
         return Split()
-    return TokenSplit(xdit.sequence_groups())
+    return TokenSplit(xdit_groups.sequence_groups())
 
 
 def unguided_split(mesh: Mesh) -> Split | None:

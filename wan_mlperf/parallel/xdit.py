@@ -5,7 +5,6 @@ Checked on xfuser 0.7.0 and torch 2.13. With a GPU none of the CPU lines runs.
 
 from __future__ import annotations
 
-import datetime
 import functools
 import importlib
 import importlib.util
@@ -14,32 +13,16 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from wan_mlperf import ranks
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels import probe
 from wan_mlperf.kernels.backends import ATTENTION
-from wan_mlperf.kernels.device import Device, build, gpu_count
+from wan_mlperf.kernels.device import build, gpu_count
 from wan_mlperf.kernels.reference import Function
-
-_GROUPS = ("_WORLD", "_MODEL_REPLICA", "_DP", "_CFG", "_SP", "_TP", "_PP", "_FS", "_VAE")  # xDiT's, in parallel_state
-
-
-@dataclass
-class _Ground:
-    """The default process group that xDiT's groups stand on, and whether it was started here."""
-
-    group: Any = None
-    ours: bool = False
-
-
-_ground = _Ground()
 
 
 @functools.cache
@@ -95,152 +78,6 @@ def _load_without_gpu() -> ModuleType:
     usp: Any = importlib.import_module("xfuser.model_executor.layers.usp")
     usp.PROCESS_GROUP = importlib.import_module("yunchang.globals").PROCESS_GROUP
     return package
-
-
-def start_groups(device: Device, *, replicas: int, cfg: int, ulysses: int, ring: int, timeout_s: float) -> ModuleType:
-    """Start torch.distributed, unless the program has, and xDiT's groups; return xfuser.core.distributed.
-
-    A second call replaces xDiT's groups. A process group of the program's own is used, and left as it is.
-    """
-    load()
-    state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
-    distributed = importlib.import_module("xfuser.core.distributed")
-    with _one_gloo_device():
-        _start_world(device, distributed, state, timeout_s)
-        if distributed.model_parallel_is_initialized():
-            state.destroy_model_parallel()
-            state._FS = None  # left behind by destroy_model_parallel, and then refused by initialize_model_parallel
-        distributed.initialize_model_parallel(
-            data_parallel_degree=replicas,
-            classifier_free_guidance_degree=cfg,
-            sequence_parallel_degree=ulysses * ring,
-            ulysses_degree=ulysses,
-            ring_degree=ring,
-            use_parallel_vae=True,
-            backend="nccl" if device.is_gpu else "gloo",
-        )
-    _start_runtime_state(replicas=replicas, cfg=cfg, ulysses=ulysses, ring=ring)
-    return distributed
-
-
-def _start_world(device: Device, distributed: Any, state: Any, timeout_s: float) -> None:
-    """The group of all ranks: torch.distributed's, the program's or started here, and xDiT's on top of it."""
-    if not dist.is_initialized() or dist.group.WORLD is not _ground.group:  # groups of xDiT, if any, went with another one
-        for name in _GROUPS:
-            setattr(state, name, None)
-        _ground.ours = not dist.is_initialized()
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.is_gpu else "gloo"
-        timeout = datetime.timedelta(seconds=timeout_s)
-        if ranks.under_torchrun():
-            dist.init_process_group(backend, timeout=timeout)
-        else:  # one process without torchrun: no address is needed
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    if state._WORLD is None:
-        distributed.init_distributed_environment(
-            world_size=dist.get_world_size(), rank=dist.get_rank(), local_rank=ranks.local_rank()
-        )
-    _ground.group = dist.group.WORLD
-
-
-@contextmanager
-def _one_gloo_device() -> Iterator[None]:
-    # By default every gloo group opens its own device, whose thread wakes up a hundred times a second. xDiT makes about twenty
-    # groups, so two ranks woke two busy cores 4,800 times a second. Groups can share a device, but torch has no option for it.
-    c10d: Any = importlib.import_module("torch.distributed.distributed_c10d")
-    gloo: Any = c10d.ProcessGroupGloo
-    device = gloo.create_default_device()
-
-    class OnOneDevice(gloo):  # a class, because torch asks whether groups are instances of this name
-        def __init__(self, store: Any, rank: int, size: int, *, timeout: datetime.timedelta) -> None:
-            options = gloo._Options()
-            options._devices, options._timeout = [device], timeout
-            super().__init__(store, rank, size, options)
-
-    c10d.ProcessGroupGloo = OnOneDevice
-    try:
-        yield
-    finally:
-        c10d.ProcessGroupGloo = gloo
-
-
-class SequenceGroups(NamedTuple):
-    """xDiT's sequence-parallel group, and the process groups in which USP exchanges heads and rotates the ring."""
-
-    coordinator: Any
-    ulysses: dist.ProcessGroup
-    ring: dist.ProcessGroup
-
-
-def sequence_groups() -> SequenceGroups:
-    """Return the groups that USP uses now."""
-    state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
-    process_groups = importlib.import_module("yunchang.globals").PROCESS_GROUP
-    return SequenceGroups(state.get_sp_group(), process_groups.ULYSSES_PG, process_groups.RING_PG)
-
-
-def make_sequence_groups(device: Device, *, ulysses: int, ring: int, rank: int, world: int) -> SequenceGroups:
-    """Make another set of groups, of consecutive ranks, and leave those in use alone. Every rank of the world calls it."""
-    state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
-    globals_: Any = importlib.import_module("yunchang.globals")
-    before = globals_.PROCESS_GROUP.ULYSSES_PG, globals_.PROCESS_GROUP.RING_PG
-    size = ulysses * ring
-    with _one_gloo_device():
-        globals_.set_seq_parallel_pg(sp_ulysses_degree=ulysses, sp_ring_degree=ring, rank=rank, world_size=world)
-        made = globals_.PROCESS_GROUP.ULYSSES_PG, globals_.PROCESS_GROUP.RING_PG
-        globals_.PROCESS_GROUP.ULYSSES_PG, globals_.PROCESS_GROUP.RING_PG = before
-        coordinator = state.init_model_parallel_group(
-            group_ranks=[list(range(first, first + size)) for first in range(0, world, size)],
-            local_rank=ranks.local_rank(),
-            backend="nccl" if device.is_gpu else "gloo",
-            parallel_mode="sequence",
-            ulysses_group=made[0],
-            ring_group=made[1],
-        )
-    return SequenceGroups(coordinator, *made)
-
-
-@contextmanager
-def sequence_over(groups: SequenceGroups) -> Iterator[None]:
-    """Make USP use these groups. It takes no argument for them: it reads globals of xDiT and yunchang."""
-    state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
-    process_groups: Any = importlib.import_module("yunchang.globals").PROCESS_GROUP
-    before = state._SP, process_groups.ULYSSES_PG, process_groups.RING_PG
-    state._SP, process_groups.ULYSSES_PG, process_groups.RING_PG = groups
-    try:
-        yield
-    finally:
-        state._SP, process_groups.ULYSSES_PG, process_groups.RING_PG = before
-
-
-def _start_runtime_state(*, replicas: int, cfg: int, ulysses: int, ring: int) -> None:
-    # USP reads switches from xDiT's runtime state. Without one of xDiT's own pipelines, initialize_runtime_state makes a state
-    # for a single rank, and its automatic choice of a backend looks for CUDA libraries. So the state is made here, with a backend
-    # that is accepted on every device and mesh; each of our calls names its own.
-    runtime: Any = importlib.import_module("xfuser.core.distributed.runtime_state")
-    arguments = importlib.import_module("xfuser.config.args").xFuserArgs(
-        data_parallel_degree=replicas,
-        use_cfg_parallel=cfg == 2,
-        ulysses_degree=ulysses,
-        ring_degree=ring,
-        attention_backend="SDPA_FLASH",
-    )
-    config, _ = arguments.create_config()
-    runtime._RUNTIME = runtime.RuntimeState(config)
-
-
-def stop_groups() -> None:
-    """End xDiT's groups, and torch.distributed if it was started here."""
-    if not dist.is_initialized() or dist.group.WORLD is not _ground.group:
-        return
-    state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
-    state.destroy_model_parallel()
-    state._FS = None
-    state._WORLD.destroy()
-    state._WORLD = None
-    if _ground.ours:
-        dist.destroy_process_group()
-    _ground.group = None
 
 
 def backend_key(name: str) -> Any:
