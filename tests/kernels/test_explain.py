@@ -16,6 +16,9 @@ from wan_mlperf.kernels.attention import Kernel
 from wan_mlperf.kernels.backends import ATTENTION
 from wan_mlperf.kernels.device import gpu_count
 from wan_mlperf.kernels.numerics import GEMM_TEXTS, SIXTEEN_BITS
+from wan_mlperf.parallel import survey
+from wan_mlperf.recipe import CONFIGS, load_recipe
+from wan_mlperf.step_plan import make_plan
 from wan_mlperf.submit import documents
 
 
@@ -92,3 +95,14 @@ def test_the_calibration_text_is_the_tables(key: str) -> None:
     assert ("minus its mean" in text) == numerics.smoothed and ("Hadamard" in text) == numerics.rotated
     assert text.count(GEMM_TEXTS["mxfp4", ""]) == 2
     assert f"Cross-attention (xDiT SDPA): {SIXTEEN_BITS.text}." in text
+
+
+HARDWARE = {"mi355x": "gfx950", "mi350x": "gfx950", "h100": "sm90", "h200": "sm90", "b200": "sm100"}
+
+
+@pytest.mark.parametrize("recipe", sorted(one.stem for one in CONFIGS.glob("*.yaml") if not one.stem.startswith("tiny")))
+def test_every_shipped_recipe_has_kernels_on_its_hardware(recipe: str) -> None:
+    loaded = load_recipe(recipe)
+    plan = make_plan(loaded, loaded.effective_workload)
+    features, _ = survey.there(loaded, plan, HARDWARE[recipe.split("-")[0]])
+    assert [one.name for one in features if not one.runs] == []
