@@ -59,6 +59,9 @@ class Task:
     is_over: bool = False
     outcome: Future[Outcome] = field(default_factory=Future)
 
+    def __post_init__(self) -> None:
+        self.outcome.set_running_or_notify_cancel()  # a client that goes away cancels its wait, not this
+
     @property
     def share(self) -> float:
         """How far it has come, 0 to 1: steps, and the decode as a tenth of them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,15 +55,18 @@ async def finished(site: Site, request: Request, task: Task) -> Outcome | None:
         return None
     finally:
         gone.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await gone
-        if outcome.done() and not outcome.cancelled():
-            outcome.exception()  # seen
+        outcome.add_done_callback(_seen)
 
 
 def timing(outcome: Outcome) -> dict[str, str]:
     """The header Server-Timing, in milliseconds: a client may see what its video's time went into."""
     return {"Server-Timing": ", ".join(f"{stage};dur={1e3 * value:.2f}" for stage, value in outcome.spans.items())}
+
+
+def _seen(outcome: asyncio.Future[Outcome]) -> None:
+    """Nobody waits for it any more: asyncio would else tell of an exception that was never looked at."""
+    if not outcome.cancelled():
+        outcome.exception()
 
 
 async def _disconnected(request: Request) -> None:
