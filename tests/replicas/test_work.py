@@ -132,7 +132,8 @@ def test_flat_frames_are_told_from_pictures() -> None:
 
 
 def test_a_replica_does_not_span_hosts_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+    torchrun = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in torchrun.items():
         monkeypatch.setenv(name, value)
     values = {"replicas": 1, "cfg": 2, "ulysses": 2}
     alone = parse({"name": "x", "mesh": values}, source="test").mesh
