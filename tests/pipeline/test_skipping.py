@@ -14,6 +14,7 @@ import torch
 from tests.conftest import run_module
 from wan_mlperf import Pipeline, load_recipe
 from wan_mlperf.errors import BadInput
+from wan_mlperf.pipeline import Query
 from wan_mlperf.preflight import prepare
 from wan_mlperf.recipe import Recipe
 from wan_mlperf.workload import NEGATIVE_PROMPT
@@ -40,13 +41,17 @@ def recipe(model: Path, name: str, *more: str) -> Recipe:
     return load_recipe("tiny", overrides=[*overrides(model, name), *more])
 
 
+def query(prompt: str, seed: int = SEED) -> Query:
+    return Query(prompt=prompt, seed=seed)
+
+
 def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
 @pytest.fixture(scope="module")
 def one_rank(model: Path) -> dict[str, torch.Tensor]:
-    return {name: Pipeline.load(recipe(model, name)).latents([PROMPT], seed=SEED) for name in PLANS}
+    return {name: Pipeline.load(recipe(model, name)).latents([query(PROMPT)]) for name in PLANS}
 
 
 @contextmanager
@@ -131,12 +136,12 @@ def test_every_mesh_gives_the_same(
 
 def test_a_query_leaves_nothing_behind(model: Path, one_rank: dict[str, torch.Tensor]) -> None:
     pipeline = Pipeline.load(recipe(model, "both"))
-    pipeline.latents(["another prompt"], seed=1)
-    assert torch.equal(pipeline.latents([PROMPT], seed=SEED), one_rank["both"])
+    pipeline.latents([query("another prompt", seed=1)])
+    assert torch.equal(pipeline.latents([query(PROMPT)]), one_rank["both"])
 
 
 def test_a_batch_is_its_single_videos(model: Path, one_rank: dict[str, torch.Tensor]) -> None:
-    both = Pipeline.load(recipe(model, "both")).latents([PROMPT, "a blue square"], seed=SEED)
+    both = Pipeline.load(recipe(model, "both")).latents([query(PROMPT), query("a blue square")])
     assert error(both[:1], one_rank["both"]) < TOLERANCE
 
 
