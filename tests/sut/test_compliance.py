@@ -78,7 +78,7 @@ def test_real_loadgen_honest_passes_and_a_cache_by_sample_fails(tmp_path: Path, 
     assert not verdict.passed and "faster" in verdict.verdict and verdict.reference_seconds == (0.01,) * 64
     said = (cached / "verify_performance.txt").read_text()
     assert "TEST PASS" not in said and f"limit: {verdict.rule}" in said
-    assert "looks like: a cache: the first sample of the test took 0.01 s" in said
+    assert "looks like: a cache: the test's first sample took 0.01 s" in said
 
 
 def test_the_reference_is_the_newest_valid_run_of_the_same_setup(tmp_path: Path) -> None:
