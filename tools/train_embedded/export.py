@@ -6,25 +6,13 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Final
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
-INDEX: Final = {
-    "_class_name": "WanPipeline",
-    "_diffusers_version": "0.35.0",
-    "boundary_ratio": 0.875,
-    "expand_timesteps": False,
-    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-    "text_encoder": ["transformers", "UMT5EncoderModel"],
-    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-    "transformer": ["diffusers", "WanTransformer3DModel"],
-    "transformer_2": ["diffusers", "WanTransformer3DModel"],
-    "vae": ["diffusers", "AutoencoderKLWan"],
-}
+from wan_mlperf.bench.random_checkpoint import MODEL_INDEX
 
 
 def _halve(model: nn.Module) -> None:
@@ -54,7 +42,7 @@ def export(
         model.save_pretrained(new / name)
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     scheduler.save_pretrained(new / "scheduler")
-    (new / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n", encoding="utf-8")
+    (new / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
     for weights in new.glob("*/*.safetensors"):
         weights.chmod(0o644)  # save_pretrained makes them readable by their owner only
     if folder.exists():

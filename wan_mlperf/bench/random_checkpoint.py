@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Final
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
@@ -11,6 +12,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from wan_mlperf.step_plan import WAN22_SCHEDULER
+
+# The model_index.json that diffusers writes for Wan2.2-T2V-A14B.
+MODEL_INDEX: Final = {
+    "_class_name": "WanPipeline",
+    "_diffusers_version": "0.35.0",
+    "boundary_ratio": 0.875,
+    "expand_timesteps": False,
+    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+    "text_encoder": ["transformers", "UMT5EncoderModel"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "transformer": ["diffusers", "WanTransformer3DModel"],
+    "transformer_2": ["diffusers", "WanTransformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+}
 
 
 def write(
@@ -44,18 +59,7 @@ def write(
         UMT5EncoderModel(config).to(dtype).save_pretrained(folder / "text_encoder")
     byte_tokenizer().save_pretrained(folder / "tokenizer")
     UniPCMultistepScheduler(**WAN22_SCHEDULER).save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "WanPipeline",
-        "boundary_ratio": 0.875,
-        "expand_timesteps": False,
-        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-        "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-        "transformer_2": ["diffusers", "WanTransformer3DModel"],
-        "vae": ["diffusers", "AutoencoderKLWan"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2))
     return folder
 
 

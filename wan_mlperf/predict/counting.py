@@ -223,7 +223,7 @@ class Counting(TorchDispatchMode):
     def _track(self, tensor: torch.Tensor) -> None:
         try:
             storage = tensor.untyped_storage()
-        except NotImplementedError:
+        except NotImplementedError:  # a wrapper subclass has no storage of its own; its parts are tracked
             return
         key = storage._cdata
         if key in self._alive or not storage.nbytes():
@@ -268,7 +268,7 @@ class Counted:
 def _key(tensor: torch.Tensor) -> int:
     try:
         return tensor.untyped_storage()._cdata
-    except NotImplementedError:
+    except NotImplementedError:  # a wrapper subclass has no storage of its own
         return id(tensor)
 
 
