@@ -9,80 +9,29 @@ from typing import Any
 
 import mlperf_loadgen as lg
 
+from sut import user_conf
 from sut.result import Mode, Scenario
-from wan_mlperf.errors import BadInput, Failed, choose, did_you_mean
+from sut.user_conf import MODEL
+from wan_mlperf.errors import Failed, choose
+from wan_mlperf.files import in_memory
 
-MODEL = "wan-2.2-t2v-a14b"
 SCENARIOS: dict[Scenario, str] = {"singlestream": "SingleStream", "offline": "Offline"}
 MODES = ("performance", "accuracy")
-
-# Keys that LoadGen reads from a user.conf; it stops the process at one it does not know.
-KEYS = (
-    "accuracy_sample_count_override",
-    "coalesce_queries",
-    "max_async_queries",
-    "max_duration",
-    "max_query_count",
-    "min_duration",
-    "min_query_count",
-    "mode",
-    "performance_issue_same",
-    "performance_issue_same_index",
-    "performance_issue_unique",
-    "performance_sample_count_override",
-    "print_timestamps",
-    "qsl_rng_seed",
-    "sample_concatenate_permutation",
-    "sample_index_rng_seed",
-    "samples_per_query",
-    "schedule_rng_seed",
-    "target_latency",
-    "target_latency_percentile",
-    "target_qps",
-)
 
 
 def check_user_conf(file: Path) -> dict[str, float]:
     """Read a user.conf strictly; return its "scenario.key" values that hold for this model. Raises BadInput."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise BadInput(f"user.conf {str(file)!r}: cannot be read ({reason}); allowed: a LoadGen user.conf") from None
-    values = {}
-    for number, line in enumerate(lines, start=1):
-        text = line.split("#", 1)[0].strip()
-        if not text:
-            continue
-        where = f"user.conf {file.name} line {number}"
-        key, equals, value = (part.strip() for part in text.partition("="))
-        parts = key.rsplit(".", 2)
-        if not equals or len(parts) != 3 or not all(parts):
-            raise BadInput(f"{where}: {text!r} is no setting; allowed: model.scenario.key = value")
-        model, scenario, name = parts
-        if scenario not in (*SCENARIOS.values(), "*"):
-            raise BadInput(
-                f"{where}: scenario {scenario!r} is not known{did_you_mean(scenario, SCENARIOS.values())}; allowed: *, "
-                f"{', '.join(SCENARIOS.values())}"
-            )
-        if name not in KEYS:
-            raise BadInput(f"{where}: key {name!r} is not known{did_you_mean(name, KEYS)}; allowed: {', '.join(KEYS)}")
-        if not value.isascii() or not value.removeprefix("-").replace(".", "", 1).isdigit() or value.startswith("-"):
-            raise BadInput(f"{where}: {name} is {value!r}; allowed: a number from 0")
-        if float(value) >= 2**63:
-            raise BadInput(f"{where}: {name} is {value!r}; allowed: a number below 2^63")
-        if model in ("*", MODEL):
-            values[f"{scenario}.{name}"] = float(value)
-    return values
+    return dict(user_conf.read(file).values)
 
 
-def make_settings(scenario: Scenario, mode: Mode, user_conf: Path, samples: int) -> Any:
+def make_settings(scenario: Scenario, mode: Mode, conf: Path, samples: int) -> Any:
     """Return LoadGen's TestSettings for this scenario and mode. `samples` is how many prompts there are. Raises BadInput."""
     name = SCENARIOS[choose("scenario", scenario, SCENARIOS)]
     choose("mode", mode, MODES)
-    check_user_conf(user_conf)
+    lines = user_conf.read(conf).lines
     settings = lg.TestSettings()
-    settings.FromConfig(str(user_conf), MODEL, name)
+    with in_memory("".join(f"{line}\n" for line in lines).encode()) as file:
+        settings.FromConfig(str(file), MODEL, name)
     settings.scenario = getattr(lg.TestScenario, name)
     settings.mode = lg.TestMode.AccuracyOnly if mode == "accuracy" else lg.TestMode.PerformanceOnly
     if samples < settings.performance_sample_count_override:

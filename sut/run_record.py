@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from wan_mlperf.doctor.checks import verdict
 from wan_mlperf.errors import BadInput
 from wan_mlperf.files import TEMPORARY, atomic_write, writable_folder
 from wan_mlperf.identity import commit, commits, container, versions
+from wan_mlperf.inputs import text
 from wan_mlperf.inputs.paths import utf8
 from wan_mlperf.kernels import attention, gemm, vae
 from wan_mlperf.kernels.numerics import gemm_text
@@ -80,7 +80,8 @@ def point_latest(folder: Path) -> None:
 def write_inputs(folder: Path, pipeline: Pipeline) -> None:
     """Write what the run will do: recipe.yaml (resolved), user.conf and plan.txt."""
     atomic_write(folder / "recipe.yaml", to_yaml(pipeline.recipe))
-    shutil.copyfile(pipeline.recipe.user_conf_path, folder / "user.conf")
+    conf = text.read_text(pipeline.recipe.user_conf_path, what="user.conf", allowed="a LoadGen user.conf")
+    atomic_write(folder / "user.conf", "\n".join(text.lines(conf)))
     plan = io.StringIO()
     cli.console(width=100, file=plan).print(as_table(pipeline.plan, title=pipeline.recipe.name))
     atomic_write(folder / "plan.txt", plan.getvalue())

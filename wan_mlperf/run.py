@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def check(options: argparse.Namespace, started: float) -> tuple[Test, Setup] | int:
     """Check everything that can be refused before a weight is read. With --explain, show it and return the exit code."""
-    from sut import accuracy_log, compliance, loadgen, prompts, run_record, session
+    from sut import accuracy_log, compliance, loadgen, prompts, run_record, session, user_conf
     from wan_mlperf import preflight, video
     from wan_mlperf.kernels.backends import ARCHS
     from wan_mlperf.recipe import to_yaml
@@ -56,12 +56,15 @@ def check(options: argparse.Namespace, started: float) -> tuple[Test, Setup] | i
         return cli.explain(recipe, recipe.effective_workload, {}, as_json=False, arch=arch)
     samples = prompts.prompt_set(options.prompts)
     settings = loadgen.make_settings(options.scenario, options.mode, recipe.user_conf_path, len(samples))
+    conf = user_conf.read(recipe.user_conf_path)
+    if said := conf.note():
+        process.note(said)
     audit = compliance.AUDIT if options.test04 else None
     if audit is not None:
         compliance.check_samples(len(samples))
     if options.explain:
         command = {name: getattr(options, name) for name in ("scenario", "mode", "outputs", "test04", "reference")}
-        command |= {"prompts": samples, "user_conf": loadgen.check_user_conf(recipe.user_conf_path)}
+        command |= {"prompts": samples, "user_conf": dict(conf.values)}
         return cli.explain(recipe, recipe.effective_workload, command, as_json=options.json, arch=arch)
     if options.mode == "accuracy":
         video.check_encoder()

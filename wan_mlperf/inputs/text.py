@@ -18,7 +18,7 @@ from typing import Any
 from wan_mlperf.errors import BadInput
 
 COPIES = "WAN_MLPERF_STREAMS"  # set by `launch`: stream -> the file that holds what was read from it
-MOST = 1 << 28  # bytes; no person has written a longer text, and /dev/zero never ends
+MOST = 1 << 26  # bytes; no person has written a longer text, and /dev/zero never ends
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16's, which it begins with
