@@ -31,7 +31,7 @@ def slow(*values: object) -> object:
     ("how", "launcher", "ranks"),
     [
         ("substitution", "ours", 2),
-        ("stdin", "torchrun", 2),
+        slow("stdin", "torchrun", 2),
         slow("substitution", "torchrun", 2),
         slow("stdin", "ours", 2),
         slow("substitution", "ours", 1),

@@ -141,7 +141,7 @@ def test_settings_that_do_not_mean_what_they_say(content: str, words: list[str],
     [
         ("warmup_queries: 1\nname: a\nwarmup_queries: 2\n", ["'warmup_queries' is given twice, in line 1 and in line 3"]),
         ("mesh:\n  cfg: 1\n  cfg: 2\n", ["'cfg' is given twice, in line 2 and in line 3"]),
-        ("a: &a {b: *a}\n", ["line 1: a value that holds itself"]),
+        ("a: &a {b: *a}\n", ["line 1: a value that contains itself"]),
         ("name: !!python/name:os.system x\n", ["the tag"]),
         ("base: &b {chunk: 2}\nvae:\n  <<: *b\n", ["merge key"]),
         ("name: a\n---\nname: b\n", ["not YAML"]),
