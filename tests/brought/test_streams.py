@@ -27,6 +27,7 @@ def slow(*values: object) -> object:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize(
     ("how", "launcher", "ranks"),
     [
