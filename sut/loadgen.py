@@ -1,4 +1,4 @@
-"""MLCommons LoadGen: scenario, mode and user.conf -> a test, and what it says of it."""
+"""Runs MLCommons LoadGen: makes a test from scenario, mode and user.conf, and reads LoadGen's logs of it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MODES = ("performance", "accuracy")
 
 
 def check_user_conf(file: Path) -> dict[str, float]:
-    """Read a user.conf strictly; return its "scenario.key" values that hold for this model. Raises BadInput."""
+    """Read a user.conf strictly; return the "scenario.key" values that apply to this model. Raises BadInput."""
     return dict(user_conf.read(file).values)
 
 
 def make_settings(scenario: Scenario, mode: Mode, conf: Path, samples: int) -> Any:
-    """Return LoadGen's TestSettings for this scenario and mode. `samples` is how many prompts there are. Raises BadInput."""
+    """Return LoadGen's TestSettings for this scenario and mode; `samples` is the number of prompts. Raises BadInput."""
     name = SCENARIOS[choose("scenario", scenario, SCENARIOS)]
     choose("mode", mode, MODES)
     lines = user_conf.read(conf).lines
@@ -48,9 +48,9 @@ def run(
     flush: Callable[[], None],
     audit: Path | None = None,
 ) -> None:
-    """Run one test; LoadGen's logs go to `folder`. `issue` gets its samples, on LoadGen's thread.
+    """Run one test; LoadGen writes its logs to `folder` and calls `issue` with its samples, on its own thread.
 
-    `audit` is MLCommons' audit file of a compliance test. A file that happens to lie in the working folder is never read.
+    `audit` is MLCommons' audit.config of a compliance test. An audit.config in the working directory is never read.
     """
     count = min(samples, settings.performance_sample_count_override or samples)
     library = lg.ConstructQSL(samples, count, _nothing, _nothing)
@@ -70,7 +70,7 @@ def run(
 
 
 def _check_whole(folder: Path, *, accuracy: bool) -> None:
-    """Raise Failed if LoadGen, which does not notice a full disk, left half a log."""
+    """Raise Failed if a log is incomplete: LoadGen itself does not notice a full disk."""
     file = folder / ("mlperf_log_accuracy.json" if accuracy else "mlperf_log_detail.txt")
     try:
         with file.open("rb") as stream:
@@ -79,11 +79,11 @@ def _check_whole(folder: Path, *, accuracy: bool) -> None:
     except OSError as error:
         raise Failed(f"LoadGen left no {file.name} in {folder} ({error.strerror}): is the disk full?") from None
     if not tail.endswith(b"]" if accuracy else b"}"):
-        raise Failed(f"LoadGen's {file.name} in {folder} is not whole: is the disk full?")
+        raise Failed(f"LoadGen's {file.name} in {folder} is incomplete: is the disk full?")
 
 
 def read_detail(folder: Path) -> dict[str, Any]:
-    """Return LoadGen's detail log as key -> last value. Raises Failed if it is not there."""
+    """Return LoadGen's detail log as key -> last value. Raises Failed if there is none."""
     file = folder / "mlperf_log_detail.txt"
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -100,4 +100,4 @@ def _entries(lines: Iterable[str]) -> Iterable[tuple[str, Any]]:
 
 
 def _nothing(_samples: Sequence[int]) -> None:
-    """Prompts are strings in memory: there is nothing to load or unload."""
+    """LoadGen's load and unload hooks: the prompts are in memory already."""

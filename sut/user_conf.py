@@ -61,7 +61,7 @@ class UserConf:
         where = f"line{'s' * (len(self.others) > 1)} {', '.join(map(str, list(self.others)[:5]))}"
         more = f" and {len(self.others) - 5} more" if len(self.others) > 5 else ""
         names = ", ".join(map(repr, models[:3]))
-        return f"user.conf {self.name!r}: {where}{more} for {names}, not for {MODEL}, without effect{near}"
+        return f"user.conf {self.name!r}: {where}{more} for {names}, not for {MODEL}, ignored{near}"
 
 
 def read(file: Path) -> UserConf:
@@ -78,7 +78,7 @@ def read(file: Path) -> UserConf:
         key, equals, value = (part.strip() for part in setting.partition("="))
         parts = key.rsplit(".", 2)
         if not equals or len(parts) != 3 or not all(parts):
-            raise BadInput(f"{where}: {setting!r} is no setting; allowed: model.scenario.key = value")
+            raise BadInput(f"{where}: {setting!r} is not a setting; allowed: model.scenario.key = value")
         model, scenario, name = parts
         if model not in ("*", MODEL):
             others[number] = model

@@ -117,7 +117,7 @@ def test_empty_prompt_file(model: Path, tmp_path: Path) -> None:
         ("*.SingleStream.min_querry_count = 64", r"key 'min_querry_count' is not known, did you mean 'min_query_count'\?"),
         ("*.SingelStream.min_query_count = 64", r"scenario 'SingelStream' is not known, did you mean 'SingleStream'\?"),
         ("*.SingleStream.min_query_count = many", r"min_query_count is 'many'; allowed: a number"),
-        ("min_query_count = 64", r"is no setting; allowed: model.scenario.key = value"),
+        ("min_query_count = 64", r"is not a setting; allowed: model.scenario.key = value"),
     ],
 )
 def test_user_conf(line: str, message: str, tmp_path: Path) -> None:

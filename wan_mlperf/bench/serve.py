@@ -1,8 +1,8 @@
-"""What a server costs: `python -m wan_mlperf.bench serve` lets LoadGen and an HTTP client ask the same loaded engine in turns.
+"""What a server costs: in `python -m wan_mlperf.bench serve`, LoadGen and an HTTP client take turns with the same loaded engine.
 
-SingleStream, one request in flight. LoadGen's response is the frames, as the rules have it; the server's is an MP4 on disk. The
-client is a process of its own. Blocks follow each other as A B B A, so that a machine that grows slower is not held against
-one of them; what is compared are the means of neighbouring blocks.
+SingleStream, one request in flight. LoadGen gets the frames, as the rules require; the server's client gets an MP4 on disk and
+runs in a separate process. The blocks alternate as A B B A, so that a machine that slows down over time favours neither side; the
+means of neighbouring blocks are compared.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """The means of some queries: seconds in all, as the one who asked saw it, and per stage."""
+    """Mean seconds per query of one block: in all, as measured by the client, and per stage."""
 
     seconds: float
     spans: dict[str, float]
@@ -52,16 +52,16 @@ def main(arguments: Sequence[str]) -> int:
     """Measure, print the table, and return the exit code."""
     parser = cli.Parser(prog="python -m wan_mlperf.bench serve", description=__doc__)
     cli.add_recipe_arguments(parser)
-    parser.add_argument("--pairs", type=cli.whole_number, default=10, help="how often each is asked (default: 10)")
+    parser.add_argument("--pairs", type=cli.whole_number, default=10, help="pairs of blocks (default: 10)")
     parser.add_argument("--queries", type=cli.whole_number, default=8, help="queries per block (default: 8)")
-    parser.add_argument("--json", type=cli.path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--json", type=cli.path, metavar="FILE", help="also write the figures to FILE")
     options = parser.parse_args(arguments)
     if options.pairs < 1 or options.queries < 1:
         raise BadInput(f"--pairs {options.pairs} --queries {options.queries}; allowed: at least 1")
     recipe = preflight.recipe_from(options)
     setup = preflight.prepare(recipe, world=preflight.ranks_for(recipe))
     if setup.shape.replicas > 1:
-        raise BadInput(f"mesh.replicas: {setup.shape.replicas} for one query at a time; allowed: 1")
+        raise BadInput(f"mesh.replicas: {setup.shape.replicas} is not allowed, with one query at a time; allowed: 1")
     if not ranks.under_torchrun():
         return launch("wan_mlperf.bench", ["serve", *arguments], setup.shape.world)
     with Watch(recipe.faults) as watch:
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class _Turns:
-    """Rank 0's part."""
+    """The blocks of LoadGen and of the server in turn, on rank 0."""
 
     def __init__(self, setup: Setup, watch: Watch, options: argparse.Namespace) -> None:
         self._setup, self._watch, self._options = setup, watch, options
@@ -89,11 +89,11 @@ class _Turns:
         self._pairs: list[dict[str, Block]] = []
 
     def fps(self, _job: Job) -> int | None:
-        """How a job's video is played: LoadGen gets frames."""
+        """Return the frame rate of a job's MP4; None for LoadGen, which gets frames."""
         return self._setup.workload.fps if self._serving else None
 
     def measure(self, dispatcher: ServingDispatcher) -> None:
-        """Ask in turns."""
+        """Run all pairs of blocks."""
         progress = cli.Progress("pairs of blocks", self._options.pairs)
         with files.scratch("bench") as folder:
             for pair in range(self._options.pairs):
@@ -143,7 +143,7 @@ class _Turns:
         raise Failed(f"prompt {job.sample + 1}: {reason}")
 
     def report(self) -> None:
-        """Print where the time goes, and what the server costs in all."""
+        """Print where the time goes, and what the server costs overall."""
         means = {name: _mean([pair[name].spans for pair in self._pairs]) for name in ("loadgen", "server")}
         whole = {name: statistics.fmean(pair[name].seconds for pair in self._pairs) for name in means}
         ratios = sorted(pair["server"].seconds / pair["loadgen"].seconds for pair in self._pairs)
@@ -173,7 +173,7 @@ def _mean(spans: Sequence[dict[str, float]]) -> dict[str, float]:
     return {stage: statistics.fmean(values) for stage, values in found.items()}
 
 
-# One connection, one request in flight, as MLCommons' client has it for SingleStream; the standard library alone.
+# One connection and one request in flight, like MLCommons' client in SingleStream. Standard library only: it starts quickly.
 CLIENT = r"""
 import http.client, json, re, sys, time
 connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))

@@ -1,1 +1,1 @@
-"""A model's folder before a weight is read: what it may hold (parts.py), is it whole (verify.py), which is it (content.py)."""
+"""Checks a model's folder before any weight is read: its parts (parts.py), is it whole (verify.py), its identity (content.py)."""

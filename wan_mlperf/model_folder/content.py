@@ -1,7 +1,7 @@
-"""Which checkpoint it is: a hash of the content of every file that is loaded, wherever it lies and its parts are linked to.
+"""Identifies a checkpoint by a hash of the content of every file that is loaded, wherever the folder is and whatever it links to.
 
-126 GB take a minute or more to read, so the hash of each file is remembered with what the system says of it; a file that was
-written to since has another time of change, which no program can set back.
+Reading 126 GB takes a minute or more, so each file's hash is remembered together with the file's inode, size and times.
+Writing to a file changes its ctime, which no program can set back.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from wan_mlperf.files import atomic_write, cache_folder, reason
 from wan_mlperf.model_folder.parts import PARTS
 
 BLOCK = 1 << 22
-LONG = 8 << 30  # bytes that are worth a word
+LONG = 8 << 30  # bytes; reading more than this takes long enough to tell the user
 REMEMBERED = "content.json"
 
 
 def identity(folder: Path) -> str:
-    """Return the hash of a checkpoint's files. Raises BadInput for one that cannot be read."""
+    """Return the hash of a checkpoint's files. Raises BadInput if a file cannot be read."""
     files = [
         folder / "model_index.json",
         *(file for part in PARTS for file in sorted((folder / part).iterdir()) if file.is_file()),
@@ -41,17 +41,17 @@ def identity(folder: Path) -> str:
 
 
 def hashes(files: list[Path]) -> dict[Path, str]:
-    """Return the SHA-256 of each file, from an earlier call where the file has not been touched since."""
+    """Return the SHA-256 of each file, remembered from an earlier call if the file has not changed since."""
     memory = _memory()
     known: dict[str, str] = _read(memory) if memory else {}
     marks = {file: _mark(file) for file in files}
     new = [file for file in files if marks[file] not in known]
     if sum(file.stat().st_size for file in new) > LONG:
-        process.note(f"reading {sum(file.stat().st_size for file in new) / 1e9:.0f} GB once, to know the model by its content")
+        process.note(f"reading {sum(file.stat().st_size for file in new) / 1e9:.0f} GB once, to identify the model by it")
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as readers:
         known |= dict(zip((marks[file] for file in new), readers.map(sha256, new), strict=True))
     if new and memory:
-        with contextlib.suppress(OSError):  # a cache that is full or not ours costs the next call some time
+        with contextlib.suppress(OSError):  # without the cache, the next call only takes longer
             memory.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(memory, json.dumps(known, indent=1))
     return {file: known[marks[file]] for file in files}
@@ -67,7 +67,7 @@ def sha256(file: Path) -> str:
 
 
 def _mark(file: Path) -> str:
-    """What the system says of a file; another one after every change of it."""
+    """Identify this version of a file: its device, inode, size and times. Every change of the file changes it."""
     found = file.stat()
     return ":".join(map(str, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)))
 

@@ -1,4 +1,4 @@
-"""What a folder is that is no Wan2.2 text-to-video checkpoint in the Diffusers layout, and what to do: for the error's line."""
+"""Recognises folders that are not a Wan2.2 text-to-video checkpoint in the Diffusers layout, so that errors say what they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PIPELINES = {
     "WanVACEPipeline": "a VACE (editing) model",
     "WanAnimatePipeline": "an animation model",
 }
-# Names that people give for the hub's, and what lies there.
+# Names on the hub that are easily mistaken for HUB_NAME, and what each of them is.
 HUB: Mapping[str, str] = {
     "Wan-AI/Wan2.2-T2V-A14B": "is the original layout on the hub",
     "Wan-AI/Wan2.2-TI2V-5B": "is another model, with one transformer",
@@ -29,7 +29,7 @@ HUB: Mapping[str, str] = {
 
 
 def without_index(folder: Path) -> str:
-    """What a folder without model_index.json is."""
+    """Say what a folder without model_index.json is, and what is allowed instead."""
     names = {one.name for one in folder.iterdir()}
     diffusers = f"allowed: the Diffusers layout, such as {HUB_NAME}"
     if {"high_noise_model", "low_noise_model"} & names:
@@ -40,24 +40,25 @@ def without_index(folder: Path) -> str:
         return f"is Wan2.1 in its original layout, with one transformer; {diffusers}"
     if {"blobs", "snapshots"} <= names:
         snapshots = sorted(one.name for one in (folder / "snapshots").iterdir()) if (folder / "snapshots").is_dir() else []
-        return f"is a repository in Hugging Face's cache; allowed: snapshots/{snapshots[-1] if snapshots else 'REVISION'} in it"
+        newest = snapshots[-1] if snapshots else "REVISION"
+        return f"is a repository in Hugging Face's cache; allowed: its folder snapshots/{newest}"
     inside = sorted(one.name for one in folder.iterdir() if (one / "model_index.json").is_file())
     if inside:
-        return f"has no model_index.json, but {inside[0]!r} in it has; allowed: that folder"
+        return f"has no model_index.json, but its folder {inside[0]!r} has one; allowed: that folder"
     if "config.json" in names and (folder.parent / "model_index.json").is_file():
         return "is one part of a model; allowed: the folder above it"
     for suffix, what in (
         (".gguf", "GGUF files"),
-        (".safetensors", "single files of weights, as for ComfyUI"),
+        (".safetensors", "weights in single files, as for ComfyUI"),
         (".pth", ".pth files"),
     ):
         if any(name.endswith(suffix) for name in names):
-            return f"holds {what}, has no model_index.json; {diffusers}"
+            return f"has no model_index.json, only {what}; {diffusers}"
     return "has no model_index.json; allowed: a folder in the Diffusers layout" + (" (it is empty)" if not names else "")
 
 
 def other_model(index: Mapping[str, Any], z_dim: object) -> str | None:
-    """What another model's model_index.json says; `z_dim` is that of the VAE, if there is one."""
+    """Say which other model a model_index.json describes; None if it is ours. `z_dim` is the VAE's, if there is a VAE."""
     name = index.get("_class_name")
     needs = f"allowed: a Wan2.2 text-to-video model, such as {HUB_NAME}"
     if name in PIPELINES:
@@ -68,7 +69,7 @@ def other_model(index: Mapping[str, Any], z_dim: object) -> str | None:
     if isinstance(second, list) and any(second):
         return None
     if index.get("expand_timesteps") or z_dim == 48:
-        return f"is Wan2.2-TI2V-5B, or like it: one transformer and a VAE of {z_dim} channels; {needs}, with two experts"
+        return f"is Wan2.2-TI2V-5B or similar: one transformer and a VAE with {z_dim} channels; {needs}, with two experts"
     if second is not None:
-        return f"has one transformer, as Wan2.1 has; {needs}, with two experts"
+        return f"has one transformer, like Wan2.1; {needs}, with two experts"
     return None

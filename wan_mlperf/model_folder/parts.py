@@ -1,7 +1,7 @@
-"""The one list of what a Diffusers folder of Wan2.2 text-to-video holds, and what its files' headers say.
+"""Lists the parts of a Wan2.2 text-to-video folder in the Diffusers layout, and reads the headers of their files.
 
-A part's weights are the files that diffusers and transformers would read, found by their rules: an index with its shards, or one
-file, under the library's own name; else a variant (`...bf16.safetensors`), if there is just one.
+A part's weights are the files that diffusers and transformers would read, found by their rules: an index with its shards or one
+file, under the library's own name; otherwise a variant (`...bf16.safetensors`), if there is exactly one.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.inputs import text
 
 Shape = tuple[int, ...]
-DTYPES = ("BF16", "F16", "F32")  # in which weights may be stored
-POINTER = b"version https://git-lfs"  # what Git LFS leaves in a file's place
+DTYPES = ("BF16", "F16", "F32")  # that weights may be stored in
+POINTER = b"version https://git-lfs"  # how the placeholder of a file starts that Git LFS has not fetched
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A folder inside: `title` for people, its configuration, its weights' name, and the class that reads it, if it is one."""
+    """One folder of the model: `title` for messages, its configuration file, its weights' base name, the class that reads it."""
 
     title: str
     config: str
@@ -47,20 +47,20 @@ PARTS: Mapping[str, Part] = {
 
 
 def where(folder: Path, part: str) -> str:
-    """How an error names a part."""
+    """Return how a message names a part."""
     return f"model {str(folder)!r}: {part} ({PARTS[part].title})"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The files of a part's weights, and the variant that the libraries have to be told."""
+    """The files of a part's weights, and the `variant` argument with which the libraries load them."""
 
     files: tuple[Path, ...]
     variant: str | None
 
 
 def find_weights(model: Path, part: str) -> Weights:
-    """Find the files that the libraries would read. Raises BadInput, which says what is there instead."""
+    """Find the files that the libraries would read. Raises BadInput, saying what is there instead."""
     folder, name = model / part, PARTS[part].weights
     assert name is not None
     names = sorted(one.name for one in folder.iterdir())
@@ -77,7 +77,7 @@ def find_weights(model: Path, part: str) -> Weights:
             raise BadInput(f"{where(model, part)} holds both {single} and {index}; allowed: one of them")
         return Weights((folder / single,) if single in names else _shards(model, part, index), variant)
     others = [one for one in names if one.endswith((".bin", ".pt", ".pth", ".ckpt", ".gguf", ".safetensors", ".sft"))]
-    there = f"; there is {', '.join(others[:3])}" if others else ""
+    there = f" (found: {', '.join(others[:3])})" if others else ""
     raise BadInput(
         f"{where(model, part)} has no safetensors weights{there}; allowed: {name}.safetensors, or an index with its shards"
     )
@@ -90,10 +90,10 @@ def _shards(model: Path, part: str, index: str) -> tuple[Path, ...]:
     files = sorted(set(table.values()))
     for file in files:
         if file != Path(file).name:
-            raise BadInput(f"{where(model, part)}: {index} names {file!r}; allowed: files beside it")
+            raise BadInput(f"{where(model, part)}: {index} names {file!r}; allowed: files in the same folder")
     missing = [file for file in files if not (model / part / file).is_file()]
     if missing:
-        raise BadInput(f"{where(model, part)} lacks {', '.join(missing[:3])}; allowed: a whole download")
+        raise BadInput(f"{where(model, part)} lacks {', '.join(missing[:3])}; allowed: a complete download")
     return tuple(model / part / file for file in files)
 
 
@@ -103,11 +103,11 @@ def headers(model: Path, part: str, files: tuple[Path, ...]) -> dict[str, tuple[
     for file in files:
         refuse_pointer(file, model, part)
         try:
-            with safe_open(file, framework="pt") as stored:  # reads the header, and refuses a file of another length
+            with safe_open(file, framework="pt") as stored:  # reads the header only, and refuses a file of the wrong length
                 for name in stored.keys():  # noqa: SIM118 (not a mapping)
                     tensor = stored.get_slice(name)
                     if name in found:
-                        raise BadInput(f"{where(model, part)}: {name} is in {file.name} and in a file before it")
+                        raise BadInput(f"{where(model, part)}: {name} is in {file.name} and in an earlier file")
                     found[name] = tensor.get_dtype(), tuple(tensor.get_shape())
         except (OSError, SafetensorError) as error:
             raise BadInput(f"{where(model, part)}: {file.name} is damaged ({' '.join(str(error).split())[:160]})") from None
@@ -115,22 +115,22 @@ def headers(model: Path, part: str, files: tuple[Path, ...]) -> dict[str, tuple[
 
 
 def refuse_pointer(file: Path, model: Path, part: str) -> None:
-    """Raise BadInput for what Git LFS leaves where it has not fetched a file, and for a file that cannot be opened."""
+    """Raise BadInput for a file that cannot be opened, or that is only a Git LFS pointer."""
     try:
         with file.open("rb") as stream:
             start = stream.read(len(POINTER))
     except OSError as error:
         raise BadInput(f"{where(model, part)}: {file.name} cannot be read ({error.strerror})") from None
     if start == POINTER:
-        raise BadInput(f"{where(model, part)}: {file.name} is a Git LFS pointer, not the file; allowed: after `git lfs pull`")
+        raise BadInput(f"{where(model, part)}: {file.name} is a Git LFS pointer; allowed: the file itself (git lfs pull)")
 
 
 def read_json(file: Path, model: Path, part: str | None) -> dict[str, Any]:
-    """Return a configuration. Raises BadInput for what is not a mapping."""
+    """Return a configuration. Raises BadInput if it is not a JSON object."""
     whose = where(model, part) if part else f"model {str(model)!r}"
     if part:
         refuse_pointer(file, model, part)
-    values = text.read_json(file, what=f"{whose}:", allowed="a JSON object, as it was published")
+    values = text.read_json(file, what=f"{whose}:", allowed="the JSON object as it was published")
     if not isinstance(values, dict):
-        raise BadInput(f"{whose}: {file.name} holds no mapping")
+        raise BadInput(f"{whose}: {file.name} is not a JSON object; allowed: the JSON object as it was published")
     return values

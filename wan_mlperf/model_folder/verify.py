@@ -1,4 +1,4 @@
-"""Is a folder a whole Wan2.2 text-to-video checkpoint that our classes read completely? From configurations and headers alone."""
+"""Checks that a folder is a whole Wan2.2 text-to-video checkpoint that our classes read completely, from headers alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCALES = re.compile(
 
 
 def config_of(folder: Path, part: str) -> dict[str, Any]:
-    """A part's configuration, with the defaults of its class for what the file leaves out. Raises BadInput."""
+    """Return a part's configuration, with its class's defaults for what the file leaves out. Raises BadInput."""
     values = read_json(folder / part / PARTS[part].config, folder, part)
     kind = CLASSES.get(PARTS[part].kind or "")
     if kind is None or kind is UMT5EncoderModel:
@@ -36,7 +36,7 @@ def config_of(folder: Path, part: str) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> None:
-    """Raise BadInput, naming the part and what is wrong with it."""
+    """Raise BadInput if the checkpoint is not whole, naming the part and what is wrong with it."""
     try:
         _verify(folder)
     except OSError as error:
@@ -71,12 +71,14 @@ def _verify(folder: Path) -> None:
 
 
 def _check_class(folder: Path, part: str, index: Mapping[str, Any]) -> None:
-    """Is the part of the class that reads it, by model_index.json and by its own configuration?"""
+    """Check that model_index.json and the part's own configuration both name the class that reads it."""
     config, kind = read_json(folder / part / PARTS[part].config, folder, part), PARTS[part].kind
     listed = index.get(part)
     named = [listed[1]] if isinstance(listed, list) and len(listed) == 2 else []
     if part == "scheduler" and named and config.get("_class_name", named[0]) != named[0]:
-        raise BadInput(f"{where(folder, part)} is a {config['_class_name']}, and in model_index.json a {named[0]}; allowed: one")
+        raise BadInput(
+            f"{where(folder, part)} is a {config['_class_name']}, but model_index.json says {named[0]}; allowed: the same"
+        )
     if kind is None:
         return
     own = config.get("_class_name", kind)
@@ -102,11 +104,11 @@ def _check_weights(folder: Path, part: str) -> None:
             scales = [one for one in stored if SCALES.fullmatch(one)]
             more = f" and scales such as {scales[0]}" if scales else ""
             raise BadInput(f"{where(folder, part)} is quantised: {name} is stored in {dtype}{more}; allowed: bf16, fp16 or fp32")
-    for key in REPEATS:  # a model of so many layers would take for ever to build
+    for key in REPEATS:  # building a model of that many layers would not end
         count = read_json(folder / part / "config.json", folder, part).get(key)
         if isinstance(count, int) and count > len(stored):
             raise BadInput(
-                f"{where(folder, part)}: {key} is {count}, and there are {len(stored)} weights; allowed: what fits them"
+                f"{where(folder, part)}: {key} is {count}, but there are only {len(stored)} weights; allowed: at most as many"
             )
     kind = CLASSES[PARTS[part].kind or ""]
     makers: dict[type, Callable[[], torch.nn.Module]] = {
@@ -118,7 +120,7 @@ def _check_weights(folder: Path, part: str) -> None:
             expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     except Exception as error:
         why = " ".join(str(error).split())[:160]
-        raise BadInput(f"{where(folder, part)} has a configuration that fits no model ({why})") from None
+        raise BadInput(f"{where(folder, part)} has a configuration from which no model can be built ({why})") from None
     ignored = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or []
     _compare(folder, part, expected, {name: shape for name, (_, shape) in stored.items()}, ignored)
 

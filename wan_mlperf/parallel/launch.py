@@ -1,4 +1,4 @@
-"""Starts the ranks of this host through torchrun's own library, for users who have not started torchrun themselves."""
+"""Starts the ranks of this host through torchrun's own library when the user has not started torchrun."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from wan_mlperf.inputs import text
 def launch(module: str, arguments: Sequence[str], world: int, *, stop_s: float = 30.0) -> int:
     """Start `python -m module arguments` on `world` ranks of this host through torchrun's own library; return the exit code.
 
-    After a signal the ranks have `stop_s` to end by themselves; the first one's exit code counts.
+    After a signal the ranks have `stop_s` seconds to end by themselves; the exit code is that of the first rank to end.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The ranks say themselves what went wrong; the agent's log would only repeat it, at length.
+    # The ranks report what went wrong; torchrun's log would only repeat it, at length.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world)))
     handled = [number.name for number in process.STOPS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's stays ignored
     with files.scratch("job") as folder:
         file = folder / "code"
-        # What a rank or a library of it leaves in the temporary folder goes with the job, even if the rank is killed.
+        # Whatever a rank or its libraries leave in the temporary folder is deleted with the job, even if the rank is killed.
         changed = {process.EXIT_FILE: str(file), "TMPDIR": str(folder), **text.hand_over(folder)}
         before = {name: os.environ.get(name) for name in changed}
         os.environ.update(changed)
         wanted: dict[str, Any] = {"signals_to_handle": ",".join(handled), "shutdown_timeout": math.ceil(stop_s)}
-        # Not in every torch that we take.
+        # Not every supported version of torch has these.
         more = {name: value for name, value in wanted.items() if name in LaunchConfig.__dataclass_fields__}
         config = LaunchConfig(
             min_nodes=1,
@@ -60,7 +60,7 @@ def launch(module: str, arguments: Sequence[str], world: int, *, stop_s: float =
             number = getattr(error, "sigval", signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
             if number is None:
                 raise
-            if file.exists():  # rank 0 has said it
+            if file.exists():  # a rank has reported its exit code
                 return int(file.read_text())
             process.say(f"stopped by {signal.Signals(number).name}")
             return 128 + int(number)

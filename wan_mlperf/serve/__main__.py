@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from wan_mlperf import cli, process, ranks
 
-STOP_S = 5  # after what was under way, for the last answers
+STOP_S = 5  # for the last answers, once the running jobs are done
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         setup = preflight.prepare(recipe, world=preflight.ranks_for(recipe))
     if not ranks.under_torchrun():
         if taken is not None:
-            taken.close()  # it was free: rank 0 takes it
+            taken.close()  # it is free; rank 0 will take it again
         return launch("wan_mlperf.serve", arguments, setup.shape.world, stop_s=checked.drain_s + STOP_S)
     from wan_mlperf.serve import session
 
@@ -44,18 +44,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--host", type=cli.words, default="127.0.0.1", help="address to listen on (default: this host only)")
     parser.add_argument("--port", type=cli.whole_number, default=8000, help="port (default: 8000; 0: any free one)")
     parser.add_argument("--folder", type=cli.path, default="served", help="where videos and manifest.json are kept (served)")
-    parser.add_argument("--token-file", type=cli.path, metavar="FILE", help="ask every client for the token in this file")
+    parser.add_argument("--token-file", type=cli.path, metavar="FILE", help="require the token in this file from every client")
     parser.add_argument(
-        "--latents", type=cli.path, metavar="FOLDER", help="where requests may name files of initial noise (latent_path)"
+        "--latents", type=cli.path, metavar="FOLDER", help="folder of initial noise files that requests may name (latent_path)"
     )
     parser.add_argument(
-        "--most-waiting", type=cli.whole_number, default=64, metavar="N", help="jobs of /v1/videos that may wait (64)"
+        "--most-waiting", type=cli.whole_number, default=64, metavar="N", help="most jobs of /v1/videos in the queue (64)"
     )
     parser.add_argument(
-        "--drain", type=cli.whole_number, default=25, metavar="SECONDS", help="after SIGTERM, for what is under way (25)"
+        "--drain", type=cli.whole_number, default=25, metavar="SECONDS", help="time to finish running jobs after SIGTERM (25)"
     )
     parser.add_argument("--any-workload", action="store_true", help="requests may choose size, length, steps and guidance")
-    parser.add_argument("--recipe-workload", action="store_true", help="what requests say of them is ignored: the recipe's count")
+    parser.add_argument("--recipe-workload", action="store_true", help="ignore these in requests and use the recipe's")
     return parser.parse_args(arguments)
 
 

@@ -38,8 +38,8 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=400)  # nobody reads it
+    return Response(status_code=400)  # the client is gone
 
 
 async def _bug(_request: Request, _error: Exception) -> Response:
-    return Refused("the server made a mistake; its log has it", status=500, code="internal_error").answer()
+    return Refused("internal error; see the server's log", status=500, code="internal_error").answer()

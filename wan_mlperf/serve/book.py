@@ -1,7 +1,7 @@
-"""Every video job that this server knows, in memory and in its folder, where a restart finds them again.
+"""All video jobs of this server, in memory and in its folder, where a restarted server finds them again.
 
-A job is in the manifest on disk before it is begun; its video appears under its name when it is whole. Names are made here,
-never taken from a request.
+A job is written to the manifest before it starts, and its video appears under its final name only when it is whole. File names
+are made here and never taken from a request.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from wan_mlperf.inputs import locks
 from wan_mlperf.videos.manifest import MANIFEST, Entry, Manifest, line, written
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
-LOCK_S = 10.0  # a killed server's ranks hold the folder for a moment longer
-PAUSE_S, SHARE = 0.02, 10  # after a manifest was written, its writer rests as long as this, and ten times as long as it took
+LOCK_S = 10.0  # the ranks of a killed server hold the lock a little longer
+PAUSE_S, SHARE = 0.02, 10  # the pause after writing a manifest: this, plus ten times the time it took
 LOST = "the server ended before this video was finished"
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Video:
-    """A video job. `number` orders the jobs; `size` is width x height, `seconds` the length as OpenAI writes it; times are Unix'.
+    """A video job. `number` orders the jobs; `size` is width x height, `seconds` OpenAI's length; times are Unix times.
 
-    `recipe` is the key, in the manifest, of all that decides how the video looks; `error` is (code, message).
+    `recipe` is the manifest's key for everything that decides how the video looks; `error` is (code, message).
     """
 
     id: str
@@ -55,12 +55,12 @@ class Video:
 
     @property
     def file(self) -> str:
-        """The name of its MP4."""
+        """The file name of its MP4."""
         return f"{self.id}.mp4"
 
     @property
     def is_over(self) -> bool:
-        """True if nothing more will become of it."""
+        """True once the job has completed or failed."""
         return self.status in ("completed", "failed")
 
 
@@ -69,7 +69,7 @@ _READ = TypeAdapter(Video)
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What was in the folder at the start: how many finished videos, and the ids of jobs that were lost."""
+    """What the folder held at the start: the number of finished videos, and the ids of jobs that were lost."""
 
     finished: int
     lost: tuple[str, ...]
@@ -81,10 +81,10 @@ class Book:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self._videos: dict[str, Video] = {}
-        self._lines: dict[str, tuple[str | None, str]] = {}  # a job's lines in the manifest: of its video, of the job
+        self._lines: dict[str, tuple[str | None, str]] = {}  # each job's two lines in the manifest: its video's and its own
         self._recipes: dict[str, str] = {}
         self._lock = threading.Condition()
-        self._last = 0  # the number of the newest job
+        self._last = 0  # number of the newest job
         self._version = self._on_disk = 0
         self._closing = False
         self._writer: threading.Thread | None = None
@@ -92,9 +92,9 @@ class Book:
         self.found = Found(finished=0, lost=())
 
     def open(self) -> None:
-        """Take the folder for this server alone and read what is in it.
+        """Lock the folder for this server and read its jobs.
 
-        Raises BadInput while another one has it, and for a manifest that is none.
+        Raises BadInput if another server has it, or if its manifest cannot be used.
         """
         self._folder_lock = locks.lock(self.folder, what="--folder", busy="another server writes there", wait_s=LOCK_S)
         manifest = Manifest.read(self.folder / MANIFEST)
@@ -112,12 +112,12 @@ class Book:
             ) from None
         for video in videos:
             there = (self.folder / video.file).is_file()
-            if there and video.status != "completed":  # it was whole before the manifest could say so
+            if there and video.status != "completed":  # finished, but the server ended before it wrote the manifest
                 content = (self.folder / video.file).read_bytes()
                 video = replace(video, status="completed", error=None, sha256=hashlib.sha256(content).hexdigest())
                 video = replace(video, completed_at=(self.folder / video.file).stat().st_mtime)
             elif not there and video.status == "completed":
-                continue  # its owner has removed it
+                continue  # the user has deleted the file
             elif not video.is_over:
                 video = replace(video, status="failed", error=("lost", LOST), completed_at=time.time())
                 lost.append(video.id)
@@ -129,7 +129,7 @@ class Book:
         self.found = Found(finished=finished, lost=tuple(lost))
 
     def add(self, *, recipe: tuple[str, dict[str, Any]], **values: Any) -> Video:
-        """Begin a job and return it; `recipe` is its key and what it stands for. Its other values are `Video`'s."""
+        """Add a job and return it; `recipe` is its key and the identity it stands for, `values` are `Video`'s other fields."""
         with self._lock:
             key, identity = recipe
             if key not in self._recipes:
@@ -140,7 +140,7 @@ class Book:
             return video
 
     def change(self, video_id: str, **changes: Any) -> Video | None:
-        """Change a job and return it as it is now; None if it is gone."""
+        """Change fields of a job and return the new job; None if it was deleted."""
         with self._lock:
             video = self._videos.get(video_id)
             if video is None:
@@ -150,23 +150,23 @@ class Book:
             return video
 
     def complete(self, video_id: str, content: bytes) -> Video | None:
-        """Keep the MP4 of a job. None if the job is gone. Raises OSError."""
+        """Store the MP4 of a job and mark it completed; None if it was deleted. Raises OSError."""
         video = self.get(video_id)
         if video is None:
             return None
         atomic_write(self.folder / video.file, content)
         sha256 = hashlib.sha256(content).hexdigest()
         completed = self.change(video_id, status="completed", completed_at=time.time(), sha256=sha256)
-        if completed is None:  # deleted in this very moment
+        if completed is None:  # deleted just now
             self.path(video).unlink(missing_ok=True)
         return completed
 
     def fail(self, video_id: str, code: str, message: str) -> Video | None:
-        """Say why there will be no video."""
+        """Mark a job as failed, with the reason."""
         return self.change(video_id, status="failed", completed_at=time.time(), error=(code, message))
 
     def remove(self, video_id: str) -> None:
-        """Forget a job and remove its MP4."""
+        """Delete a job and its MP4."""
         with self._lock:
             video = self._videos.pop(video_id, None)
             self._lines.pop(video_id, None)
@@ -176,15 +176,15 @@ class Book:
                 (self.folder / video.file).unlink()
 
     def get(self, video_id: str) -> Video | None:
-        """The job of this id."""
+        """Return the job with this id."""
         return self._videos.get(video_id)
 
     def path(self, video: Video) -> Path:
-        """Where its MP4 is, or will be."""
+        """Return where a job's MP4 is, or will be."""
         return self.folder / video.file
 
     def page(self, *, after: str | None, limit: int, newest_first: bool) -> tuple[list[Video], bool]:
-        """Return up to `limit` jobs that come after the job `after`, and whether there are more. KeyError for an unknown one."""
+        """Return up to `limit` jobs after the job `after`, and whether there are more. Raises KeyError if `after` is unknown."""
         with self._lock:
             videos = list(self._videos.values())
             begin = self._videos[after].number if after is not None else None
@@ -198,13 +198,13 @@ class Book:
         return found, False
 
     def flush(self, timeout_s: float = 30.0) -> None:
-        """Wait until all that was changed before is on disk."""
+        """Wait until all earlier changes are on disk."""
         with self._lock:
             wanted = self._version
             self._lock.wait_for(lambda: self._on_disk >= wanted, timeout_s)
 
     def close(self) -> None:
-        """Write what is left, and let others have the folder."""
+        """Write the remaining changes and unlock the folder."""
         with self._lock:
             self._closing = True
             self._lock.notify_all()
@@ -229,7 +229,7 @@ class Book:
         self._lock.notify_all()
 
     def _write_on(self) -> None:
-        """Thread: write the manifest whenever something has changed, all changes since the last time at once."""
+        """Thread: write the manifest whenever something has changed, with all changes since the last time."""
         said = ""
         while True:
             with self._lock:
@@ -241,7 +241,7 @@ class Book:
             try:
                 text = written(recipes=recipes, videos=[one for one, _ in lines if one], jobs=[job for _, job in lines])
                 atomic_write(self.folder / MANIFEST, text)
-            except OSError as error:  # a full disk, perhaps not for long
+            except OSError as error:  # e.g. a full disk: try again
                 if said != (said := f"{MANIFEST} cannot be written: {process.one_line(error)}"):
                     process.say(said)
                 if self._closing:

@@ -1,7 +1,7 @@
-"""The queue in front of the dispatcher: takes what is wanted, hands it over when a replica can start it, says what becomes of it.
+"""The queue in front of the dispatcher: accepts jobs, hands each over when a replica can start it, and reports the outcome.
 
-Benchmark, applications and the page share it, first come first served. `work` runs inside the dispatcher's `run`; everything
-else may be called from any thread.
+The benchmark, applications and the page share it, first come, first served. `work` runs inside the dispatcher's `run`; everything
+else is safe to call from any thread.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GONE = "the video was deleted"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A finished video, and its seconds per stage, `wait` in the queue and `keep` on the disk among them."""
+    """A finished video and its seconds per stage, including `wait` (in the queue) and `keep` (writing to disk)."""
 
     content: bytes
     spans: dict[str, float]
@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(kw_only=True, eq=False)
 class Task:
-    """A job on its way: what is live of it, while the book has what is kept."""
+    """The live state of an unfinished job; what must survive a restart is in the book."""
 
     video_id: str
     job: Job
@@ -51,7 +51,7 @@ class Task:
     plan: tuple[Step, ...]
     held: bool
     accepted: float
-    handed_over: float | None = None  # on time.perf_counter's clock, as `accepted` and `begun`
+    handed_over: float | None = None  # by time.perf_counter, like `accepted` and `begun`
     begun: float | None = None
     steps: int = 0
     frames: int = 0
@@ -64,14 +64,14 @@ class Task:
 
     @property
     def share(self) -> float:
-        """How far it has come, 0 to 1: steps, and the decode as a tenth of them."""
+        """Progress from 0 to 1. The decode counts a tenth of all steps."""
         steps = self.workload.steps
         decode = max(1.0, steps / 10)
         return (self.steps + decode * self.frames / self.workload.frames) / (steps + decode)
 
 
 class Desk:
-    """All tasks that are not over. `most_waiting` bounds those that nobody holds a connection for."""
+    """All unfinished tasks. `most_waiting` limits the queue of jobs whose clients do not wait on a connection."""
 
     def __init__(self, dispatcher: ServingDispatcher, setup: Setup, book: Book, metrics: Metrics, *, most_waiting: int) -> None:
         self.most_waiting = most_waiting
@@ -88,7 +88,7 @@ class Desk:
         metrics.watch(waiting=lambda: len(self._waiting), in_flight=lambda: len(self._in_flight))
 
     def accept(self, wanted: Wanted, *, route: str, held: bool) -> Task:
-        """Take a job. A `held` one, whose client waits for the answer, is never one too many. Raises Refused."""
+        """Accept a job. One that is `held`, whose client waits on its connection, is never too many. Raises Refused."""
         workload, recipe = wanted.workload, self._recipe(wanted)
         with self._lock:
             if self._stopping:
@@ -122,7 +122,7 @@ class Desk:
             if held:
                 self._enqueue(task)
         if not held:
-            self._book.flush()  # on disk before it is begun, and before its client knows of it
+            self._book.flush()  # on disk before it starts and before its client knows of it
             with self._lock:
                 if self._stopping:
                     self._give_up(task, stopping())
@@ -132,20 +132,20 @@ class Desk:
 
     @property
     def is_stopping(self) -> bool:
-        """True when nothing more is taken."""
+        """True once no more jobs are accepted."""
         return self._stopping
 
     def task(self, video_id: str) -> Task | None:
-        """The task of a job that is not over."""
+        """Return the task of an unfinished job; None if there is none."""
         return self._tasks.get(video_id)
 
     def tasks(self) -> list[Task]:
-        """All that are not over: those under way, then those that wait, in order."""
+        """Return all unfinished tasks: first those that run, then those that wait, in order."""
         with self._lock:
             return [*self._in_flight.values(), *self._waiting]
 
     def delete(self, video_id: str) -> None:
-        """Forget a job and its video; if it is under way, stop its work."""
+        """Delete a job and its video; cancel it if it is running."""
         with self._lock:
             task = self._tasks.get(video_id)
             if task is not None:
@@ -158,9 +158,9 @@ class Desk:
         self._book.remove(video_id)
 
     def work(self, *, until: Callable[[], bool] = lambda: False, look_s: float = STAY_READY_S) -> None:
-        """Hand tasks to the dispatcher until `stop`, and then until what is under way is done.
+        """Hand tasks to the dispatcher until `stop` is called and all running tasks are done.
 
-        Or until `until` is true, which is asked when there was nothing to do for `look_s`.
+        Also returns once `until` is true, which is checked whenever there was nothing to do for `look_s` seconds.
         """
         while not until():
             with self._lock:
@@ -178,7 +178,7 @@ class Desk:
                 self._dispatcher.stay_ready()
 
     def stop(self) -> None:
-        """Take nothing more, answer those that wait, and let `work` end with what is under way."""
+        """Accept no more jobs, refuse those that wait, and let `work` return when the running ones are done."""
         with self._lock:
             self._stopping = True
             while self._waiting:
@@ -186,7 +186,7 @@ class Desk:
             self._lock.notify_all()
 
     def fail_all(self) -> None:
-        """The job is at its end: answer everybody who waits for something."""
+        """Answer every waiting client with an error, because the engine has failed."""
         error = Refused("the server has failed; its log says why", status=503, code="server_failed")
         with self._lock:
             self._stopping = True
@@ -202,7 +202,7 @@ class Desk:
         return bool(self._waiting) and len(self._in_flight) < self._dispatcher.capacity
 
     def _enqueue(self, task: Task) -> None:
-        if not task.is_over:  # else it was deleted meanwhile
+        if not task.is_over:  # it may have been deleted meanwhile
             self._waiting.append(task)
             self._lock.notify_all()
 
@@ -217,7 +217,7 @@ class Desk:
             task.steps, task.frames = progress.steps, progress.frames
             if task.begun is None or progress.steps == 0:
                 task.begun = time.perf_counter()
-                task.fragments.clear()  # of an attempt that failed
+                task.fragments.clear()  # those of a failed attempt
                 self._book.change(task.video_id, status="in_progress")
 
     def _made(self, result: FinishedSample) -> None:
@@ -232,8 +232,8 @@ class Desk:
             if self._book.complete(task.video_id, content) is None:
                 return
         except OSError as error:
-            process.say(f"video {task.video_id}: cannot be kept: {process.one_line(error)}")
-            self._fail(task, "storage_failed", "the video could not be kept; the server's log says why")
+            process.say(f"video {task.video_id}: cannot be stored: {process.one_line(error)}")
+            self._fail(task, "storage_failed", "the video could not be stored; the server's log says why")
             return
         wait = (task.begun or task.handed_over) - task.accepted
         spans = {"wait": wait, **result.spans, "keep": time.perf_counter() - begin}
@@ -275,7 +275,7 @@ class Desk:
         return video.route if video is not None else "videos"
 
     def _recipe(self, wanted: Wanted) -> tuple[str, dict[str, Any]]:
-        """All that decides how the video looks, but for prompt and seed, and its key; read from the weights once."""
+        """Return the key and identity of everything that decides how the video looks, apart from prompt and seed."""
         setup = self._setup
         negative = setup.workload.negative_prompt if wanted.negative_prompt is None else wanted.negative_prompt
         workload = replace(wanted.workload, negative_prompt=negative)

@@ -1,4 +1,4 @@
-"""A video's MP4, encoded while its frames are decoded: the file of `generate`, byte for byte, and a preview for the page."""
+"""Encodes a video's MP4 while its frames are decoded: the same bytes as `generate` writes, plus a preview for the page."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from wan_mlperf.videos.preview import fragments
 
 
 class Abandoned(Exception):
-    """There will be no more frames, and nothing is to be kept."""
+    """No more frames will come, and the result is not wanted."""
 
 
 class Mp4Encoder:
-    """Encodes in a thread, which starts with the first frames; with `report` a second one makes the preview."""
+    """Encodes in a thread that starts with the first frames; with `report`, a second thread encodes the preview."""
 
     def __init__(self, fps: int, report: Callable[[bytes], None] | None) -> None:
         self._threads = [_Encoding(lambda chunks: chunks_to_mp4(chunks, fps))]
@@ -81,7 +81,7 @@ class _Encoding:
 
 
 def encode(fps: Callable[[Job], int | None]) -> Callable[[Job, Report], Encoder | None]:
-    """Return the `encode` of `dispatch.start`: `fps` says how a job's video is played, None for a job that wants frames."""
+    """Return the `encode` argument of `dispatch.start`. `fps` gives a job's frame rate, None if the job wants frames."""
 
     def begin(job: Job, report: Report) -> Encoder | None:
         rate = fps(job)

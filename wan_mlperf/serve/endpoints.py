@@ -1,4 +1,4 @@
-"""What MLCommons' endpoints client asks for: a video per request, held until it is there."""
+"""The routes of MLCommons' endpoints client: one video per request; the answer is sent when the video is finished."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from starlette.routing import Route
 
 from wan_mlperf.serve.site import Site, endpoints_request, finished, timing
 
-CLIENT_GONE = 499  # nobody reads it
+CLIENT_GONE = 499  # nobody receives it; 499 is nginx's code for a client that has gone
 
 
 def routes(site: Site) -> list[Route]:
     """`POST /v1/videos/generations` and `/v1/videos/sync`."""
 
     async def generations(request: Request) -> Response:
-        """Answer with exactly two fields: one more, even null, and the client counts the sample as failed."""
+        """Answer with exactly two fields: with any other field, even null, the client counts the sample as failed."""
         wanted, fields = await endpoints_request(site, request)
         task = site.desk.accept(wanted, route="generations", held=True)
         outcome = await finished(site, request, task)

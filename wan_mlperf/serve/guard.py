@@ -1,4 +1,4 @@
-"""What stands before every route: who may ask, from which page, and how much they may send."""
+"""Checks every request before its route: who may use the server, from which page, and how much they may send."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from wan_mlperf.serve.errors import Refused
 from wan_mlperf.serve.metrics import Metrics
 
 COOKIE = "wan_mlperf_session"
-OPEN = ("/", "/health", "/session")  # without a token: they tell nothing of what users made
+OPEN = ("/", "/health", "/session")  # need no token: they reveal nothing about the users' videos
 BODY_BYTES = 256 * 1024
 BODY_S = 30.0
-DISCARDED_BYTES = 8 * 1024 * 1024  # read of a body that is too long, so that its sender gets to read the answer
+DISCARDED_BYTES = (
+    8 * 1024 * 1024
+)  # read and discarded of a body that is too long; otherwise its sender would never see the answer
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -32,22 +34,22 @@ HEADERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may ask: everyone who reaches the port, or those with the token. `only_local`: the page's host must be this one."""
+    """Who may use the server: everyone who reaches the port, or holders of the token. `only_local`: only as localhost."""
 
     token: str | None
     only_local: bool
 
     def session(self, token: str) -> str | None:
-        """The cookie of a browser that has named the right token."""
+        """Return the session cookie for the right token, None for a wrong one."""
         if self.token is None or not hmac.compare_digest(token.encode(), self.token.encode()):
             return None
         return hashlib.sha256(f"session of {self.token}".encode()).hexdigest()
 
     def check(self, path: str, headers: Headers) -> None:
-        """Raise Refused for a request that may not ask."""
+        """Raise Refused for a request that is not allowed."""
         host = headers.get("host", "")
         if self.only_local and not _is_local(host):
-            # A page elsewhere may give its own name this host's address; a browser then lets it read the answers.
+            # DNS rebinding: a page of another site could give its own name this host's address, and so read the answers.
             raise Refused("this server answers to localhost only", status=403, code="host_not_allowed")
         origin = headers.get("origin")
         if (origin is not None and urlsplit(origin).netloc != host) or headers.get("sec-fetch-site") == "cross-site":
@@ -60,12 +62,12 @@ class Access:
         by_header = kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token.encode())
         cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
         if not by_header and not hmac.compare_digest(cookie.encode(), session.encode()):
-            message = "this server asks for a token: Authorization: Bearer ..."
+            message = "this server requires a token: Authorization: Bearer ..."
             raise Refused(message, status=401, code="invalid_token", www_authenticate="Bearer")
 
 
 class Guard:
-    """ASGI middleware. What it refuses never reaches a route."""
+    """ASGI middleware. A request that it refuses never reaches a route."""
 
     def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
         self._app, self._access, self._metrics = app, access, metrics
@@ -99,7 +101,7 @@ class Guard:
 
 
 class _Body:
-    """`receive` with a limit to a body's length and to the time it may take."""
+    """ASGI's `receive` with limits on a body's length and on the time it takes."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -112,7 +114,7 @@ class _Body:
         try:
             async with asyncio.timeout(BODY_S):
                 message = await self._receive()
-                while self._counts(message):  # too long: read on, for a while
+                while self._counts(message):  # too long: read on, up to DISCARDED_BYTES
                     message = await self._receive()
         except TimeoutError:
             self._is_complete = True

@@ -1,4 +1,4 @@
-"""OpenAI's video API: create, retrieve, list, download, delete; and a stream of a video that is being decoded."""
+"""OpenAI's video API: create, retrieve, list, download and delete; plus a stream of a video while it is decoded."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class _Api:
         video = _asked(self._site, request)
         variant = request.query_params.get("variant", "video")
         if variant != "video":
-            raise Refused(f"variant: {variant[:80]!r} is not made here; allowed: video", param="variant")
+            raise Refused(f"variant: {variant[:80]!r} is not available; allowed: video", param="variant")
         if video.status != "completed":
-            raise Refused(f"the video is not there yet: it is {video.status}", status=404, code="video_not_ready")
+            raise Refused(f"the video is not finished: its status is {video.status}", status=404, code="video_not_ready")
         try:
             found = await run_in_threadpool(self._site.book.path(video).stat)
-        except OSError:  # its owner has removed the file
+        except OSError:  # the user has deleted the file
             raise not_found(f"file of video {video.id}") from None
         return FileResponse(
             self._site.book.path(video),
@@ -101,7 +101,7 @@ class _Api:
 
 
 def video_object(site: Site, video: Video) -> dict[str, Any]:
-    """OpenAI's object of a video."""
+    """Return OpenAI's video object."""
     task = site.desk.task(video.id)
     progress = 100 if video.status == "completed" else min(99, math.floor(100 * task.share)) if task is not None else 0
     error = None if video.error is None else {"code": video.error[0], "message": video.error[1]}
@@ -123,7 +123,7 @@ def video_object(site: Site, video: Video) -> dict[str, Any]:
 
 
 def _answer(site: Site, video: Video) -> Response:
-    """The object, and for one that is not over when to ask again."""
+    """Answer with the video object and, while it is unfinished, when to poll again."""
     headers = {}
     if not video.is_over:
         task = site.desk.task(video.id)
@@ -144,10 +144,10 @@ def _known(site: Site, video_id: str) -> Video:
 
 
 async def _fragments(task: Task) -> AsyncIterator[bytes]:
-    """The preview's fragments as they come."""
+    """Yield the preview's fragments as they arrive."""
     sent = 0
     while True:
-        over = task.is_over  # asked first: what came before it is sent
+        over = task.is_over  # read before the fragments, so that none is missed
         while sent < len(task.fragments):
             yield task.fragments[sent]
             sent += 1

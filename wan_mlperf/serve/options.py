@@ -1,4 +1,4 @@
-"""What the command line says of the server itself, checked before anything is loaded."""
+"""The server's own options from the command line, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wan_mlperf.serve.wanted import Policy
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where videos are kept, who may ask, for what, and how much may wait."""
+    """Where videos are kept, who may ask for which videos, and how many jobs may wait."""
 
     folder: Path
     latents: Path | None
@@ -30,7 +30,7 @@ class Options:
 
 
 def check(options: argparse.Namespace) -> Options:
-    """Check what does not need the model. Raises BadInput."""
+    """Check the options that do not need the model. Raises BadInput."""
     if options.any_workload and options.recipe_workload:
         raise BadInput("--any-workload with --recipe-workload; allowed: one of them")
     if not 1 <= options.most_waiting <= 1_000_000:
@@ -54,7 +54,7 @@ def check(options: argparse.Namespace) -> Options:
 
 
 def take_port(options: argparse.Namespace) -> socket.socket:
-    """Take the port on rank 0. Raises BadInput."""
+    """Bind the port, on rank 0. Raises BadInput."""
     if not 0 <= options.port <= 65535:
         raise BadInput(f"--port: {options.port} is not allowed; allowed: 0 to 65535")
     return server.bind(options.host, options.port)
@@ -69,7 +69,7 @@ def read_token(file: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """True if only this host can reach the address."""
+    """True if the address can be reached from this host only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

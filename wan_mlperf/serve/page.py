@@ -1,4 +1,4 @@
-"""The page at `/`, what it asks for, and what operators ask for: /health and /metrics."""
+"""The page at `/`, the routes that it uses, and those for operators: /health and /metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILE = Path(__file__).with_name("page.html")
 
 
 def routes(site: Site) -> list[Route]:
-    """The page's routes."""
+    """Return the routes."""
     text = FILE.read_text(encoding="utf-8")
     policy = content_security_policy(text)
 
@@ -33,7 +33,7 @@ def routes(site: Site) -> list[Route]:
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
     async def session(request: Request) -> Response:
-        """Take the token from a form of the page and answer with a cookie, which the page's own requests then carry."""
+        """Take the token from the page's form and answer with a cookie, which the page's requests then carry."""
         values, _ = await body.read(request)
         token = values.get("token")
         cookie = site.access.session(token) if isinstance(token, str) else None
@@ -77,7 +77,7 @@ def routes(site: Site) -> list[Route]:
 
 
 def content_security_policy(text: str) -> str:
-    """Let the page run its own script and nothing else, whatever a prompt may hold."""
+    """Return a policy under which the page runs its own script only, whatever a prompt contains."""
     hashes = {
         tag: " ".join(
             f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'"
@@ -92,7 +92,7 @@ def content_security_policy(text: str) -> str:
 
 
 def _live(site: Site, task: Task, place: int | None) -> dict[str, Any]:
-    """Where a job is: its step and what that one does, or how many are in front of it."""
+    """Return a job's state for the page: its step and expert, or its `place` in the queue."""
     forecast, workload = site.desk.forecast, task.workload
     if task.begun is None:
         left = forecast.seconds_to_wait(workload, before=place or 0)

@@ -15,14 +15,14 @@ from starlette.types import ASGIApp
 from wan_mlperf import process
 from wan_mlperf.errors import BadInput
 
-BACKLOG = 4096  # MLCommons' client opens some 7,000 connections at once, before it asks for anything
+BACKLOG = 4096  # MLCommons' client opens about 7,000 connections at once before its first request
 FILES = 16384
-KEEP_ALIVE_S = 75  # MLCommons' client drops idle connections itself after 4 s; one that the server closes first would fail
+KEEP_ALIVE_S = 75  # MLCommons' client drops idle connections after 4 s; a request on one that the server closed first fails
 STOP_S = 5
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the port, without listening: who connects is refused until the model is ready. Raises BadInput."""
+    """Bind the port without listening: connections are refused until the model is ready. Raises BadInput."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         taken = socket.socket(family, kind, protocol)
@@ -36,7 +36,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def raise_limit_of_files() -> None:
-    """Let this process hold as many connections as the system allows, and say where that is few."""
+    """Raise this process's limit of open files, hence connections, to the system's; print a note if that is low."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65536 if most == resource.RLIM_INFINITY else most
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
@@ -45,7 +45,7 @@ def raise_limit_of_files() -> None:
 
 
 class HttpServer:
-    """Serves `app` on a bound socket from its own thread. `open_requests` counts those that are being answered."""
+    """Serves `app` on a bound socket in a separate thread. `open_requests` returns the number of requests in progress."""
 
     def __init__(self, app: ASGIApp, taken: socket.socket, *, open_requests: Callable[[], int]) -> None:
         self._socket, self._open_requests = taken, open_requests
@@ -67,24 +67,24 @@ class HttpServer:
 
     @property
     def address(self) -> str:
-        """Where it is reached."""
+        """The server's URL."""
         host, port = self._socket.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def start(self) -> None:
-        """Listen; return when connections are taken."""
+        """Start listening; return once connections are accepted."""
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
             time.sleep(0.005)
 
     def await_answers(self, timeout_s: float) -> None:
-        """Wait until every open request has its answer."""
+        """Wait until every open request is answered, for `timeout_s` at most."""
         until = time.monotonic() + timeout_s
         while self._open_requests() and time.monotonic() < until:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """Close the port, let open answers out, and end."""
+        """Close the port, finish the open answers and end the thread."""
         self._server.should_exit = True
         self._thread.join(STOP_S + 2)
 

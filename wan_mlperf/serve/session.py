@@ -1,4 +1,4 @@
-"""From loading to the end of a server: every rank works, rank 0 also keeps the queue, the folder and the HTTP server."""
+"""A server from loading to its end: every rank makes videos; rank 0 also has the queue, the folder and the HTTP server."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from wan_mlperf.serve.options import Options
 from wan_mlperf.serve.site import Site
 from wan_mlperf.serve.wanted import Reader
 
-COLLECTIVE_S = 24 * 3600.0  # as in sut/session.py: finding a rank that hangs is the watch's task
-ANSWERS_S = 5.0  # for the last answers to leave
+COLLECTIVE_S = 24 * 3600.0  # as in sut/session.py: the watch finds ranks that hang
+ANSWERS_S = 5.0  # for sending the last answers
 
 
 def run(options: Options, setup: Setup, taken: socket.socket | None) -> int:
-    """On every rank: load, and work until the server is stopped. `taken` is the port, on rank 0. Return the exit code."""
+    """Load and serve until the server is stopped; runs on every rank. `taken` is rank 0's bound port. Return the exit code."""
     with Watch(setup.recipe.faults) as watch:
         book = Book(options.folder)
         if ranks.is_first():
@@ -55,7 +55,7 @@ def run(options: Options, setup: Setup, taken: socket.socket | None) -> int:
 
 
 class Session:
-    """Rank 0's part: the book of the folder, the queue and the HTTP server, which `run` starts."""
+    """Rank 0's part of the server: the book, the queue and the HTTP server."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Session:
         self.server = server.HttpServer(application, taken, open_requests=lambda: application.open_requests)
 
     def run(self) -> None:
-        """Serve until `drain` or the end of the job."""
+        """Serve until SIGTERM or until the engine fails."""
         self._watch.on_end = self._failed
         self._watch.on_drain = self._drain
         found = self._book.found
@@ -98,17 +98,17 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Let the last answers out, and write down what became of every job."""
+        """Send the last answers and write every job's outcome to the manifest."""
         self.server.await_answers(ANSWERS_S)
         self.server.stop()
         self._book.close()
 
     def _drain(self) -> None:
-        """Stop as SIGTERM asks: take nothing more, finish what is under way, and not too late."""
+        """Handle SIGTERM: accept no more jobs and finish the running ones, within the time that --drain gives."""
         drain_s = self._options.drain_s
-        process.say(f"stopping: what is under way has {drain_s:g} s")
+        process.say(f"stopping: running videos have {drain_s:g} s to finish")
         self.desk.stop()
-        line = f"stopped by SIGTERM: what was under way did not end within {drain_s:g} s"
+        line = f"stopped by SIGTERM: running videos did not finish within {drain_s:g} s"
         timer = threading.Timer(drain_s, self._watch.end, (line, 128 + signal.SIGTERM))
         timer.daemon = True
         timer.start()

@@ -1,4 +1,4 @@
-"""What every route has at hand, and how a client waits for a video."""
+"""What every route needs, and how a client waits for a video."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Site:
 
     @property
     def model(self) -> str:
-        """What clients are told that the model is: never a path."""
+        """The model's name for clients: the recipe's, never a path."""
         return self.setup.recipe.name
 
 
 async def endpoints_request(site: Site, request: Request) -> tuple[Wanted, EndpointsFields]:
-    """Read a request in the manner of MLCommons' client. Raises Refused."""
+    """Read a request of MLCommons' client. Raises Refused."""
     values, text = await body.read(request)
     wanted, fields = await run_in_threadpool(site.reader.read, values, "endpoints", text=text)
     return wanted, fields
 
 
 async def finished(site: Site, request: Request, task: Task) -> Outcome | None:
-    """Wait for a video while its client does; None if the client has gone, and with it the job. Raises Refused."""
+    """Wait for a video. If the client disconnects first, delete the job and return None. Raises Refused."""
     outcome: asyncio.Future[Outcome] = asyncio.wrap_future(task.outcome)
     gone = asyncio.create_task(_disconnected(request))
     both: set[asyncio.Future[Any]] = {outcome, gone}
@@ -59,12 +59,12 @@ async def finished(site: Site, request: Request, task: Task) -> Outcome | None:
 
 
 def timing(outcome: Outcome) -> dict[str, str]:
-    """The header Server-Timing, in milliseconds: a client may see what its video's time went into."""
+    """Return the header Server-Timing, which tells the client where its video's time went, in milliseconds."""
     return {"Server-Timing": ", ".join(f"{stage};dur={1e3 * value:.2f}" for stage, value in outcome.spans.items())}
 
 
 def _seen(outcome: asyncio.Future[Outcome]) -> None:
-    """Nobody waits for it any more: asyncio would else tell of an exception that was never looked at."""
+    """Retrieve the exception of an outcome that nobody waits for: asyncio logs exceptions that nobody retrieves."""
     if not outcome.cancelled():
         outcome.exception()
 

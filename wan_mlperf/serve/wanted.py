@@ -1,7 +1,6 @@
-"""The fields of a request -> what is wanted, checked as a command line is: before any work, with the name of what was wrong.
+"""Reads the fields of a request, and checks them like a command line: before any work, naming the field that is wrong.
 
-MLCommons' endpoints client and OpenAI's describe a video by different fields, and write its size in a different order: see
-`SIZE_ORDER`.
+MLCommons' endpoints client and OpenAI's use different fields, and write a video's size in different orders: see `SIZE_ORDER`.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from wan_mlperf.text_encoder import check_prompt
 from wan_mlperf.workload import MLPERF, Workload
 
 Dialect = Literal["endpoints", "openai"]
-# `fixed`: a request must agree with the recipe's workload. `any`: it may change it. `recipe`: it is not asked.
+# `fixed`: a request must agree with the recipe's workload. `any`: it may change it. `recipe`: what it says of it is ignored.
 Policy = Literal["fixed", "any", "recipe"]
-# MLCommons' client sends "720x1280" and means the benchmark's 720 rows of 1,280; OpenAI's writes width x height.
+# MLCommons' client sends "720x1280" for 720 rows of 1,280 pixels; OpenAI's writes width x height.
 SIZE_ORDER: dict[Dialect, tuple[str, str]] = {"endpoints": ("height", "width"), "openai": ("width", "height")}
 WORKLOAD_FIELDS = {
     "num_frames": "frames",
@@ -36,19 +35,19 @@ WORKLOAD_FIELDS = {
     "guidance_scale_2": "guidance_low",
     "boundary_ratio": "boundary_ratio",
 }
-SECONDS_APART = 0.5  # a length in seconds is that of a number of frames if it is no further off
+SECONDS_APART = 0.5  # how far a length in seconds may be from that of the frames, and still mean them
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Fields(BaseModel):
-    """What both dialects know. A field that is null counts as not given."""
+    """The fields of both dialects. A field that is null counts as absent."""
 
     model_config = ConfigDict(extra="forbid")
 
     prompt: str
     negative_prompt: str | None = None
-    model: Annotated[str, Field(max_length=200)] | None = None  # there is one: not looked at
+    model: Annotated[str, Field(max_length=200)] | None = None  # ignored: there is only one
     size: Annotated[str, Field(max_length=20)] | None = None
     seconds: Annotated[Number, Field(gt=0, le=3600)] | None = None
     seed: int | None = None
@@ -69,7 +68,7 @@ class EndpointsFields(Fields):
 
 
 class OpenAIFields(Fields):
-    """`POST /v1/videos`. `preview`: the page wants to see the frames while they are decoded."""
+    """`POST /v1/videos`. `preview` is the page's: stream the frames while they are decoded."""
 
     preview: bool | None = None
 
@@ -79,7 +78,7 @@ KINDS: dict[Dialect, TypeAdapter[Any]] = {"endpoints": TypeAdapter(EndpointsFiel
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A video to be made. None for what is the recipe's: `seed`, `negative_prompt`, `latent`; `changes` of its workload."""
+    """A requested video. `seed`, `negative_prompt` and `latent` are None for the recipe's; `changes` are to its workload."""
 
     prompt: str
     seed: int | None
@@ -92,7 +91,7 @@ class Wanted:
 
 
 class Reader:
-    """Reads requests for one loaded setup. Its tokenizer is its own: the engine's is in use by another thread."""
+    """Reads requests for one loaded setup. It has its own tokenizer: the engine uses the other one in another thread."""
 
     def __init__(self, setup: Setup, *, policy: Policy, latents: Path | None) -> None:
         self._setup, self._policy, self._latents = setup, policy, latents
@@ -100,7 +99,7 @@ class Reader:
         self._one_at_a_time = threading.Lock()
 
     def read(self, values: dict[str, Any], dialect: Dialect, *, text: bool = False) -> tuple[Wanted, Any]:
-        """Return what is wanted, and all fields. `text`: every value came as text, from a form. Raises Refused."""
+        """Return the requested video and all fields. `text`: every value is text, because it came in a form. Raises Refused."""
         fields = _fields(values, dialect, text=text)
         base = self._setup.workload
         setup = self._setup if self._policy == "recipe" else self._fitting(self._workload(fields, dialect))
@@ -120,7 +119,7 @@ class Reader:
         return wanted, fields
 
     def _workload(self, fields: Fields, dialect: Dialect) -> Workload:
-        """The workload that the fields describe, which under the policy `fixed` must be the recipe's."""
+        """Return the workload that the fields describe. Under the policy `fixed` it must be the recipe's."""
         base = workload = self._setup.workload
         wanted: list[tuple[str, str, Any]] = []
         if fields.size is not None:
@@ -144,13 +143,13 @@ class Reader:
         return workload
 
     def _seed(self, fields: Fields, workload: Workload) -> int | None:
-        """The seed of the noise; None for the recipe's own noise, which is a fixed latent of one size or the workload's seed."""
+        """Return the seed of the noise; None for the recipe's own noise, from its fixed latent or its workload's seed."""
         base = self._setup.workload
         seed = base.seed if fields.seed is None else _changed(base, "seed", "seed", fields.seed).seed
         return None if seed == base.seed and base.latent_shape(0) == workload.latent_shape(0) else seed
 
     def _length(self, workload: Workload, seconds: float) -> Workload:
-        """The workload with as many frames as `seconds` asks for."""
+        """Return the workload with as many frames as make `seconds`."""
         if min(abs(seconds - (workload.frames - one) / workload.fps) for one in (0, 1)) <= SECONDS_APART:
             return workload
         if self._policy == "fixed":
@@ -159,7 +158,7 @@ class Reader:
         return _changed(workload, "seconds", "frames", 4 * round(seconds * workload.fps / 4) + 1)
 
     def _fitting(self, workload: Workload) -> Setup:
-        """The setup with this workload, if what is loaded can make it."""
+        """Return the setup with this workload. Raises Refused if the loaded engine cannot make it."""
         if workload == self._setup.workload:
             return self._setup
         most = max(MLPERF.values, self._setup.workload.values)
@@ -182,28 +181,30 @@ class Reader:
                 raise Refused(str(error), param=name) from None
 
     def _latent(self, fields: Fields, workload: Workload) -> str | None:
-        """The file of the initial noise, which must lie in the folder that was named at start."""
+        """Return the file of the initial noise, which must be in the folder that --latents names."""
         named = getattr(fields, "latent_path", None)
         if named is None:
             return None
         if self._latents is None:
-            raise Refused("latent_path: this server has no folder of latents; allowed: leave it out", param="latent_path")
+            raise Refused(
+                "latent_path: this server has no folder of latents (--latents); allowed: leave it out", param="latent_path"
+            )
         shape = workload.latent_shape(self._setup.checkpoint.config("transformer")["in_channels"])
         try:
             file = (self._latents / named).resolve(strict=True)
             if file.is_relative_to(self._latents) and file.is_file():
                 read_fixed_latent(str(file), shape)
                 return str(file)
-        except (OSError, ValueError, RuntimeError):  # BadInput is a ValueError; a name may hold a NUL
+        except (OSError, ValueError, RuntimeError):  # BadInput is a ValueError, and so is a NUL in the name
             pass
-        allowed = f"a tensor of shape {(1, *shape)} in the folder that was named at the server's start"
+        allowed = f"a tensor of shape {(1, *shape)} in the folder that the server's --latents names"
         raise Refused(f"latent_path: cannot be used; allowed: {allowed}", param="latent_path")
 
 
 def _fields(values: dict[str, Any], dialect: Dialect, *, text: bool) -> Any:
     kind = KINDS[dialect]
     given = {name: value for name, value in values.items() if value is not None}
-    if dialect == "openai" and isinstance(given.get("seconds"), str):  # text in OpenAI's JSON, too
+    if dialect == "openai" and isinstance(given.get("seconds"), str):  # OpenAI's client sends text in JSON, too
         with suppress(ValueError):
             given["seconds"] = float(given["seconds"])
     try:
@@ -215,7 +216,7 @@ def _fields(values: dict[str, Any], dialect: Dialect, *, text: bool) -> Any:
         if first["type"] == "extra_forbidden":
             message = f"{name}: no such field{did_you_mean(name, known)}; allowed: {', '.join(known)}"
         elif first["type"] == "missing":
-            message = f"{name}: is missing"
+            message = f"{name}: is missing; allowed: text"
         else:
             message = f"{name}: {_short(given.get(name))} is not allowed; {first['msg'].replace('Input should be', 'allowed:')}"
         raise Refused(message, param=name) from None

@@ -1,1 +1,1 @@
-"""Folders of videos that know what made them."""
+"""Folders of videos that record what made each video."""

@@ -1,7 +1,7 @@
-"""manifest.json: which videos of a folder are whole, and what made them. `generate --prompts` and `serve` keep the same form.
+"""manifest.json: which videos of a folder are whole, and what made them. `generate --prompts` and `serve` write the same format.
 
-Its sections: `recipes` (all that decides how a video looks, by a key), `videos` (file name -> `Entry`), and, of a server, `jobs`
-(what its clients may ask about each, finished or not).
+Its sections: `recipes` (key -> everything that decides how a video looks), `videos` (file name -> `Entry`) and, for a server,
+`jobs` (what clients may ask about each job, finished or not).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from wan_mlperf.recipe import Recipe
 from wan_mlperf.workload import Workload
 
 MANIFEST = "manifest.json"
-# What changes no video beyond the order of additions, so that a list may go on with another number of ranks.
+# Settings that change a video in its rounding at most. A list of prompts may be continued with other values of these.
 NOT_IN_A_VIDEO = ("name", "folder", "mesh", "offline", "faults", "warmup_queries", "user_conf", "workload")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A video in the manifest; `recipe` is a key of its `recipes`."""
+    """A video in the manifest; `recipe` is a key of the section `recipes`."""
 
     prompt: str
     seed: int
@@ -35,7 +35,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a manifest holds."""
+    """The content of a manifest."""
 
     recipes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     videos: dict[str, Entry] = dataclasses.field(default_factory=dict)
@@ -43,7 +43,7 @@ class Manifest:
 
     @classmethod
     def read(cls, file: Path, *, force: bool = False) -> Manifest:
-        """Read a manifest, an empty one if there is no file. Raises BadInput for what is none, unless forced."""
+        """Read a manifest; an empty one if there is no file. Raises BadInput if it is not a manifest, unless `force` is set."""
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             found = cls(
@@ -78,7 +78,7 @@ class Manifest:
 
 
 def line(name: str, value: Mapping[str, Any]) -> str:
-    """One item of a section."""
+    """Return one item of a section."""
     return f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}"
 
 
@@ -89,17 +89,17 @@ def written(**sections: Iterable[str]) -> str:
 
 
 def identity(recipe: Recipe, workload: Workload, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return all that decides how a video looks, as flat "key.path" -> value."""
+    """Return everything that decides how a video looks, apart from prompt and seed, as "key.path" -> value."""
     values = dataclasses.asdict(recipe)
     for name in NOT_IN_A_VIDEO:
         values.pop(name)
-    values["model"].pop("checkpoint")  # a folder may move: its weights count
+    values["model"].pop("checkpoint")  # the folder may move: its weights identify it
     values |= {"workload": dataclasses.asdict(workload), "weights": checkpoint.identity}
     return json.loads(json.dumps(_flat(values)))
 
 
 def key_of(recipe: Mapping[str, Any]) -> str:
-    """The key of an identity in `recipes`."""
+    """Return the key that an identity has in `recipes`."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,6 +1,6 @@
-"""Frames -> a stream that a browser plays while it grows: fragmented MP4, encoded at once and so without looking ahead.
+"""Encodes frames as fragmented MP4, which a browser plays while it is still growing.
 
-It is a second encoding beside the file's: that one's encoder looks 40 frames ahead and gives out nothing before.
+This is a second encoding: the encoder of the MP4 file looks 40 frames ahead and returns nothing until then.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FRAGMENTED = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flus
 
 
 class _Sink:
-    """A file that can only be written to, and gives out what came since the last time."""
+    """A write-only file; `take` returns what was written since the last call."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -31,7 +31,7 @@ class _Sink:
 
 
 def fragments(chunks: Iterable[np.ndarray], fps: int) -> Iterator[bytes]:
-    """Yield a part of the stream for each chunk of uint8 frames [n, height, width, 3], and its end. Joined they are an MP4."""
+    """Yield one piece of MP4 for each chunk of uint8 frames [n, height, width, 3], then the last. Joined, they are an MP4."""
     sink = _Sink()
     with av.open(sink, "w", format="mp4", options=FRAGMENTED) as container:
         stream = None
