@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.conftest import run_module
 from wan_mlperf import checkpoint
 from wan_mlperf.kernels.device import Device
-from wan_mlperf.predict import hardware, rehearsal, work
+from wan_mlperf.predict import forecast, hardware, rehearsal, work
 from wan_mlperf.predict.counting import Counts
-from wan_mlperf.predict.from_recipe import device_of, shape_of
+from wan_mlperf.predict.from_recipe import shape_of
 from wan_mlperf.predict.rehearsal import RankCounts
 from wan_mlperf.predict.subject import Subject
 from wan_mlperf.recipe import load_recipe
@@ -49,18 +50,7 @@ def embedded(*overrides: str, gpus: int = 2) -> Subject:
 
 def full_size(name: str, *overrides: str) -> Subject:
     """The published model on eight MI355X."""
-    recipe = load_recipe(name, overrides=overrides)
-    configs = {part: work.published_config(part) for part in ("transformer", "vae", "text_encoder")}
-    configs["transformer_2"] = configs["transformer"]
-    gpu = hardware.find("mi355x")
-    return Subject(
-        recipe=recipe,
-        workload=MLPERF,
-        plan=make_plan(recipe, MLPERF),
-        shape=shape_of(recipe, MLPERF, work.WAN22, gpus=8),
-        device=device_of(gpu),
-        configs=configs,
-    )
+    return forecast.subject_of(load_recipe(name, overrides=overrides), hardware.find("mi355x"), gpus=8)
 
 
 @pytest.mark.job
@@ -163,6 +153,18 @@ def test_the_benchmarks_own_size_on_eight_ranks() -> None:
     assert ranks[0].peak < hardware.find("mi355x").memory
 
 
+@pytest.mark.parametrize("cross", ["native", "sdpa"])
+def test_a_gpus_cross_attention_gives_what_the_code_takes(model: Path, cross: str) -> None:
+    """A log-sum-exp where the trimmed padding is merged in, a bias where PyTorch's own attention reads one."""
+    sizes = ("workload.height=32", "workload.width=32", "workload.frames=1", "workload.steps=2", "mesh.cfg=1")
+    recipe = load_recipe("tiny", overrides=(*sizes, f"model.checkpoint={model}", f"attention.cross={cross}"))
+    (alone,) = rehearsal.rehearse(forecast.subject_of(recipe, hardware.find("mi355x"), gpus=1))
+    calls = alone.total.calls
+    assert calls["attention cross"] == calls["attention AITER_MXFP4"] + calls["attention AITER_FP8"] == 2 * 2 * 2
+    # 8 heads of 32, 4 tokens; the prompts' 60 and 126 tokens are rounded up.
+    assert alone.total.flops["attention cross"] == 4 * (64 + 128) * 4 * 4 * 8 * 32
+
+
 def _of(counter: Any, start: str) -> float:
     return sum(value for name, value in counter.items() if name.startswith(start))
 
@@ -173,6 +175,24 @@ def _total(counter: Counter[str]) -> float:
 
 def _figures(counts: Counts) -> tuple[Any, ...]:
     return dict(counts.calls), dict(counts.flops), dict(counts.sent), dict(counts.messages)
+
+
+@pytest.mark.slow
+def test_a_process_that_has_a_group_can_rehearse(model: Path, tmp_path: Path) -> None:
+    """The rehearsal runs in a process of its own, and the caller's group is what it was."""
+    sizes = ("workload.height=32", "workload.width=32", "workload.frames=1", "workload.steps=2", f"model.checkpoint={model}")
+    subject = forecast.subject_of(load_recipe("tiny", overrides=sizes), hardware.find("mi355x"), gpus=2)
+    alone = rehearsal.rehearse(subject)
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        beside = rehearsal.rehearse(subject)
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        assert dist.get_world_size() == 1 and float(total) == 1.0
+    finally:
+        dist.destroy_process_group()
+    assert [_figures(one.total) for one in beside] == [_figures(one.total) for one in alone]
+    assert [one.rank for one in beside] == [0, 1]
 
 
 def test_every_kind_of_rank_is_rehearsed_once() -> None:

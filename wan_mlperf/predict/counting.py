@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from wan_mlperf.kernels.reference import Function
 from wan_mlperf.parallel.exchange import Exchange, Received
 from wan_mlperf.parallel.fake_ranks import Group, group_name
 
@@ -30,7 +31,6 @@ CONVOLUTIONS = (aten.convolution, aten._convolution, aten.mkldnn_convolution)
 # Names of the dtypes of products, as formats.
 FORMATS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 IGNORED = ""  # the stage of what is not to be counted
-Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -128,14 +128,18 @@ class Counting(TorchDispatchMode):
         for tensor in tensors:
             self._track(tensor)
 
-    def kernel(self, name: str) -> Kernel:
-        """An attention kernel as a record: counts a call of `name` on [B, H, T, D] and returns a tensor of the output's shape."""
+    def kernel(self, name: str, *, lse: bool = False) -> Function:
+        """An attention kernel as a record: counts a call of `name` on [B, H, T, D] and returns a tensor of the output's shape.
 
-        def call(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        With `lse` it also returns one of the log-sum-exp's shape [B, H, T], in fp32.
+        """
+
+        def call(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
             batch, heads, queries, size = query.shape
             flops = 2.0 * batch * heads * queries * key.shape[2] * (size + value.shape[3])
             self.record(f"attention {name}", flops, (query, key, value), (query,), f"{tuple(query.shape)} x {key.shape[2]}")
-            return torch.empty(*query.shape[:3], value.shape[3], dtype=query.dtype, device=query.device)
+            out = torch.empty(*query.shape[:3], value.shape[3], dtype=query.dtype, device=query.device)
+            return (out, torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)) if lse else out
 
         return call
 

@@ -12,7 +12,7 @@ from wan_mlperf.checkpoint import HUB_NAME
 from wan_mlperf.parallel.mesh import Shape
 from wan_mlperf.predict import hardware, rates, rehearsal, work
 from wan_mlperf.predict.counting import Counts
-from wan_mlperf.predict.from_recipe import device_of, prices_of, shape_of
+from wan_mlperf.predict.from_recipe import device_of, kernels_of, prices_of, shape_of
 from wan_mlperf.predict.hardware import Hardware
 from wan_mlperf.predict.memory import Need, need_of, worst
 from wan_mlperf.predict.prices import CROSS, Prediction, Prices, Seconds
@@ -93,10 +93,9 @@ def forecast(
 ) -> Forecast:
     """Predict a recipe on hardware. Raises BadInput for what cannot run there or has no published rate."""
     gpu = hardware.find(gpu) if isinstance(gpu, str) else gpu
-    subject = subject_of(recipe, gpu, gpus=gpus, workload=workload)
+    subject = subject_of(recipe, gpu, gpus=gpus, workload=workload, kernels=kernels)
     size = work.size_of_expert(subject.configs["transformer"])
     prices = prices_of(recipe, gpu, gpus=gpus, workload=subject.workload, size=size, kernels=kernels, constants=constants)
-    subject = dataclasses.replace(subject, kernels=prices.kernels)
     ranks = tuple(rehearsal.rehearse(subject, workers=workers)) if rehearsed else ()
     prediction = prices.plan(subject.plan)
     if ranks:
@@ -118,18 +117,22 @@ def forecast(
     )
 
 
-def subject_of(recipe: Recipe, gpu: Hardware, *, gpus: int, workload: Workload | None = None) -> Subject:
+def subject_of(
+    recipe: Recipe, gpu: Hardware, *, gpus: int, workload: Workload | None = None, kernels: Mapping[str, str] | None = None
+) -> Subject:
     """What there is to rehearse: with the published configuration for the hub's checkpoint, else with the folder's own."""
     workload = workload or recipe.effective_workload
+    plan = make_plan(recipe, workload)
     configs = configs_of(recipe.model.checkpoint)
     size = work.size_of_expert(configs["transformer"])
     return Subject(
         recipe=recipe,
         workload=workload,
-        plan=make_plan(recipe, workload),
+        plan=plan,
         shape=shape_of(recipe, workload, size, gpus=gpus, fabric=device_of(gpu).fabric),
         device=device_of(gpu),
         configs=configs,
+        kernels=kernels_of({step.attention for step in plan}, gpu, kernels or {}),
     )
 
 

@@ -56,7 +56,7 @@ class RankCounts:
 
 
 def rehearse(subject: Subject, *, workers: int = 1) -> list[RankCounts]:
-    """Rehearse every kind of rank; with `workers` > 1, or where this process has a group, in processes forked from it."""
+    """Rehearse every kind of rank: with `workers` > 1, or where this process has a process group, in processes of their own."""
     duties = ranks_of(subject.shape)
     ranks = _run([(subject, rank, denoises) for rank, denoises in duties.items()], workers)
     return [ranks[0], *(_holding_all(rank, ranks[0]) for rank in ranks[1:])]
@@ -83,8 +83,9 @@ def _run(jobs: Sequence[tuple[Subject, int, bool]], workers: int) -> list[RankCo
     xdit.load()
     if workers == 1 and not fake_ranks.has_group():
         return [rehearse_rank(*job) for job in jobs]
-    context = multiprocessing.get_context("fork")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    # A fork is seconds faster, but it would inherit the process group, beside which there can be no fake one.
+    context = multiprocessing.get_context("spawn" if fake_ranks.has_group() else "fork")
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=xdit.load) as pool:
         return list(pool.map(rehearse_rank, *zip(*jobs, strict=True)))
 
 

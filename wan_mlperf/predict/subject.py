@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -104,8 +104,7 @@ def _kernels(subject: Subject, counting: Counting) -> dict[str, Kernel]:
     """On a GPU all are records; on a CPU what is PyTorch's own runs on fake tensors as it is."""
     names = dict.fromkeys(step.attention for step in subject.plan if step.source is None)
     if subject.device.is_gpu:
-        chosen = {**{name: subject.kernels[name] for name in names}, "cross": "cross"}
-        return {name: Kernel(backend="SDPA", function=counting.kernel(kernel)) for name, kernel in chosen.items()}
+        return _records(subject, names, counting)
     table = attention.resolve(
         names,
         subject.device,
@@ -120,6 +119,25 @@ def _kernels(subject: Subject, counting: Counting) -> dict[str, Kernel]:
     return {
         name: replace(kernel, function=counting.kernel(name)) if kernel.is_reference else kernel for name, kernel in table.items()
     }
+
+
+def _records(subject: Subject, names: Iterable[str], counting: Counting) -> dict[str, Kernel]:
+    """Each kernel as a record that gives, and cross-attention one that reads, what the kernel of a complete installation does."""
+    recipe = subject.recipe
+    table = attention.resolve(
+        (),
+        subject.device,
+        references=None,
+        probe=lambda _key: None,
+        cross=recipe.attention.cross,
+        trim_text=recipe.trim_text,
+    )
+    ring = subject.shape.ring > 1
+    records = {
+        name: Kernel(backend="SDPA", function=counting.kernel(subject.kernels[name], lse=ring), lse=ring) for name in names
+    }
+    cross = replace(table["cross"], function=counting.kernel("cross", lse=table["cross"].lse))
+    return {**records, "cross": cross}
 
 
 @contextlib.contextmanager
