@@ -26,11 +26,11 @@ from wan_mlperf.identity import commit, commits, container, versions
 from wan_mlperf.inputs import text
 from wan_mlperf.inputs.paths import utf8
 from wan_mlperf.kernels import attention, gemm, vae
-from wan_mlperf.kernels.numerics import gemm_text
+from wan_mlperf.kernels.numerics import exchange_text, gemm_text
 from wan_mlperf.pipeline import Pipeline
 from wan_mlperf.recipe import to_yaml
 from wan_mlperf.spans import STAGES
-from wan_mlperf.step_plan import as_table
+from wan_mlperf.step_plan import any_unguided, as_table
 from wan_mlperf.workload import MLPERF
 
 LATEST = "latest"
@@ -157,6 +157,8 @@ def _identity(pipeline: Pipeline) -> dict[str, Any]:
     """What made the result: the recipe's choices as they came out, the model, the device, the software."""
     recipe, workload, mesh = pipeline.recipe, pipeline.workload, pipeline.mesh
     fixed, division = recipe.model.fixed_latent, division_of(recipe, pipeline.plan)
+    texts = describe_kernels(pipeline.kernels, pipeline.gemms, recipe.gemm.fp8_scales)
+    texts["numerics"]["exchange"] = exchange_text(recipe.exchange, mesh.shape.sharing(unguided=any_unguided(pipeline.plan)))
     return {
         "world_size": mesh.shape.world,
         "mesh": str(mesh.shape),
@@ -164,7 +166,7 @@ def _identity(pipeline: Pipeline) -> dict[str, Any]:
         "checkpoint": pipeline.checkpoint.name,
         "model_revision": pipeline.checkpoint.revision,
         "noise": f"fixed latent {Path(fixed).name}" if fixed else f"drawn from seed {workload.seed}",
-        **describe_kernels(pipeline.kernels, pipeline.gemms, recipe.gemm.fp8_scales),
+        **texts,
         "recipe": recipe.name,
         "workload": {name: getattr(workload, name) for name in ("height", "width", "frames", "fps", "steps", "seed")},
         "workload_is_mlperf": workload == MLPERF,

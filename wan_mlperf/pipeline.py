@@ -225,7 +225,7 @@ def _load_experts(
     """Load both experts, one after the other, and convert their linear layers. Returns also a line about each."""
     recipe, found, here = setup.recipe, setup.checkpoint, mesh.device
     split, unguided_split = split_experts.split(mesh), split_experts.unguided_split(mesh)
-    self_attend, cross_attend = split_experts.attends(kernels)
+    self_attend, cross_attend = split_experts.attends(kernels, exchange=recipe.exchange, rehearsed_ranks=setup.rehearsed_ranks)
     experts: dict[str, Expert] = {}
     summary: list[str] = []
     for name, part in (("high_noise", "transformer"), ("low_noise", "transformer_2")):

@@ -20,7 +20,7 @@ from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.errors import BadInput
 from wan_mlperf.inputs import text
 from wan_mlperf.inputs.paths import expand
-from wan_mlperf.kernels import attention, device, gemm, probe
+from wan_mlperf.kernels import attention, device, e4m3, gemm, probe
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel import split_experts, xdit
 from wan_mlperf.recipe import Recipe, load_recipe
@@ -31,13 +31,17 @@ from wan_mlperf.workload import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What preflight found out. `shape` is the mesh for the current ranks, or for those that will be started."""
+    """What preflight found out. `shape` is the mesh for the current ranks, or for those that will be started.
+
+    `rehearsed_ranks`: with `exchange: fp8`, a rank that has all tokens rounds as if so many had exchanged them.
+    """
 
     recipe: Recipe
     workload: Workload
     checkpoint: Checkpoint
     plan: tuple[Step, ...]
     shape: meshes.Shape
+    rehearsed_ranks: int = 1
 
 
 @device.alone()
@@ -76,6 +80,8 @@ def _check_kernels(recipe: Recipe, plan: Sequence[Step]) -> None:
     here = device.probe()
     attention.check([step.attention for step in plan], here, references=recipe.stands_for, smooth_k=recipe.attention.smooth_k)
     gemm.check(recipe.gemm, here, allow_reference=recipe.stands_for is not None)
+    if recipe.exchange == "fp8" and (problem := e4m3.missing(here.arch, compiled=recipe.compile.experts)):
+        raise BadInput(f"exchange 'fp8': cannot run on {here.arch} ({problem}); allowed: bf16, or compile.experts false")
 
 
 def change(setup: Setup, workload: Workload) -> Setup:

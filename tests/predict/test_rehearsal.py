@@ -56,8 +56,8 @@ def full_size(name: str, *overrides: str) -> Subject:
 @pytest.mark.job
 @pytest.mark.parametrize(
     "overrides",
-    [PLAIN, pytest.param(("mesh.cfg=1",), marks=pytest.mark.slow)],
-    ids=["CFG 2, fp32", "Ulysses 2, FP4 and MXFP4"],
+    [PLAIN, pytest.param(("mesh.cfg=1", "exchange=fp8"), marks=pytest.mark.slow)],
+    ids=["CFG 2, fp32", "Ulysses 2, FP4 and MXFP4, exchanged as FP8"],
 )
 def test_a_rehearsal_agrees_with_a_real_run(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     """Calls, messages and bytes equal; peak memory within 10 % of what torch's profiler saw."""
@@ -84,6 +84,12 @@ def test_the_exchange_is_that_share_of_the_tensors() -> None:
     assert sent == 2 * 3 * work.exchange_bytes(tokens, 4, size)
     assert sent == 2 * 3 * size.layers * 4 * (tokens // 4) * size.width * 2 * 3 // 4
     assert first.total.messages["ulysses"] == 2 * 3 * size.layers * 4 * 3
+
+    # Q, K and V as bytes, with a row of scales each; the same messages.
+    (low, *_) = rehearsal.rehearse(embedded("mesh.cfg=1", "exchange=fp8", gpus=4))
+    assert low.total.sent["ulysses"] == 2 * 3 * work.exchange_bytes(tokens, 4, size, qkv_bytes=1)
+    assert low.total.sent["ulysses"] == 2 * 3 * size.layers * (3 * (tokens // 4 + 1) + tokens // 4 * 2) * size.width * 3 // 4
+    assert low.total.messages == first.total.messages
 
 
 def leave_out_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +154,7 @@ def test_the_benchmarks_own_size_on_eight_ranks() -> None:
     decode = [_total(one.stages["vae_decode"].flops) for one in ranks.values()]
     assert 2 * decode[0] + 6 * decode[1] == pytest.approx(work.decode_flops(MLPERF), rel=0.01)
     assert work.decode_flops(MLPERF) == pytest.approx(0.64e15, rel=0.01)
-    assert ranks[0].total.sent["ulysses"] == 40 * work.exchange_bytes(75600, 8)
+    assert ranks[0].total.sent["ulysses"] == 40 * work.exchange_bytes(75600, 8, qkv_bytes=1)
     assert ranks[0].total.messages["ulysses"] == 40 * 40 * 4 * 7
     assert ranks[0].peak < hardware.find("mi355x").memory
 

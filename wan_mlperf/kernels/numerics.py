@@ -90,3 +90,17 @@ GEMM_TEXTS: dict[tuple[str, str], str] = {
 def gemm_text(name: str, fp8_scales: str = "row") -> str:
     """Describe a format of linear layers. `fp8_scales` is the recipe's."""
     return GEMM_TEXTS[name, fp8_scales if name == "fp8" else ""]
+
+
+# Q, K and V on their way between the ranks that share a video's tokens, by the recipe's `exchange`.
+EXCHANGE_TEXTS: dict[str, str] = {
+    "bf16": "Q, K and V in the dtype that the model computes in, not quantised",
+    "fp8": "Q, K and V as FP8 E4M3 with one scale, a power of two, per sample, head and sending rank, computed from the values "
+    "themselves in every call; the attention's output in the dtype that the model computes in",
+}
+NOTHING_EXCHANGED = "none: each rank has all tokens of its video, so that Q, K and V are neither sent nor rounded"
+
+
+def exchange_text(name: str, ranks: int) -> str:
+    """Describe what ranks send each other for attention; `ranks` is how many share a video's tokens."""
+    return EXCHANGE_TEXTS[name] if ranks > 1 else NOTHING_EXCHANGED

@@ -72,9 +72,13 @@ def smooth(k: Tensor) -> Tensor:
 
 def _mx_scales(blocks: Tensor) -> Tensor:
     """Scales [..., G, 1] of float32 blocks [..., G, 32]: the smallest power of two not below amax / 6, or zero."""
-    amax = blocks.abs().amax(-1, keepdim=True)
+    return power_of_two(blocks.abs().amax(-1, keepdim=True) / E2M1_MAX)
+
+
+def power_of_two(x: Tensor) -> Tensor:
+    """The smallest power of two not below each positive float32 number, or zero."""
     # Adding ones in all mantissa bits carries into the exponent unless the mantissa is zero: a power of two stays.
-    return ((amax / E2M1_MAX).view(torch.int32) + _MANTISSA).bitwise_and_(_EXPONENT).view(torch.float32)
+    return (x.view(torch.int32) + _MANTISSA).bitwise_and_(_EXPONENT).view(torch.float32)
 
 
 def quantise_mxfp4(x: Tensor, *, ties_away: bool = True) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,10 @@ class Shape:
         """Number of ranks that make one video."""
         return self.cfg * self.ulysses * self.ring
 
+    def sharing(self, *, unguided: bool = False) -> int:
+        """How many ranks share a video's tokens in attention; `unguided`: if there are steps without guidance, in those."""
+        return self.per_replica if unguided else self.ulysses * self.ring
+
     def __str__(self) -> str:
         ring = f" x ring {self.ring}" if self.ring > 1 else ""
         return f"{self.replicas} replica{'s' if self.replicas > 1 else ''} x CFG {self.cfg} x Ulysses {self.ulysses}{ring}"

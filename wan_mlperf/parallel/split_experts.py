@@ -11,10 +11,11 @@ import torch.nn.functional as F
 
 from wan_mlperf.errors import BadInput
 from wan_mlperf.experts import CrossAttend, SelfAttend, Split, TextKeys
-from wan_mlperf.kernels import padding
+from wan_mlperf.kernels import e4m3, padding
 from wan_mlperf.kernels.attention import Kernel
-from wan_mlperf.parallel import xdit, xdit_groups
+from wan_mlperf.parallel import fp8_exchange, xdit, xdit_groups
 from wan_mlperf.parallel.mesh import Mesh, Shape
+from wan_mlperf.recipe import ExchangeName
 
 
 class TokenSplit(Split):
@@ -74,8 +75,14 @@ def unguided_split(mesh: Mesh) -> Split | None:
     return None if mesh.unguided_groups is None else TokenSplit(mesh.unguided_groups)
 
 
-def attends(kernels: Mapping[str, Kernel]) -> tuple[SelfAttend, CrossAttend]:
-    """Return self- and cross-attention through xDiT with these kernels (see kernels/attention.py)."""
+def attends(
+    kernels: Mapping[str, Kernel], *, exchange: ExchangeName = "bf16", rehearsed_ranks: int = 1
+) -> tuple[SelfAttend, CrossAttend]:
+    """Return self- and cross-attention through xDiT with these kernels (see kernels/attention.py).
+
+    `exchange` is the recipe's. With `rehearsed_ranks` above 1, one rank that has all tokens rounds Q, K and V as if so many ranks
+    had exchanged them.
+    """
     usp = importlib.import_module("xfuser.model_executor.layers.usp")
     keys = {
         name: xdit.backend_key(kernel.xdit) if kernel.xdit else xdit.register(name, kernel.function)  # type: ignore[arg-type]
@@ -84,8 +91,13 @@ def attends(kernels: Mapping[str, Kernel]) -> tuple[SelfAttend, CrossAttend]:
     distributed = importlib.import_module("xfuser.core.distributed")
 
     def self_attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kernel: str, tokens: int) -> torch.Tensor:
+        world = distributed.get_sequence_parallel_world_size()
+        if exchange == "fp8" and world > 1:
+            return fp8_exchange.attend(usp, query, key, value, backend=keys[kernel], tokens=tokens)
+        if exchange == "fp8" and rehearsed_ranks > 1:
+            query, key, value = (e4m3.as_sent(one, rehearsed_ranks) for one in (query, key, value))
         # The zero tokens that pad the last shard have keys, too. USP drops them after its exchange.
-        kwargs = {"valid_kv_len": tokens} if tokens % distributed.get_sequence_parallel_world_size() else None
+        kwargs = {"valid_kv_len": tokens} if tokens % world else None
         return usp.USP(query, key, value, backend=keys[kernel], attention_kwargs=kwargs)
 
     cross = kernels["cross"]

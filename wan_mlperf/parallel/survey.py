@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.kernels import attention, gemm, probe
+from wan_mlperf.kernels import attention, e4m3, gemm, probe
 from wan_mlperf.kernels.backends import ATTENTION, CANDIDATES, GEMM_CANDIDATES, NEEDS
 from wan_mlperf.kernels.device import Device
 from wan_mlperf.kernels.device import probe as probe_device
 from wan_mlperf.kernels.features import Feature
-from wan_mlperf.kernels.numerics import gemm_text
+from wan_mlperf.kernels.numerics import EXCHANGE_TEXTS, gemm_text
 from wan_mlperf.parallel import xdit
 from wan_mlperf.recipe import Recipe
 from wan_mlperf.step_plan import Step
@@ -24,7 +24,8 @@ def names_of(recipe: Recipe, plan: Sequence[Step]) -> list[str]:
 def of(recipe: Recipe, plan: Sequence[Step]) -> tuple[list[Feature], str]:
     """Return what this machine runs for a recipe's plan, and what this machine is."""
     device = probe_device()
-    return here(names_of(recipe, plan), recipe, device), f"{device.arch} ({device.name})"
+    found = [*here(names_of(recipe, plan), recipe, device), _exchange(recipe, device.arch)]
+    return found, f"{device.arch} ({device.name})"
 
 
 def here(names: Iterable[str], recipe: Recipe, device: Device) -> list[Feature]:
@@ -79,7 +80,19 @@ def there(recipe: Recipe, plan: Sequence[Step], arch: str) -> tuple[list[Feature
             text = "" if key is None else ATTENTION[key].numerics.text
         lacks = () if problem is None else (problem,)
         found.append(Feature(name=name, runs=key or "", numerics=text if key else "", lacks=lacks or _unless(key, name)))
-    return found, arch
+    return [*found, _exchange(recipe, arch)], arch
+
+
+def _exchange(recipe: Recipe, arch: str) -> Feature:
+    """How Q, K and V cross between ranks, wherever several share a video's tokens."""
+    problem = e4m3.missing(arch, compiled=recipe.compile.experts) if recipe.exchange == "fp8" else None
+    text = f"{EXCHANGE_TEXTS[recipe.exchange]}. Where one rank has all tokens, nothing is exchanged"
+    return Feature(
+        name="exchange",
+        runs="" if problem else recipe.exchange,
+        numerics="" if problem else text,
+        lacks=(problem,) if problem else (),
+    )
 
 
 def _unless(runs: str | None, name: str) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ def ways_of(recipe: Recipe) -> Ways:
     """What a recipe says of the way the work is done."""
     return Ways(
         compiled=recipe.compile.experts,
+        qkv_bytes=1.0 if recipe.exchange == "fp8" else 2.0,
         decode_float32=recipe.model.vae_dtype != "bfloat16",
         text_tokens=sum(TEXT_TOKENS) // 2 + 1 if recipe.trim_text else MAX_TOKENS,
     )

@@ -70,7 +70,7 @@ def make_experts(subject: Subject, mesh: Mesh, counting: Counting) -> dict[str, 
     """The experts as pipeline.load makes them, with records in place of kernels that this machine has not."""
     recipe = subject.recipe
     kernels = _kernels(subject, counting)
-    self_attend, cross_attend = split_experts.attends(kernels)
+    self_attend, cross_attend = split_experts.attends(kernels, exchange=recipe.exchange)
     split, unguided_split = split_experts.split(mesh), split_experts.unguided_split(mesh)
     experts = {}
     for name, part in (("high_noise", "transformer"), ("low_noise", "transformer_2")):

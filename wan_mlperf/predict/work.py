@@ -122,7 +122,9 @@ def exchange_bytes(
 ) -> float:
     """Bytes that one rank sends to the others of its Ulysses group in one forward: Q, K, V and the output of each layer.
 
-    `ranks` is how many share the tokens (with a ring more than `ulysses`). Of T / ranks x C numbers (U - 1) / U leave.
+    `ranks` is how many share the tokens (with a ring more than `ulysses`). Of T / ranks x C numbers (U - 1) / U leave; Q, K and V
+    in one byte each bring a row of scales (kernels/e4m3.py).
     """
     share = -(-tokens // (ranks or ulysses))
-    return size.layers * share * size.width * (3 * qkv_bytes + output_bytes) * (ulysses - 1) / ulysses
+    rows = 3 * (share + (qkv_bytes == 1)) * qkv_bytes + share * output_bytes
+    return size.layers * rows * size.width * (ulysses - 1) / ulysses

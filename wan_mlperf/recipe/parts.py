@@ -22,6 +22,7 @@ Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["checkpoint", "bfloat16", "float32"]
 AttentionName = Literal["sdpa", "sage_fp8", "sage_fp4"]
 GemmName = Literal["bf16", "fp8", "mxfp4"]
+ExchangeName = Literal["bf16", "fp8"]
 Arch = Literal["gfx950", "gfx942", "sm80", "sm86", "sm89", "sm90", "sm100", "sm103", "sm120"]
 # May a PyTorch reference stand in for a kernel that this device lacks, and for which architecture's? allow: for gfx950's.
 References = Literal["forbid", "allow"] | Arch
@@ -185,6 +186,9 @@ class Recipe:
     reuse: Reuse = Reuse()
     gemm: Gemm = Gemm()
     references: References = "forbid"
+    # Q, K and V between the ranks that share a video's tokens: as the model computes them, or as E4M3 (kernels/e4m3.py). Where
+    # one rank has all tokens, nothing is exchanged and nothing rounded.
+    exchange: ExchangeName = "bf16"
     trim_text: bool = False  # replace the text's padding tokens by one, with the log of their number as bias
     vae: Vae = Vae()
     compile: Compile = Compile()
@@ -226,6 +230,7 @@ def make_exact(recipe: Recipe) -> Recipe:
         guidance=Guidance(),
         reuse=Reuse(),
         gemm=Gemm(),
+        exchange="bf16",
         compile=Compile(),
         exact=True,
     )

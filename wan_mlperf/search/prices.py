@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from sut import result as results
 from wan_mlperf.errors import BadInput
 from wan_mlperf.predict import from_recipe, hardware, rates
 from wan_mlperf.predict.prices import Prices
-from wan_mlperf.recipe import AttentionName, GemmName, Recipe
+from wan_mlperf.recipe import Attention, AttentionName, Gemm, GemmName, Recipe
 from wan_mlperf.search.choices import Options, Schedule, of_recipe
 from wan_mlperf.search.programme import Price
 from wan_mlperf.step_plan import Step
@@ -57,7 +58,7 @@ def on_hardware(recipe: Recipe, name: str, gpus: int) -> Pricing:
     gemm = tuple(one for one in GEMM if _known(rates.gemm, one, gpu))
     if "sdpa" not in attention:
         raise BadInput(f"--hardware {name!r}: no published rate of bf16 attention there; allowed: hardware that has one")
-    every = Recipe(name=recipe.name, mesh=recipe.mesh, compile=recipe.compile, model=recipe.model, workload=recipe.workload)
+    every = dataclasses.replace(recipe, attention=Attention(), gemm=Gemm())
     prices = from_recipe.prices_of(every, gpu, gpus=gpus, kernels=from_recipe.kernels_of(attention, gpu, {}))
     rest = prices.text_encode() + prices.decode() + prices.host()
     return Pricing(

@@ -83,6 +83,8 @@ def calibration(recipes: Mapping[str, Mapping[str, Any]], results: Mapping[str, 
             used = dict.fromkeys((attention["early"], attention["late"]))
         lines += [f"  - `{name}` ({kernels[name]}): {numerics[name]}." for name in used]
         lines.append(f"- Cross-attention ({kernels['cross']}): {numerics['cross']}.")
+        if "exchange" in numerics:  # results from before there was a choice have no text of it
+            lines.append(f"- Between the GPUs that share a video's tokens: {numerics['exchange']}.")
         lines.append(f"- VAE: {model['vae_dtype']}, not quantised. Everything else: {model['dtype']}.")
         parts += [f"## {scenario}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
