@@ -97,7 +97,7 @@ def test_words_of_publications_are_understood() -> None:
         ({"gemm": "bf16/fp8"}, "is not one format"),
         ({"mesh": "cfg2ul2"}, "needs 4 GPUs"),
         ({"size": "large"}, "is not known"),
-        ({"seconds": 0}, "allowed: above 0"),
+        ({"size": "0x0x81"}, "height: 0 is not allowed"),
     ],
 )
 def test_a_row_that_cannot_be_priced_says_why(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
@@ -116,6 +116,13 @@ def test_a_row_that_cannot_be_priced_says_why(tmp_path: Path, changes: dict[str,
         ('{"end_to_end": 3}', "end_to_end is not a list of rows"),
         ('{"end_to_end": [{"id": "a"}]}', "a: lacks hardware, gpus"),
         ("\x00\x01", "not a file of measurements"),
+        ("", "not a file of measurements"),
+        ("null", "not a file of measurements"),
+        ('{"end_to_end": [[]]}', "end_to_end is not a list of rows"),
+        ('{"end_to_end": [], "decode": "x"}', "decode is not a list of rows"),
+        ('{"end_to_end": [], "frameworks": []}', "frameworks is not a mapping"),
+        ('{"end_to_end": [], "decode": [{"id": "a"}]}', "decode a: lacks hardware, ranks, seconds"),
+        ("[" * 5000, "not a file of measurements"),
     ],
 )
 def test_another_file_is_one_line(tmp_path: Path, text: str, reason: str) -> None:
@@ -126,6 +133,43 @@ def test_another_file_is_one_line(tmp_path: Path, text: str, reason: str) -> Non
     assert "\n" not in str(caught.value)
     with pytest.raises(BadInput, match="cannot be read"):
         rows.read(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        *[("seconds", value, "a number above 0") for value in (0, -1, float("nan"), float("inf"), True, None, "fast", [1])],
+        *[("gpus", value, "a whole number, 1 to 4096") for value in (0, -8, 8.5, "eight", True)],
+        *[("steps", value, "a whole number, 1 to 1000") for value in (0, -4, None)],
+        *[("attention", value, "a mapping of names to shares") for value in ({}, ["FLASH_3"], {"FLASH_3": -1}, {"FLASH_3": "a"})],
+        ("fit", "yes", "true or false"),
+        ("hardware", ["H100"], "text"),
+        ("decode_ranks", 0, "a whole number"),
+        ("published", "v6.0", "a mapping"),
+    ],
+)
+def test_a_figure_that_no_run_has_is_one_line(tmp_path: Path, key: str, value: Any, allowed: str) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"end_to_end": [row(**{key: value})]}))
+    with pytest.raises(BadInput) as caught:
+        rows.read(file)
+    assert f"mine: {key}: " in str(caught.value) and allowed in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0, 0, True, "x", None])
+def test_constants_that_are_none_are_one_line(tmp_path: Path, value: Any) -> None:
+    file = tmp_path / "constants.json"
+    file.write_text(json.dumps({"values": {**rates.constants(), "power": value}}))
+    with pytest.raises(BadInput, match="not a file of constants") as caught:
+        rates.read_constants(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_users_row_has_the_habits_of_its_framework(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"end_to_end": [row(framework="Wan official", note="any other key is a note")]}))
+    ((one,), _) = rows.read(file)
+    assert isinstance(one, Row) and not one.prices.ways.compiled and one.prices.ways.decode_ranks == 1
 
 
 def test_a_users_rows_are_fitted_if_they_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

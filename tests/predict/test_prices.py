@@ -51,6 +51,53 @@ def test_a_drivers_name_is_known() -> None:
     assert hardware.of_device("AMD EPYC 9B14") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("NVIDIA B300 SXM6 AC", "B300"),
+        ("NVIDIA B200-SXM-180GB", "B200"),
+        ("B300-SXM-288GB", "B300"),
+        ("AMD Instinct MI355X 288GB HBM3e", "MI355X"),
+        ("NVIDIA GeForce RTX 4090 D", "RTX 4090D"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000"),
+        # Other cards by nearly the same name, whose figures are not known here.
+        *[
+            (name, None)
+            for name in (
+                "NVIDIA H100 PCIe",
+                "NVIDIA H200 NVL",
+                "NVIDIA GH200 480GB",
+                "NVIDIA A100-SXM4-40GB",
+                "NVIDIA H20-3e",
+                "NVIDIA GeForce RTX 5090 D",
+                "NVIDIA GeForce RTX 4090 Laptop GPU",
+                "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+            )
+        ],
+    ],
+)
+def test_a_variant_is_not_the_gpu_that_it_is_named_after(name: str, found: str | None) -> None:
+    gpu = hardware.of_device(name)
+    assert (gpu.name if gpu else None) == found
+    if found is None:
+        with pytest.raises(BadInput, match="is not known"):
+            hardware.find(name)
+
+
+def test_peaks_are_what_the_units_do() -> None:
+    """Independent of data sheets: matrix FLOPs per clock and unit, times units, times the boost clock."""
+    clocks = {"MI300X": (304, 2048, 2.1), "MI325X": (304, 2048, 2.1), "MI350X": (256, 4096, 2.2), "MI355X": (256, 4096, 2.4)}
+    clocks |= {"A100": (108, 2048, 1.41), "H100": (132, 4096, 1.83), "H200": (132, 4096, 1.83)}
+    clocks |= {"RTX 4090": (128, 512, 2.52), "RTX 5090": (170, 512, 2.407), "RTX PRO 6000": (188, 1024, 2.617)}
+    for name, (units, flops, gigahertz) in clocks.items():
+        assert hardware.find(name).bf16 == pytest.approx(units * flops * gigahertz / 1000, rel=0.002), name
+    for gpu in hardware.all_hardware():
+        assert gpu.fp8 is None or gpu.fp8 == pytest.approx(2 * gpu.bf16, rel=0.001), gpu.name
+        named = {field for fields in gpu.sources for field in fields.split()}
+        figures = {"bf16", "fp8", "fp4", "memory_gb", "bandwidth_tb_s", "power_w", "fabric", "link_gb_s"}
+        assert named == {figure for figure in figures if getattr(gpu, figure) is not None}, gpu.name
+
+
 def test_the_unknown_is_refused_with_what_is_known() -> None:
     with pytest.raises(BadInput, match=r"hardware 'mi355y': is not known, did you mean 'MI355X'\?; allowed: MI300X, "):
         hardware.find("mi355y")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,12 @@ from wan_mlperf.errors import BadInput, did_you_mean
 FILE = Path(__file__).with_name("hardware.json")
 Fabric = Literal["mesh", "switch", "pcie"]
 Format = Literal["bf16", "fp8", "fp4"]
+# Words of a device name that say nothing about its figures.
+_SAYS_NOTHING = re.compile(
+    r"nvidia|amd|instinct|geforce|tesla|gpu|accelerator|tensor|core|blackwell|hopper|ampere|sxm\d?|oam|hgx|ac|x?8|"
+    r"hbm\d?e?|vf|\d+gi?b|gi?b|workstation|server|edition"
+)
+SAME_MEMORY = 0.08  # a B300 is sold as 288 GB and shows 270
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,25 +70,44 @@ def all_hardware() -> tuple[Hardware, ...]:
 
 
 def find(name: str) -> Hardware:
-    """Return a GPU by its name, however it is written (mi355x, "RTX 5090", rtx-5090, NVIDIA H100). Raises BadInput."""
-    wanted, by_name = _plain(name), _by_name()
-    if wanted not in by_name:
+    """Return a GPU by its name, as people or its driver write it (mi355x, "RTX 5090", NVIDIA B200-SXM-180GB). Raises BadInput."""
+    found = of_device(str(name))
+    if found is None:
         names = [one.name for one in all_hardware()]
         near = did_you_mean(str(name).upper(), names)
-        raise BadInput(f"hardware {name!r}: is not known{near}; allowed: {', '.join(names)}")
-    return by_name[wanted]
+        raise BadInput(f"hardware {str(name)[:80]!r}: is not known{near}; allowed: {', '.join(names)}")
+    return found
+
+
+def of_device(device_name: str) -> Hardware | None:
+    """Return the GPU that a driver's device name speaks of ("AMD Instinct MI355X", "NVIDIA H100 80GB HBM3"), else None.
+
+    A variant with other figures is not that GPU: H100 PCIe, H200 NVL, RTX 4090 Laptop, A100 of 40 GB.
+    """
+    if (known := _by_name().get(_plain(device_name))) is not None:
+        return known
+    words = re.findall(r"[a-z0-9]+", device_name.lower())
+    sizes = [float(size) for size in re.findall(r"(\d+) ?gi?b\b", device_name.lower())]
+    for gpu in sorted(all_hardware(), key=lambda one: -len(one.name)):
+        rest = _without(words, gpu.name.lower().split())
+        if rest is not None and all(_SAYS_NOTHING.fullmatch(word) for word in rest):
+            fits = all(abs(size / gpu.memory_gb - 1) < SAME_MEMORY for size in sizes)
+            return gpu if fits else None
+    return None
+
+
+def _without(words: Sequence[str], name: Sequence[str]) -> list[str] | None:
+    """Return the words around `name`, also where it is written as one word ("RTX5090"); None where it is not there."""
+    for length in (len(name), 1):
+        for start in range(len(words) - length + 1):
+            if "".join(words[start : start + length]) == "".join(name):
+                return [*words[:start], *words[start + length :]]
+    return None
 
 
 @cache
 def _by_name() -> dict[str, Hardware]:
     return {_plain(one.name): one for one in all_hardware()}
-
-
-def of_device(device_name: str) -> Hardware | None:
-    """Return the GPU that a driver's device name speaks of ("AMD Instinct MI355X", "NVIDIA H100 80GB HBM3"), else None."""
-    text = _plain(device_name)
-    found = [one for one in all_hardware() if _plain(one.name) in text]
-    return max(found, key=lambda one: len(one.name)) if found else None
 
 
 @cache

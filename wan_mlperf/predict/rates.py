@@ -6,12 +6,14 @@ A pair that nobody has published is refused with the known ones: nothing is gues
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from wan_mlperf.errors import BadInput, did_you_mean
+from wan_mlperf.kernels.backends import ATTENTION
 from wan_mlperf.predict import hardware
 from wan_mlperf.predict.hardware import Format, Hardware
 
@@ -57,6 +59,8 @@ def read_constants(file: Path) -> Constants:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))["values"]
         found = {name: float(values[name]) for name in constants()}
+        if odd := [name for name, value in found.items() if not 0 < value < math.inf or isinstance(values[name], bool)]:
+            raise ValueError(f"{odd[0]} is {values[odd[0]]}, not a number above 0")
     except OSError as error:
         raise BadInput(f"constants {str(file)!r}: cannot be read ({error.strerror}); allowed: a file of `predict fit`") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -99,13 +103,14 @@ def attention(kernel: str, gpu: Hardware, values: Constants | None = None) -> Ra
                 date=row["date"],
             )
     known = sorted({row["kernel"] for row in _rows("attention") if row["arch"] == gpu.arch and _has(row, gpu)})
-    if kernel not in attention_kernels():
+    if kernel not in attention_kernels() and kernel not in ATTENTION:
         raise BadInput(
             f"kernel {kernel!r}: is not known{did_you_mean(kernel, attention_kernels())}; allowed on {gpu.name}: "
             f"{', '.join(known) or 'none has a published rate'}"
         )
     raise BadInput(
         f"kernel {kernel!r}: nobody has published its rate on {gpu.name} ({gpu.arch}); known there: {', '.join(known) or 'none'}"
+        + (f" (--kernel NAME={known[0]} prices one of the recipe's as such)" if known else "")
     )
 
 

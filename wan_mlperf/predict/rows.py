@@ -8,7 +8,6 @@ published it ("fa3_bf16", "cfg2ul4", "720p81"); optional are `only` ("denoise"),
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,15 +16,15 @@ from typing import Any
 
 from wan_mlperf.errors import BadInput
 from wan_mlperf.parallel.mesh import Shape
-from wan_mlperf.predict import hardware, rates
+from wan_mlperf.predict import hardware, measurements, rates
+from wan_mlperf.predict.measurements import FILE
 from wan_mlperf.predict.prices import Prices, Seconds, Ways
 from wan_mlperf.predict.rates import Constants
 from wan_mlperf.predict.work import WAN22, ExpertSize
 from wan_mlperf.published import published
+from wan_mlperf.recipe import replace_workload
 from wan_mlperf.workload import MLPERF, Workload
 
-FILE = Path(__file__).with_name("measurements.json")
-NEEDED = ("id", "hardware", "gpus", "attention", "gemm", "mesh", "steps", "size")
 # What publications call a kernel -> its name in rates.json.
 KERNELS = {
     "fa2_bf16": "FLASH",
@@ -111,44 +110,40 @@ class Skipped:
 
 def read(file: Path = FILE) -> tuple[list[Row | Decode], list[Skipped]]:
     """Return the rows of a measurements file, and those that cannot be priced. Raises BadInput for another file."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        entries, frameworks = values["end_to_end"], values.get("frameworks", {})
-        if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
-            raise TypeError("end_to_end is not a list of rows")
-    except OSError as error:
-        raise BadInput(f"measurements {str(file)!r}: cannot be read ({error.strerror}); allowed: a JSON file of rows") from None
-    except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
-        raise BadInput(
-            f"measurements {str(file)!r}: not a file of measurements ({type(error).__name__}: {error}); allowed: a JSON file "
-            "with end_to_end, a list of rows as in wan_mlperf/predict/measurements.json"
-        ) from None
+    what = f"measurements {str(file)!r}"
+    values = measurements.load(file, what)
+    frameworks = (
+        values.get("frameworks", {})
+        if file == FILE
+        else {**measurements.load(FILE, what)["frameworks"], **values.get("frameworks", {})}
+    )
     rows: list[Row | Decode] = []
     skipped: list[Skipped] = []
-    for entry in entries:
-        name = str(entry.get("id", "a row without id"))
-        missing = [key for key in NEEDED if key not in entry]
-        if missing:
-            raise BadInput(f"measurements {str(file)!r}: {name}: lacks {', '.join(missing)}; a row must have them")
+    for number, entry in enumerate(values["end_to_end"]):
+        name = str(entry.get("id", f"row {number}"))
+        measurements.check(entry, f"{what}: {name}", measurements.NEEDED)
         try:
             rows.append(row_of(entry, frameworks))
-        except (BadInput, ValueError, TypeError, KeyError) as error:
+        except BadInput as error:
             skipped.append(Skipped(id=name, reason=str(entry.get("exception") or error)))
-    return [*rows, *(_decode_of(entry) for entry in values.get("decode", []))], skipped
+    for number, entry in enumerate(values.get("decode", [])):
+        measurements.check(entry, f"{what}: decode {entry.get('id', number)}", measurements.DECODE_NEEDED)
+        rows.append(_decode_of(entry))
+    return rows, skipped
 
 
 def _decode_of(entry: Mapping[str, Any]) -> Decode:
-    shape = Shape(replicas=1, cfg=1, ulysses=int(entry["ranks"]), ring=1)
-    ways = Ways(decode_float32=bool(entry.get("decode_float32", False)))
+    shape = Shape(replicas=1, cfg=1, ulysses=entry["ranks"], ring=1)
+    ways = Ways(decode_float32=entry.get("decode_float32", False))
     workload, _ = size_of(entry.get("size", "720p81"))
     return Decode(
-        id=str(entry["id"]),
-        submitter=str(entry["submitter"]),
+        id=entry["id"],
+        submitter=entry["submitter"],
         prices=Prices(gpu=hardware.find(entry["hardware"]), shape=shape, workload=workload, ways=ways, kernels={}),
         seconds=float(entry["seconds"]),
-        fitted=bool(entry.get("fit", False)),
-        exception=str(entry.get("exception", "")),
-        source=str(entry["source"]),
+        fitted=entry.get("fit", False),
+        exception=entry.get("exception", ""),
+        source=entry["source"],
     )
 
 
@@ -156,10 +151,10 @@ def row_of(entry: Mapping[str, Any], frameworks: Mapping[str, Mapping[str, Any]]
     """Return one row. Raises BadInput for hardware, a kernel or a mesh that is not named or has no rate."""
     entry = {**frameworks.get(entry.get("framework", ""), {}), **entry}
     gpu = hardware.find(entry["hardware"])
-    gpus, attention = int(entry["gpus"]), attention_of(entry["attention"])
-    shape, attn2d, qkv_bytes = mesh_of(str(entry["mesh"]), gpus)
-    workload, size = size_of(str(entry["size"]))
-    gemm = re.sub(r"\s*\(.*\)", "", str(entry["gemm"]))
+    gpus, attention = entry["gpus"], attention_of(entry["attention"])
+    shape, attn2d, qkv_bytes = mesh_of(entry["mesh"], gpus)
+    workload, size = size_of(entry["size"])
+    gemm = re.sub(r"\s*\(.*\)", "", entry["gemm"])
     if gemm not in GEMMS:
         raise BadInput(f"gemm {entry['gemm']!r}: is not one format; allowed: {', '.join(GEMMS)}")
     for kernel in attention:
@@ -173,8 +168,6 @@ def row_of(entry: Mapping[str, Any], frameworks: Mapping[str, Mapping[str, Any]]
         served=bool(entry.get("served", False)),
     )
     seconds = float(entry["seconds"]) if "seconds" in entry else _published(entry["published"], gpus)
-    if not seconds > 0:
-        raise BadInput(f"seconds: {seconds} is not allowed; allowed: above 0")
     return Row(
         id=str(entry["id"]),
         submitter=str(entry.get("submitter", entry.get("framework", entry.get("source", "")))),
@@ -195,7 +188,9 @@ def row_of(entry: Mapping[str, Any], frameworks: Mapping[str, Mapping[str, Any]]
 def attention_of(text: str | Mapping[str, float]) -> dict[str, float]:
     """Kernel -> share of the forwards. "a x32 calls, b x8 calls" and "a+b" (half each) are understood. Raises BadInput."""
     if isinstance(text, Mapping):
-        return {KERNELS.get(name, name): float(share) for name, share in text.items()}
+        whole = sum(text.values())
+        return {KERNELS.get(name, name): share / whole for name, share in text.items()}
+    text = re.sub(r"\s*\(.*?\)", "", text)
     counted = re.findall(r"([\w?]+) x(\d+) calls", text)
     parts = [(name, float(number)) for name, number in counted] or [(one.strip(), 1.0) for one in text.split("+")]
     total = sum(share for _, share in parts)
@@ -209,10 +204,10 @@ def attention_of(text: str | Mapping[str, float]) -> dict[str, float]:
 
 def mesh_of(text: str, gpus: int) -> tuple[Shape, tuple[int, int], float]:
     """(shape of one video, rows and columns of attention in 2-D, bytes of a number of Q, K and V). Raises BadInput."""
-    found = {name: int(size) for name, size in re.findall(r"(cfg|ulysses|ul|ring|attn2d)\s*(\d+)", text)}
+    found = {name: int(size) for name, size in re.findall(r"(cfg|ulysses|ul|sp|ring|attn2d)\s*(\d+)", text)}
     grid = re.search(r"attn2d\s*(\d+)x(\d+)", text)
     attn2d = (int(grid[1]), int(grid[2])) if grid else (1, 1)
-    ulysses = found.get("ulysses", found.get("ul", 1))
+    ulysses = found.get("ulysses", found.get("ul", found.get("sp", 1)))
     shape = Shape(replicas=1, cfg=found.get("cfg", 1), ulysses=ulysses, ring=found.get("ring", 1))
     if not found and text.strip() not in ("1", "dp", "?"):
         raise BadInput(f"mesh {text!r}: is not known; allowed: such as 1, dp, ulysses8, cfg2ul4, cfg2ring4")
@@ -235,7 +230,7 @@ def size_of(text: str) -> tuple[Workload, ExpertSize]:
     else:
         raise BadInput(f"size {text!r}: is not known; allowed: such as 720p81, 1104x832x81")
     whole = (frames - 1) // 4 * 4 + 1  # the VAE makes 4 n + 1 frames: 80 frames have the latents of 77
-    workload = Workload(height=height, width=width, frames=whole, fps=16, steps=MLPERF.steps)
+    workload = replace_workload(MLPERF, height=height, width=width, frames=whole)
     return workload, HUNYUAN if text.startswith("hunyuan") else WAN22
 
 
@@ -243,9 +238,11 @@ def _published(reference: Mapping[str, Any], gpus: int) -> float:
     """Seconds of one video on `gpus` GPUs, from MLCommons' figures: the mean, or where there is none the 90th percentile."""
     names = ("round", "division", "submitter", "accelerator", "accelerators")
     for entry in published():
-        if all(getattr(entry, name) == reference[name] for name in names):
-            if reference["scenario"] == "offline":
+        if all(getattr(entry, name) == reference.get(name) for name in names):
+            if reference.get("scenario") == "offline":
                 assert entry.samples_per_second is not None
                 return entry.accelerators / gpus / entry.samples_per_second
             return entry.mean_s or entry.p90_s or entry.score_s
-    raise BadInput(f"published: no result of {', '.join(str(reference[name]) for name in names)}; allowed: those of published/")
+    raise BadInput(
+        f"published: no result of {', '.join(str(reference.get(name)) for name in names)}; allowed: those of published/"
+    )
