@@ -47,6 +47,8 @@ class Compliance:
 class Result:
     """One run. Fields that end in `_s` are seconds; `spans` are mean seconds per stage of one sample.
 
+    `harness`: who asked for the samples, LoadGen or MLCommons' endpoints client.
+
     `valid` is LoadGen's verdict; `invalid_reason` says why not, also for a test that was stopped. `host` is `doctor`'s one line,
     `system` what the machine tells for a system description. `sample_seconds` are the pipeline's own times, in order.
     `division_reasons`: the choices that make this a run of the open division, none for a closed one (`wan_mlperf/division.py`).
@@ -55,6 +57,7 @@ class Result:
     version: int = VERSION
     scenario: Scenario
     mode: Mode
+    harness: Literal["loadgen", "endpoints"] = "loadgen"
     valid: bool
     queries: int
     world_size: int

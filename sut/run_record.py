@@ -127,7 +127,7 @@ def write_result(
         system=machine.measure(folder, world=pipeline.mesh.shape.world),
         sample_seconds=tuple(round(seconds, 6) for seconds in generate_s),
         compliance=compliance,
-        **_identity(pipeline),
+        **identity(pipeline),
         **(_latencies(detail) if mode == "performance" and scenario == "singlestream" else {}),
         samples_per_second=detail.get("result_samples_per_second") if scenario == "offline" else None,
     )
@@ -153,7 +153,7 @@ def describe_kernels(kernels: Mapping[str, attention.Kernel], gemms: gemm.Backen
     }
 
 
-def _identity(pipeline: Pipeline) -> dict[str, Any]:
+def identity(pipeline: Pipeline) -> dict[str, Any]:
     """What made the result: the recipe's choices as they came out, the model, the device, the software."""
     recipe, workload, mesh = pipeline.recipe, pipeline.workload, pipeline.mesh
     fixed, division = recipe.model.fixed_latent, division_of(recipe, pipeline.plan)

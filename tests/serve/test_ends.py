@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -24,7 +26,7 @@ def hold(server: Server, number: int, answers: dict[int, Answer | BaseException]
     def one(which: int) -> None:
         try:
             answers[which] = server.ask("POST", OPEN, {**ROW, "prompt": f"a circle {which}"}, timeout=60)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             answers[which] = error
 
     threads = [threading.Thread(target=one, args=(which,)) for which in range(number)]
@@ -33,24 +35,37 @@ def hold(server: Server, number: int, answers: dict[int, Answer | BaseException]
     return threads
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_a_killed_worker_ends_the_server_with_every_request_answered(tmp_path: Path, model: Path, replicas: int) -> None:
-    recipe, folder = jobs.write_recipe(tmp_path, model, replicas=replicas), tmp_path / "videos"
-    server = Server(recipe, folder, fault="kill@1:12").ready()
+def process_of(server: Server, rank: int) -> int:
+    """The process of a rank."""
+    for process in server.job.survivors():
+        if f"RANK={rank}".encode() in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
+            return process
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def kill_while_40_are_open(server: Server, rank: int, *, videos: int) -> dict[int, Answer | BaseException]:
+    """Have 40 requests open, wait until `videos` are finished, kill -9 this rank; return the answers, all within 30 s."""
     answers: dict[int, Answer | BaseException] = {}
-    queued = [server.ask("POST", "/v1/videos", {"prompt": f"queued {number}"}).json["id"] for number in range(3)]
     threads = hold(server, 40, answers)
-    when = server.job.await_line("test: kill")
+    while (
+        sum(1 for _ in server.folder.glob("*.mp4")) < videos or len(server.ask("GET", "/v1/videos?limit=100").json["data"]) < 43
+    ):
+        assert server.job.process.poll() is None, server.job.output
+        time.sleep(0.02)
+    os.kill(process_of(server, rank), signal.SIGKILL)
+    when = time.monotonic()
     for thread in threads:
         thread.join()
     assert time.monotonic() - when < 30
-    statuses = [answer.status for answer in answers.values() if isinstance(answer, Answer)]
-    assert len(statuses) == 40 and set(statuses) == {200, 503}, answers
     code, ended = server.job.finish()
     assert code == 3 and ended - when < 30, server.job.output
-    assert len(server.job.failures()) == 1 and "failed: rank 1 on" in server.job.failures()[0]
-    assert jobs.partial_files(folder) == []
+    assert len(server.job.failures()) == 1 and f"failed: rank {rank} on" in server.job.failures()[0], server.job.output
+    assert jobs.partial_files(server.folder) == []
+    return answers
+
+
+def check_restart(recipe: Path, folder: Path, answers: dict[int, Answer | BaseException], queued: list[str]) -> None:
+    """A new server knows what was finished, and says which jobs were lost."""
     finished = [answer for answer in answers.values() if isinstance(answer, Answer) and answer.status == 200]
     with Server(recipe, folder).ready().running() as again:
         listed = {video["id"]: video for video in again.ask("GET", "/v1/videos?limit=100").json["data"]}
@@ -59,8 +74,37 @@ def test_a_killed_worker_ends_the_server_with_every_request_answered(tmp_path: P
             assert video["status"] == "completed"
             assert again.ask("GET", f"/v1/videos/{video['id']}/content").body == Path(answer.json["video_path"]).read_bytes()
         assert {listed[one]["status"] for one in queued} <= {"completed", "failed"}
-        assert sum(video["status"] == "completed" for video in listed.values()) >= len(finished)
+        assert {one for one, video in listed.items() if video["status"] == "completed"} == {
+            file.stem for file in folder.glob("*.mp4")
+        }
+        assert {video["status"] for video in listed.values()} == {"completed", "failed"}
         assert "finished videos" in again.job.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_killed_worker_ends_the_server_with_every_request_answered(tmp_path: Path, model: Path, replicas: int) -> None:
+    recipe, folder = jobs.write_recipe(tmp_path, model, replicas=replicas), tmp_path / "videos"
+    server = Server(recipe, folder, fault="long@0,1:2-999").ready()  # slow enough for all 40 to come before the end
+    queued = [server.ask("POST", "/v1/videos", {"prompt": f"queued {number}"}).json["id"] for number in range(3)]
+    answers = kill_while_40_are_open(server, 1, videos=5)
+    statuses = [answer.status for answer in answers.values() if isinstance(answer, Answer)]
+    assert len(statuses) == 40 and set(statuses) == {200, 503}, answers
+    check_restart(recipe, folder, answers, queued)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "replicas"), [(1, 1), (2, 1), (2, 2)])
+def test_a_killed_leader_closes_every_connection(tmp_path: Path, model: Path, ranks: int, replicas: int) -> None:
+    """Rank 0 answers the requests: once it is killed nobody can, and their clients see the connection end at once."""
+    recipe, folder = jobs.write_recipe(tmp_path, model, replicas=replicas), tmp_path / "videos"
+    server = Server(recipe, folder, f"--set=mesh.ranks={ranks}", fault="long@0,1:2-999").ready()
+    queued = [server.ask("POST", "/v1/videos", {"prompt": f"queued {number}"}).json["id"] for number in range(3)]
+    answers = kill_while_40_are_open(server, 0, videos=4)
+    assert len(answers) == 40
+    assert {answer.status for answer in answers.values() if isinstance(answer, Answer)} <= {200}
+    assert any(isinstance(answer, ConnectionError | http.client.HTTPException) for answer in answers.values()), answers
+    check_restart(recipe, folder, answers, queued)
 
 
 @pytest.mark.slow

@@ -97,7 +97,8 @@ def make_real(campaign: Path, *, score: float = 70.5) -> None:
             division_reasons=[],
             system={**system, "ecc": "on: on 8 of 8 GPUs", "network": "eth0 100000 Mb/s", "pcie": "8 x 32.0 GT/s PCIe x16"},
         )
-        run_folders.lengthen(run)
+        if (run / "mlperf_log_detail.txt").is_file():
+            run_folders.lengthen(run)
     for run in campaign.glob("*-accuracy"):
         run_folders.score(run, score)
 

@@ -50,7 +50,8 @@ def routes(site: Site) -> list[Route]:
             | {"step": step.index + 1, "reused": step.source is not None}
             for step in site.setup.plan
         ]
-        return JSONResponse({"recipe": site.setup.recipe.name, "mesh": str(site.setup.shape), "workload": workload, "plan": plan})
+        names = {"recipe": site.setup.recipe.name, "mesh": str(site.setup.shape)}
+        return JSONResponse({**names, "workload": workload, "plan": plan, "made_by": dict(site.made_by)})
 
     async def live(_request: Request) -> Response:
         tasks = site.desk.tasks()

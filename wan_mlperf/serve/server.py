@@ -19,6 +19,7 @@ BACKLOG = 4096  # MLCommons' client opens about 7,000 connections at once before
 FILES = 16384
 KEEP_ALIVE_S = 75  # MLCommons' client drops idle connections after 4 s; a request on one that the server closed first fails
 STOP_S = 5
+TURNS, TURN_S = 10, 0.005
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -78,15 +79,32 @@ class HttpServer:
             time.sleep(0.005)
 
     def await_answers(self, timeout_s: float) -> None:
-        """Wait until every open request is answered, for `timeout_s` at most."""
+        """Wait, for `timeout_s` at most, until every open request is answered, those included that were not read yet."""
         until = time.monotonic() + timeout_s
-        while self._open_requests() and time.monotonic() < until:
-            time.sleep(0.01)
+        while self._thread.is_alive() and (left := until - time.monotonic()) > 0:
+            seen = asyncio.run_coroutine_threadsafe(self._most_open_requests(), self._loop)
+            try:
+                if not seen.result(left):
+                    return
+            except TimeoutError:
+                return
 
     def stop(self) -> None:
         """Close the port, finish the open answers and end the thread."""
         self._server.should_exit = True
         self._thread.join(STOP_S + 2)
 
+    async def _most_open_requests(self) -> int:
+        """How many requests were open at most in the next turns of the loop: a new connection becomes one in a few of them."""
+        most = self._open_requests()
+        for _ in range(TURNS):
+            await asyncio.sleep(TURN_S)
+            most = max(most, self._open_requests())
+        return most
+
     def _run(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._socket]))
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._server.serve(sockets=[self._socket])

@@ -5,7 +5,13 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
+from pydantic_core import to_jsonable_python
+
+from sut import run_record
 from wan_mlperf import cli, process, ranks
 from wan_mlperf.pipeline import PARTS, Pipeline
 from wan_mlperf.preflight import Setup
@@ -49,13 +55,17 @@ def run(options: Options, setup: Setup, taken: socket.socket | None) -> int:
             dispatcher.serve()
         else:
             assert taken is not None
-            Session(options, setup, watch, dispatcher, book, taken).run()
+            made_by = to_jsonable_python(run_record.identity(engine))
+            Session(options, setup, watch, dispatcher, book, taken, made_by=made_by).run()
         engine.mesh.close()
     return process.DONE
 
 
 class Session:
-    """Rank 0's part of the server: the book, the queue and the HTTP server."""
+    """Rank 0's part of the server: the book, the queue and the HTTP server.
+
+    `made_by` is what /about says of the model, the recipe, the device and the software.
+    """
 
     def __init__(
         self,
@@ -65,6 +75,8 @@ class Session:
         dispatcher: ServingDispatcher,
         book: Book,
         taken: socket.socket,
+        *,
+        made_by: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._options, self._watch, self._dispatcher, self._setup = options, watch, dispatcher, setup
         self._book = book
@@ -78,6 +90,7 @@ class Session:
                 reader=Reader(setup, policy=options.policy, latents=options.latents),
                 metrics=metrics,
                 access=options.access,
+                made_by=made_by,
             )
         )
         self.server = server.HttpServer(application, taken, open_requests=lambda: application.open_requests)

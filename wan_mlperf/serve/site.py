@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ class Site:
     reader: Reader
     metrics: Metrics
     access: Access
+    made_by: Mapping[str, Any]
 
     @property
     def model(self) -> str:

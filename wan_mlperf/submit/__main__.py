@@ -50,6 +50,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     one.add_argument("--full-length", action="store_true", help="with --dry-run: 600 s per test, as MLCommons' checker asks")
     again = "do a stage again, such as performance or offline-test04; the old run is kept aside"
     one.add_argument("--again", action="append", default=[], metavar="STAGE", help=again)
+    harness = "who asks for the samples: LoadGen, or MLCommons' endpoints client by HTTP (default: loadgen)"
+    one.add_argument("--harness", choices=("loadgen", "endpoints"), default="loadgen", help=harness)
+    client = "the Python 3.12 that has MLCommons' endpoints client, or its environment's folder"
+    one.add_argument("--client", type=cli.path, metavar="PATH", help=client)
     one.add_argument("--keep-accuracy-log", action="store_true", help="keep LoadGen's whole accuracy logs, 111 GB each")
     two = commands.add_parser("system", help="write the system description, with what was measured filled in")
     two.add_argument("campaign", type=cli.path, metavar="CAMPAIGN")
@@ -68,12 +72,26 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.command == "run" and options.full_length and not options.dry_run:
         raise BadInput("--full-length has no effect: the benchmark's own tests take 600 s anyway; allowed: with --dry-run")
+    if options.command == "run":
+        _check_harness(options)
     return options
+
+
+def _check_harness(options: argparse.Namespace) -> None:
+    """Refuse flags that the chosen harness does not know, and a client that is not there. Raises BadInput."""
+    if options.harness == "endpoints":
+        for flag, value in (("--full-length", options.full_length), ("--keep-accuracy-log", options.keep_accuracy_log)):
+            if value:
+                raise BadInput(f"{flag} with --harness endpoints: it is about LoadGen; allowed: without it")
+        from wan_mlperf.submit import client
+
+        client.find(options.client)
+    elif options.client is not None:
+        raise BadInput("--client has no effect; allowed: only together with --harness endpoints")
 
 
 def run(options: argparse.Namespace, start: Start | None = None) -> int:
     """Work off the stages that are not done; the exit code is the worst of the stages'. `start` runs a command (for tests)."""
-    from wan_mlperf.submit.campaign import NEEDS, Stage
     from wan_mlperf.submit.show import duration, estimate, explain_failure, show, show_missing
 
     campaign, user_confs = begin(options)
@@ -90,9 +108,9 @@ def run(options: argparse.Namespace, start: Start | None = None) -> int:
         for stage in campaign.stages():
             if campaign.state(stage).done:
                 continue
-            need = NEEDS.get(stage.kind)
-            if need and not campaign.state(Stage(scenario=stage.scenario, kind=need)).done:
-                process.tell(f"{stage}: has to wait for {stage.scenario} {need}")
+            need = campaign.need(stage)
+            if need is not None and not campaign.state(need).done:
+                process.tell(f"{stage}: has to wait for {need}")
                 continue
             process.tell(f"{stage}: starts, estimate {duration(estimate(campaign, stage, user_confs))}")
             begun = time.monotonic()
@@ -139,7 +157,7 @@ def begin(options: argparse.Namespace) -> tuple[Campaign, dict[Scenario, Path]]:
         recipes[scenario], user_confs[scenario] = to_yaml(recipe), recipe.user_conf_path
         workload = recipe.effective_workload
     folder = writable_folder(Path(options.campaign), what="campaign folder")
-    campaign = Campaign.begin(folder, recipes, dry_run=options.dry_run, commit=run_record.commit())
+    campaign = Campaign.begin(folder, recipes, dry_run=options.dry_run, commit=run_record.commit(), harness=options.harness)
     left = [stage for stage in campaign.stages() if stage.kind == "accuracy" and not campaign.state(stage).done]
     if left:  # now, not hours later
         number = len(prompts.benchmark_prompts())
@@ -164,11 +182,13 @@ def command(campaign: Campaign, stage: Stage, options: argparse.Namespace) -> li
     """The command that performs a stage, a process of its own."""
     from wan_mlperf.submit.campaign import Stage
 
-    if stage.kind == "vbench":
-        accuracy = campaign.state(Stage(scenario=stage.scenario, kind="accuracy")).run
-        return [sys.executable, "-m", "wan_mlperf.vbench", str(accuracy)]
+    if stage.kind == "vbench" and (made := campaign.need(stage)):
+        return [sys.executable, "-m", "wan_mlperf.vbench", str(campaign.state(made).run)]
     words = [sys.executable, "-m", "wan_mlperf.run", "--scenario", stage.scenario, "--outputs", str(campaign.folder)]
     chosen = for_scenario(options, stage.scenario)
+    if campaign.harness == "endpoints":
+        words[2:5] = ["wan_mlperf.submit.client_run", "--scenario", stage.scenario, "--client", options.client]
+        words += ["--dry-run"] if options.dry_run else []
     for flag, value in (("--recipe", chosen.recipe), ("--model", chosen.model)):
         words += [flag, value] if value is not None else []
     words += [f"--set={change}" for change in chosen.set] + (["--exact"] if chosen.exact else [])
@@ -176,7 +196,8 @@ def command(campaign: Campaign, stage: Stage, options: argparse.Namespace) -> li
         words += ["--mode", "accuracy"] + (["--keep-accuracy-log"] if options.keep_accuracy_log else [])
     if stage.kind == "test04":
         performance = campaign.state(Stage(scenario=stage.scenario, kind="performance")).run
-        words += ["--test04", "--reference", str(performance)]
+        words += ["--audit-of", str(performance)] if campaign.harness == "endpoints" else []
+        words += ["--test04", "--reference", str(performance)] if campaign.harness == "loadgen" else []
     return words
 
 

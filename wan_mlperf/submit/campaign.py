@@ -12,17 +12,28 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sut import loadgen
 from sut import result as results
 from sut.result import Result, Scenario
 from wan_mlperf.errors import BadInput
 from wan_mlperf.files import atomic_write
+from wan_mlperf.submit import client_results
 from wan_mlperf.vbench import summary as vbench_summary
 from wan_mlperf.vbench.summary import Summary
 
-KINDS = ("performance", "accuracy", "vbench", "test04")
-NEEDS = {"vbench": "accuracy", "test04": "performance"}
+Harness = Literal["loadgen", "endpoints"]
+# The stages of a scenario, in order, and the one that each has to wait for. The endpoints client makes the accuracy run's videos
+# in the call that measures performance, and its audit follows while the server is up.
+KINDS: Mapping[Harness, tuple[str, ...]] = {
+    "loadgen": ("performance", "accuracy", "vbench", "test04"),
+    "endpoints": ("performance", "test04", "vbench"),
+}
+NEEDS: Mapping[Harness, Mapping[str, str]] = {
+    "loadgen": {"vbench": "accuracy", "test04": "performance"},
+    "endpoints": {"vbench": "performance", "test04": "performance"},
+}
 FILE = "campaign.json"
 ASIDE = "aside"
 
@@ -51,33 +62,43 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign:
-    """`recipes`: the resolved recipe as YAML per scenario; `commit`: results of any other do not count."""
+    """`recipes`: the resolved recipe as YAML per scenario; `commit`: results of any other do not count.
+
+    `harness`: who asks for the samples, LoadGen or MLCommons' endpoints client.
+    """
 
     folder: Path
     recipes: Mapping[Scenario, str]
     dry_run: bool
     commit: str
+    harness: Harness = "loadgen"
 
     @classmethod
-    def begin(cls, folder: Path, recipes: Mapping[Scenario, str], *, dry_run: bool, commit: str) -> Campaign:
+    def begin(
+        cls, folder: Path, recipes: Mapping[Scenario, str], *, dry_run: bool, commit: str, harness: Harness = "loadgen"
+    ) -> Campaign:
         """Write the folder's campaign.json, or continue the campaign that is there. Raises BadInput if that is another one."""
         if (folder / FILE).exists():
             old = cls.load(folder, commit=commit)
-            if dict(old.recipes) != dict(recipes) or old.dry_run != dry_run:
+            if dict(old.recipes) != dict(recipes) or old.dry_run != dry_run or old.harness != harness:
+                what = f"--harness {old.harness}" if old.harness != harness else _other(old, recipes, dry_run)
                 raise BadInput(
-                    f"--campaign {str(folder)!r}: was begun with {_other(old, recipes, dry_run)}; "
-                    "allowed: the same scenarios, recipes and --dry-run, or another folder"
+                    f"--campaign {str(folder)!r}: was begun with {what}; "
+                    "allowed: the same scenarios, recipes, --harness and --dry-run, or another folder"
                 )
             return old
-        atomic_write(folder / FILE, json.dumps({"dry_run": dry_run, "recipes": dict(recipes)}, indent=1) + "\n")
-        return cls(folder=folder, recipes=recipes, dry_run=dry_run, commit=commit)
+        values = {"dry_run": dry_run, "harness": harness, "recipes": dict(recipes)}
+        atomic_write(folder / FILE, json.dumps(values, indent=1) + "\n")
+        return cls(folder=folder, recipes=recipes, dry_run=dry_run, commit=commit, harness=harness)
 
     @classmethod
     def load(cls, folder: Path, *, commit: str) -> Campaign:
         """Read a campaign. Raises BadInput for a folder that is not a campaign."""
         try:
             values = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            return cls(folder=folder, recipes=dict(values["recipes"]), dry_run=bool(values["dry_run"]), commit=commit)
+            harness: Harness = "endpoints" if values.get("harness") == "endpoints" else "loadgen"
+            dry_run = bool(values["dry_run"])
+            return cls(folder=folder, recipes=dict(values["recipes"]), dry_run=dry_run, commit=commit, harness=harness)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not what `submit run` writes"
             raise BadInput(
@@ -86,14 +107,22 @@ class Campaign:
 
     def stages(self) -> list[Stage]:
         """Return all stages in the order in which they run: cheap ones first, VBench once its videos exist."""
+        kinds = KINDS[self.harness]
         return [
-            Stage(scenario=scenario, kind=kind) for scenario in loadgen.SCENARIOS if scenario in self.recipes for kind in KINDS
+            Stage(scenario=scenario, kind=kind) for scenario in loadgen.SCENARIOS if scenario in self.recipes for kind in kinds
         ]
+
+    def need(self, stage: Stage) -> Stage | None:
+        """The stage that this one has to wait for."""
+        kind = NEEDS[self.harness].get(stage.kind)
+        return Stage(scenario=stage.scenario, kind=kind) if kind else None
 
     def state(self, stage: Stage) -> State:
         """Find a stage's newest result that counts. If there is none, say what is wrong with the newest."""
         if stage.kind == "vbench":
-            return self._vbench_state(stage.scenario)
+            return self._vbench_state(stage)
+        if stage.kind == "test04" and self.harness == "endpoints":
+            return self._audit_state(stage)
         found = State(done=False, note="not run")
         for run in self._runs(stage):
             state = self._judge(stage, run)
@@ -109,6 +138,8 @@ class Campaign:
             return []
         if stage.kind == "vbench":
             old = [one for one in (state.run / "vbench", state.run / "accuracy.txt") if one.exists()]
+        elif self.harness == "endpoints" and stage.kind == "test04":
+            old = [state.run / client_results.AUDIT]
         else:
             old = [state.run]
         moved = []
@@ -154,9 +185,21 @@ class Campaign:
                 return f"compared with another performance run, {result.compliance.reference}"
         return None
 
-    def _vbench_state(self, scenario: Scenario) -> State:
-        """VBench's results are in the accuracy run's folder."""
-        accuracy = self.state(Stage(scenario=scenario, kind="accuracy"))
+    def _audit_state(self, stage: Stage) -> State:
+        """The endpoints client's audit is in the performance run's folder."""
+        performance = self.state(Stage(scenario=stage.scenario, kind="performance"))
+        if not performance.done or performance.run is None:
+            return State(done=False, note="not run")
+        verdict = client_results.audit(performance.run)
+        if verdict is None:
+            return State(done=False, note="not run")
+        return State(done=verdict[0], note=verdict[1], run=performance.run)
+
+    def _vbench_state(self, stage: Stage) -> State:
+        """VBench's results are in the folder of the run that made the videos."""
+        made = self.need(stage)
+        assert made is not None
+        accuracy = self.state(made)
         if not accuracy.done or accuracy.run is None:
             return State(done=False, note="not run")
         note = "not run"
@@ -198,6 +241,8 @@ def _score(stage: Stage, result: Result) -> str:
         return f"{result.queries} videos"
     if result.compliance is not None:
         return result.compliance.verdict
+    if result.harness == "endpoints" and result.latency_mean_s:
+        return f"VALID, mean {result.latency_mean_s:.3f} s"
     rate, early = result.samples_per_second, result.latency_early_stopping_s
     return f"VALID, {rate:.4f} samples/s" if rate else f"VALID, {early:.3f} s" if early else "VALID"
 

@@ -9,6 +9,24 @@ import yaml
 
 from sut.result import Result
 
+LOADGEN = """with the recipe below in `recipe.yaml` and this folder's `user.conf` where it says:
+
+```
+python -m wan_mlperf.run --scenario {scenario} --recipe recipe.yaml
+python -m wan_mlperf.run --scenario {scenario} --recipe recipe.yaml --mode accuracy
+python -m wan_mlperf.vbench outputs/latest
+python -m wan_mlperf.run --scenario {scenario} --recipe recipe.yaml --test04
+```"""
+ENDPOINTS = """with the recipe below in `recipe.yaml` and MLCommons' endpoints client in a Python 3.12 environment `client`:
+
+```
+python -m wan_mlperf.submit run --harness endpoints --client client --scenario {scenario} --recipe recipe.yaml --campaign DIR
+```
+
+It serves the model by `python -m wan_mlperf.serve` and runs the client with `config.yaml`: performance, the accuracy run's
+videos, then the output-caching audit. VBench scored the videos afterwards, and its score was filled in where the client had
+left it open (`accuracy/accuracy_results.json`)."""
+
 
 def measurements(recipe: Mapping[str, Any], result: Result) -> dict[str, str]:
     """Return measurements.json: which weights, and what became of them."""
@@ -32,6 +50,7 @@ def readme(scenario: str, recipe: Mapping[str, Any], result: Result, notes: Mapp
     """Return a scenario's README.md: what was measured and how to do it again."""
     shown = {key: value for key, value in recipe.items() if key not in ("folder", "exact")}
     lines = [f"- {kind}: {note}" for kind, note in notes.items()]
+    commands = LOADGEN if result.harness == "loadgen" else ENDPOINTS
     return f"""# Wan2.2-T2V-A14B, {scenario}
 
 {chr(10).join(lines)}
@@ -40,14 +59,7 @@ Made by commit `{result.commit}` (in `src/`) on {result.device}, {result.mesh}.
 
 ## To do it again
 
-In `src/`, with the recipe below in `recipe.yaml` and this folder's `user.conf` where it says:
-
-```
-python -m wan_mlperf.run --scenario {scenario} --recipe recipe.yaml
-python -m wan_mlperf.run --scenario {scenario} --recipe recipe.yaml --mode accuracy
-python -m wan_mlperf.vbench outputs/latest
-python -m wan_mlperf.run --scenario {scenario} --recipe recipe.yaml --test04
-```
+In `src/`, {commands.format(scenario=scenario)}
 
 The experts: {"; ".join(result.experts)}. Initial noise: {result.noise}.
 

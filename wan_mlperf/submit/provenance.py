@@ -76,8 +76,11 @@ def link_problems(results: Mapping[str, Result], measured: Mapping[str, str], st
     return [Problem(what=what, seen=False) for what in lacks]
 
 
-def reproducibility(results: Mapping[str, Result], vbench: Mapping[str, Summary], loadgen: str) -> dict[str, Any]:
-    """Return REPRODUCIBILITY.json: what to install to do it again. `results`: the performance run per scenario."""
+def reproducibility(results: Mapping[str, Result], vbench: Mapping[str, Summary], harness: Mapping[str, str]) -> dict[str, Any]:
+    """Return REPRODUCIBILITY.json: what to install to do it again.
+
+    `results`: the performance run per scenario; `harness`: version of LoadGen or of the endpoints client, by its name.
+    """
     first = next(iter(results.values()))
     return {
         "harness_commit": first.commit,
@@ -85,7 +88,7 @@ def reproducibility(results: Mapping[str, Result], vbench: Mapping[str, Summary]
         "model": {"name": HUB_NAME if first.checkpoint == HUB_NAME else first.checkpoint, "revision": first.model_revision},
         "versions": dict(first.versions),
         "commits": dict(first.commits),
-        "loadgen": loadgen,
+        **harness,
         "accelerator_software": first.system.get("other_software_stack", ""),
         "vbench": {
             scenario: {"versions": dict(summary.versions), "checkpoints": dict(summary.checkpoints)}

@@ -16,7 +16,7 @@ from sut import accuracy_log, loadgen
 from sut.result import Result
 from wan_mlperf.checkpoint import HUB_REVISION
 from wan_mlperf.errors import Failed
-from wan_mlperf.submit import system_description
+from wan_mlperf.submit import client_results, system_description
 from wan_mlperf.submit.campaign import Campaign, Stage, State
 
 DURATION_MS = 600_000  # of a performance run, in every division
@@ -78,7 +78,8 @@ def of_campaign(campaign: Campaign, states: Mapping[Stage, State], division: str
         elif stage.kind == "vbench":
             found += _score(stage, state, division)
         elif state.result is not None and state.run is not None:
-            found += _run(stage, state.result, state.run, division)
+            judge = _client_run if campaign.harness == "endpoints" else _run
+            found += judge(stage, state.result, state.run, division)
     done = [state.result for stage, state in states.items() if state.done and state.result and stage.kind != "vbench"]
     return found + _one_system(done)
 
@@ -96,6 +97,14 @@ def _run(stage: Stage, result: Result, run: Path, division: str) -> list[Problem
     return found
 
 
+def _client_run(stage: Stage, result: Result, run: Path, division: str) -> list[Problem]:
+    """The same of a run of the endpoints client, which also made the accuracy run's videos."""
+    found = [_of(stage, what) for what in client_results.log_problems(run, ACCURACY_SAMPLES)]
+    found += [_of(stage, what, seen=False) for what in client_results.rule_problems(run, stage.scenario)]
+    found += [_of(stage, what, seen=False) for what in _rules(result, division)]
+    return found + [_of(stage, what, hard=True) for what in _videos(run)]
+
+
 def _of(stage: Stage, what: str, *, seen: bool = True, hard: bool = False) -> Problem:
     return Problem(what=what, stages=(str(stage),), seen=seen, hard=hard)
 
@@ -111,16 +120,19 @@ def _score(stage: Stage, state: State, division: str) -> list[Problem]:
     ]
 
 
-def _kept(run: Path) -> list[str]:
-    """What an accuracy run's folder has lost, or what was changed in it."""
-    found = []
+def _videos(run: Path) -> list[str]:
+    """The audit videos that an accuracy run's folder has lost."""
     try:
         entries = {entry["index"]: entry for entry in json.loads((run / "prompts.json").read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError, KeyError):
         return [f"{run.name}: prompts.json cannot be read: make the run again"]
     absent = [index for index in AUDIT_VIDEOS if index not in entries or not (run / entries[index]["video"]).is_file()]
-    if absent:
-        found.append(f"audit video {', '.join(map(str, absent))} is not there: make the run again")
+    return [f"audit video {', '.join(map(str, absent))} is not there: make the run again"] if absent else []
+
+
+def _kept(run: Path) -> list[str]:
+    """What an accuracy run's folder has lost, or what was changed in it."""
+    found = _videos(run)
     if not (run / accuracy_log.NAME).is_file():
         return [*found, f"{accuracy_log.NAME} is not there: make the run again"]
     if (run / "accuracy.txt").is_file():

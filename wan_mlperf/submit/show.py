@@ -11,7 +11,7 @@ from sut import compliance, loadgen, pace, prompts
 from sut.result import Mode, Scenario
 from sut.test04_reasons import Spread
 from wan_mlperf import cli, process
-from wan_mlperf.submit import requirements
+from wan_mlperf.submit import client, requirements
 from wan_mlperf.submit.campaign import Campaign, Stage, State, speed
 
 
@@ -34,6 +34,8 @@ def estimate(campaign: Campaign, stage: Stage, user_confs: Mapping[Scenario, Pat
         return None
     start_s, each_s = known
     scenario = stage.scenario
+    if campaign.harness == "endpoints":
+        return start_s + each_s * client.expected(scenario, stage.kind, dry_run=campaign.dry_run)
     mode: Mode = "accuracy" if stage.kind == "accuracy" else "performance"
     count, conf = len(prompts.benchmark_prompts()), user_confs[stage.scenario]
     settings = loadgen.make_settings(scenario, mode, conf, count)

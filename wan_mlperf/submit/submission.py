@@ -18,7 +18,7 @@ from sut.result import Result, Scenario
 from wan_mlperf.errors import BadInput
 from wan_mlperf.files import atomic_write
 from wan_mlperf.inputs.text import read_text
-from wan_mlperf.submit import documents, provenance, requirements, system_description
+from wan_mlperf.submit import client_results, documents, provenance, requirements, system_description
 from wan_mlperf.submit import source as checkout
 from wan_mlperf.submit.campaign import Campaign, Stage, State
 from wan_mlperf.submit.requirements import Problem
@@ -136,21 +136,32 @@ def _write_documents(
 
 def _reproducibility(states: Mapping[Stage, State]) -> dict[str, Any]:
     scored = {loadgen.SCENARIOS[stage.scenario]: state.vbench for stage, state in states.items() if state.vbench is not None}
+    results = performance_results(states)
     run = next(state.run for stage, state in states.items() if stage.kind == "performance" and state.run is not None)
-    version = str(loadgen.read_detail(run).get("loadgen_version", ""))
-    return provenance.reproducibility(performance_results(states), scored, version)
+    if any(result.harness == "endpoints" for result in results.values()):
+        return provenance.reproducibility(results, scored, {"endpoints_client": client_results.version(run)})
+    return provenance.reproducibility(results, scored, {"loadgen": str(loadgen.read_detail(run).get("loadgen_version", ""))})
 
 
 def _scenario(place: Path, scenario: Scenario, campaign: Campaign, states: Mapping[Stage, State]) -> None:
     """Write the results of one scenario."""
-    runs = {kind: states[Stage(scenario=scenario, kind=kind)] for kind in ("performance", "accuracy", "vbench", "test04")}
-    performance, accuracy, test04 = (runs[kind].run for kind in ("performance", "accuracy", "test04"))
-    assert performance and accuracy and test04 and runs["performance"].result
-    _logs(performance, place / "performance" / "run_1")
-    _logs(test04, place / "TEST04" / "performance" / "run_1")
-    shutil.copyfile(test04 / VERDICT, place / "TEST04" / VERDICT)
-    _accuracy(place / "accuracy", accuracy, scored=runs["vbench"].vbench is not None)
-    shutil.copyfile(performance / "user.conf", place / "user.conf")
+    runs = {stage.kind: state for stage, state in states.items() if stage.scenario == scenario}
+    performance, test04 = (runs[kind].run for kind in ("performance", "test04"))
+    assert performance and test04 and runs["performance"].result
+    if campaign.harness == "endpoints":
+        summary = runs["vbench"].vbench
+        client_results.pack(performance, place, score=summary.score if summary else None)
+        _scores_and_videos(place / "accuracy", performance, scored=summary is not None, digest=None)
+    else:
+        accuracy = runs["accuracy"].run
+        assert accuracy
+        _logs(performance, place / "performance" / "run_1")
+        _logs(test04, place / "TEST04" / "performance" / "run_1")
+        shutil.copyfile(test04 / VERDICT, place / "TEST04" / VERDICT)
+        _logs(accuracy, place / "accuracy")
+        digest = accuracy_log.submitted(accuracy, place / "accuracy" / accuracy_log.NAME)
+        _scores_and_videos(place / "accuracy", accuracy, scored=runs["vbench"].vbench is not None, digest=digest)
+        shutil.copyfile(performance / "user.conf", place / "user.conf")
     recipe = yaml.safe_load(campaign.recipes[scenario])
     _write_json(place / "measurements.json", documents.measurements(recipe, runs["performance"].result))
     notes_of_runs = {kind: state.note for kind, state in runs.items()}
@@ -163,16 +174,14 @@ def _logs(run: Path, place: Path) -> None:
         shutil.copyfile(run / name, place / name)
 
 
-def _accuracy(place: Path, run: Path, *, scored: bool) -> None:
-    """Write the accuracy folder: logs, the cut accuracy log with the hash of the whole, scores, raw results, audit videos."""
-    _logs(run, place)
-    digest = accuracy_log.submitted(run, place / accuracy_log.NAME)
+def _scores_and_videos(place: Path, run: Path, *, scored: bool, digest: str | None) -> None:
+    """Write into the accuracy folder: scores with the hash of LoadGen's log, if there is one; raw results; audit videos."""
     lines = [NO_SCORE]
     if scored:
         lines = (run / "accuracy.txt").read_text(encoding="utf-8").splitlines()
         shutil.copytree(run / "vbench", place / "vbench", ignore=shutil.ignore_patterns("staged", "*.log"))
     kept = [line for line in lines if not line.startswith("hash=")]
-    _write(place / "accuracy.txt", "\n".join([*kept, f"hash={digest}"]) + "\n")
+    _write(place / "accuracy.txt", "\n".join([*kept, *([f"hash={digest}"] if digest else [])]) + "\n")
     entries = {entry["index"]: entry for entry in json.loads((run / "prompts.json").read_text(encoding="utf-8"))}
     captions = []
     (place / "videos").mkdir()
