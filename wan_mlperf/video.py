@@ -22,6 +22,9 @@ CRF = 16
 # Y'CbCr of BT.601 in the limited range; the RGB itself is sRGB, as of any picture that a model was trained on.
 COLOURS = {"colorspace": "smpte170m", "color_range": "tv", "color_primaries": "bt709", "color_trc": "iec61966-2-1"}
 ENCODER = "libx264"
+# A video of 720p takes seconds of one core, more than its decode, so a server's client would wait for the encoder. The number is
+# fixed because the file depends on it; with a fixed number x264 gives the same file every time, whatever the host's cores.
+THREADS = 8
 
 
 def check_encoder() -> None:
@@ -52,7 +55,7 @@ def _encode(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
                     stream = container.add_stream(ENCODER, rate=Fraction(fps), options={"crf": str(CRF), **COLOURS})
                     stream.height, stream.width = frame.shape[:2]
                     stream.pix_fmt = "yuv420p"
-                    stream.thread_count = 1  # x264's threads are not deterministic in every build
+                    stream.thread_count = THREADS
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         if stream is not None:
             container.mux(stream.encode())

@@ -25,7 +25,8 @@ def launch(module: str, arguments: Sequence[str], world: int, *, stop_s: float =
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The ranks report what went wrong; torchrun's log would only repeat it, at length.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in [one for one in logging.root.manager.loggerDict if one.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # each of its modules has set its own
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world)))
     handled = [number.name for number in process.STOPS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's stays ignored
     with files.scratch("job") as folder:

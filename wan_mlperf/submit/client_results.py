@@ -54,6 +54,13 @@ def audit(run: Path) -> tuple[bool, str] | None:
     return (found["passed"] is True, str(found.get("reason", ""))) if "passed" in found else None
 
 
+def last_error(log: Path) -> str:
+    """The last error in what the client printed, or else its last line."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line.rpartition(" - ERROR - ")[2] for line in lines if " - ERROR - " in line]
+    return f"{(errors or lines or ['it printed nothing'])[-1][:200]}; see {log}"
+
+
 def mean_stages(metrics: str) -> dict[str, float]:
     """Mean seconds per stage of all videos that a server made, from its /metrics; `video` is the whole of it."""
 

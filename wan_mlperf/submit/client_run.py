@@ -120,7 +120,9 @@ class Measurement:
         config = _write(run / "client.yaml", client.main_of(self._config, address))
         code = self._call(config, run / "client.log", address, total=sum(planned.values()), what="videos")
         stages = client_results.mean_stages(_text(f"{address}/metrics"))
-        stopped = None if code == 0 else f"the client ended with exit code {code}; see client.log"
+        stopped = (
+            None if code == 0 else f"the client ended with exit code {code} ({client_results.last_error(run / 'client.log')})"
+        )
         videos = client_results.keep_videos(run, self._prompts)
         client_results.write_result(
             run,
@@ -147,7 +149,8 @@ class Measurement:
         config = _write(run / "audit.yaml", client.audit_of(self._config, address))
         code = self._call(config, run / "audit.log", address, total=total, what="videos of the audit")
         if client_results.audit(run) is None:
-            raise Failed(f"the client's audit ended with exit code {code} and no verdict; see {run / 'audit.log'}")
+            reason = client_results.last_error(run / "audit.log")
+            raise Failed(f"the client's audit ended with exit code {code} and no verdict ({reason})")
 
     def _call(self, config: Path, log: Path, address: str, *, total: int, what: str) -> int:
         """Run the client with its output in `log`; show how many videos it has got. Returns its exit code."""
