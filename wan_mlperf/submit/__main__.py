@@ -92,6 +92,7 @@ def _check_harness(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace, start: Start | None = None) -> int:
     """Work off the stages that are not done; the exit code is the worst of the stages'. `start` runs a command (for tests)."""
+    from wan_mlperf.submit.campaign import Stage
     from wan_mlperf.submit.show import duration, estimate, explain_failure, show, show_missing
 
     campaign, user_confs = begin(options)
@@ -104,14 +105,21 @@ def run(options: argparse.Namespace, start: Start | None = None) -> int:
                 process.tell(f"{stage}: the old one is now {place}")
         show(campaign, user_confs)
         warn_of_vbench(campaign)
-        worst = process.DONE
+        worst, begun_now = process.DONE, set[Stage]()
         for stage in campaign.stages():
-            if campaign.state(stage).done:
+            state = campaign.state(stage)
+            if state.done:
                 continue
             need = campaign.need(stage)
             if need is not None and not campaign.state(need).done:
                 process.tell(f"{stage}: has to wait for {need}")
                 continue
+            if stage.kind == "test04" and campaign.harness == "endpoints" and need in begun_now and state.run is not None:
+                # The client's audit was made in the same call.
+                process.tell(f"{stage}: INVALID, {state.note}")
+                worst = max(worst, process.INVALID)
+                continue
+            begun_now.add(stage)
             process.tell(f"{stage}: starts, estimate {duration(estimate(campaign, stage, user_confs))}")
             begun = time.monotonic()
             code = begin_call(command(campaign, stage, options))

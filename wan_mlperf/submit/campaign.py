@@ -96,8 +96,8 @@ class Campaign:
         """Read a campaign. Raises BadInput for a folder that is not a campaign."""
         try:
             values = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            harness: Harness = "endpoints" if values.get("harness") == "endpoints" else "loadgen"
             dry_run = bool(values["dry_run"])
+            harness: Harness = "endpoints" if values.get("harness") == "endpoints" else "loadgen"  # older ones name none
             return cls(folder=folder, recipes=dict(values["recipes"]), dry_run=dry_run, commit=commit, harness=harness)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not what `submit run` writes"

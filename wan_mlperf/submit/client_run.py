@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import re
 import shutil
@@ -32,6 +33,7 @@ from wan_mlperf.files import atomic_write
 from wan_mlperf.recipe import Recipe, to_yaml
 from wan_mlperf.submit import client, client_results
 
+PR_SET_PDEATHSIG = 1  # of Linux
 STOP_S = 60.0  # what the server may take to end
 LOOK_S = 2.0  # how often the progress is read
 
@@ -87,7 +89,9 @@ class Measurement:
         words += ["--recipe", options.recipe or preflight.default_recipe(self._scenario)]
         words += ["--model", options.model] if options.model is not None else []
         words += [f"--set={change}" for change in options.set] + (["--exact"] if options.exact else [])
-        self._server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace")
+        self._server = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace", preexec_fn=_end_with_parent
+        )
         try:
             yield self._await_server()
             self._server.send_signal(signal.SIGTERM)
@@ -124,7 +128,7 @@ class Measurement:
             None if code == 0 else f"the client ended with exit code {code} ({client_results.last_error(run / 'client.log')})"
         )
         videos = client_results.keep_videos(run, self._prompts)
-        client_results.write_result(
+        result = client_results.write_result(
             run,
             made_by,
             scenario=self._scenario,
@@ -137,7 +141,9 @@ class Measurement:
             system=machine.measure(run, world=made_by["world_size"]),
             stopped=stopped,
         )
-        shutil.rmtree(run / "served", ignore_errors=True) if not stopped else None
+        if not stopped:
+            shutil.rmtree(run / "served", ignore_errors=True)
+        run_record.print_summary(result, run)
 
     def audit(self, run: Path, address: str) -> None:
         """The output-caching audit, MLCommons' TEST04 for endpoints, into `audit/` of the run."""
@@ -175,6 +181,11 @@ class Measurement:
                     running.terminate()
                     running.wait()
         return running.returncode
+
+
+def _end_with_parent() -> None:
+    """In a child: SIGTERM when its parent dies, so that a killed measurement leaves no server that holds the GPUs."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _write(file: Path, config: dict[str, Any]) -> Path:
