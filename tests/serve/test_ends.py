@@ -25,7 +25,7 @@ def hold(server: Server, number: int, answers: dict[int, Answer | BaseException]
 
     def one(which: int) -> None:
         try:
-            answers[which] = server.ask("POST", OPEN, {**ROW, "prompt": f"a circle {which}"}, timeout=60)
+            answers[which] = server.ask("POST", OPEN, {**ROW, "prompt": f"a circle {which}"}, timeout=400)
         except (OSError, http.client.HTTPException) as error:
             answers[which] = error
 
@@ -47,11 +47,14 @@ def kill_while_40_are_open(server: Server, rank: int, *, videos: int) -> dict[in
     """Have 40 requests open, wait until `videos` are finished, kill -9 this rank; return the answers, all within 30 s."""
     answers: dict[int, Answer | BaseException] = {}
     threads = hold(server, 40, answers)
-    while (
-        sum(1 for _ in server.folder.glob("*.mp4")) < videos or len(server.ask("GET", "/v1/videos?limit=100").json["data"]) < 43
-    ):
-        assert server.job.process.poll() is None, server.job.output
-        time.sleep(0.02)
+
+    def known() -> int:
+        return len(server.ask("GET", "/v1/videos?limit=100").json["data"])
+
+    until = time.monotonic() + 300
+    while sum(1 for _ in server.folder.glob("*.mp4")) < videos or known() < 43:
+        assert server.job.process.poll() is None and time.monotonic() < until, server.job.output
+        time.sleep(0.1)
     os.kill(process_of(server, rank), signal.SIGKILL)
     when = time.monotonic()
     for thread in threads:
