@@ -23,6 +23,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
 
 from wan_mlperf.kernels import padding
+from wan_mlperf.kernels.linear import products
 from wan_mlperf.kernels.padding import Padding
 from wan_mlperf.text_encoder import Embeds
 
@@ -83,9 +84,10 @@ class SelfAttention:
     def __call__(
         self, attn: WanAttention, hidden: torch.Tensor, _text: None, _mask: None, inputs: SelfAttentionInputs
     ) -> torch.Tensor:
-        query = attn.norm_q(attn.to_q(hidden)).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(attn.to_k(hidden)).unflatten(2, (attn.heads, -1))
-        value = attn.to_v(hidden).unflatten(2, (attn.heads, -1))
+        query, key, value = products(hidden, (attn.to_q, attn.to_k, attn.to_v))
+        query = attn.norm_q(query).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(key).unflatten(2, (attn.heads, -1))
+        value = value.unflatten(2, (attn.heads, -1))
         query, key = _rotate(query, inputs), _rotate(key, inputs)
         out = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), inputs.kernel, inputs.tokens)
         return attn.to_out[0](out.transpose(1, 2).flatten(2, 3).type_as(hidden))
@@ -153,11 +155,12 @@ class Expert(nn.Module):
             else:
                 bias = padding.bias(embeds.lengths, full, count, device).to(hidden.dtype)
         text = self.transformer.condition_embedder.text_embedder(hidden[:, : count + merged])
+        crossed = [block.attn2 for block in self.transformer.blocks]
+        projected = products(text, [layer for attn in crossed for layer in (attn.to_k, attn.to_v)])
         keys = []
-        for block in self.transformer.blocks:
-            attn = block.attn2
-            key = attn.norm_k(attn.to_k(text)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            value = attn.to_v(text).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        for attn, key, value in zip(crossed, projected[0::2], projected[1::2], strict=True):
+            key = attn.norm_k(key).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+            value = value.unflatten(2, (attn.heads, -1)).transpose(1, 2)
             if log_count is None:
                 keys.append(TextKeys(key, value, bias))
             else:

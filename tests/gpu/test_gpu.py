@@ -13,6 +13,7 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels import attention, gemm
 from wan_mlperf.kernels.backends import ATTENTION
 from wan_mlperf.kernels.device import gpu_count, probe
+from wan_mlperf.kernels.linear import Fp8Linear, Mxfp4Linear
 from wan_mlperf.kernels.numerics import SIXTEEN_BITS
 from wan_mlperf.kernels.probe import missing_gemm
 from wan_mlperf.kernels.reference import reference
@@ -59,7 +60,7 @@ def test_linear_layers(name: GemmName) -> None:
     layer = torch.nn.Linear(512, 1024, device=probe().torch, dtype=torch.bfloat16).requires_grad_(False)
     hidden = torch.randn(1, 256, 512, device=probe().torch, dtype=torch.bfloat16)
     exact = layer(hidden)
-    reference = {"fp8": gemm.Fp8Linear, "mxfp4": gemm.Mxfp4Linear}[name](layer)(hidden)
+    reference = {"fp8": Fp8Linear, "mxfp4": Mxfp4Linear}[name](layer)(hidden)
     holder = torch.nn.Module()
     holder.blocks = torch.nn.ModuleList([layer])
     gemm.convert(holder, name, recipe, table, probe(), xdit.mxfp4_linear)

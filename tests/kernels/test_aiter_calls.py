@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from wan_mlperf.kernels.backends import ATTENTION
-from wan_mlperf.kernels.gemm import Mxfp4Linear
+from wan_mlperf.kernels.linear import Mxfp4Linear
 from wan_mlperf.kernels.reference import reference
 
 LIMIT = 0.02

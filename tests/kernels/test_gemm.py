@@ -12,7 +12,9 @@ from torch import nn
 
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels import gemm, probe, sage
+from wan_mlperf.kernels import linear as linears
 from wan_mlperf.kernels.device import Device
+from wan_mlperf.kernels.linear import Fp8Linear, Mxfp4Linear, compute_dtype
 from wan_mlperf.recipe import Gemm
 
 CPU = Device(arch="cpu", name="test", torch=torch.device("cpu"))
@@ -35,8 +37,8 @@ def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
 def test_errors_are_those_of_the_formats(dtype: torch.dtype) -> None:
     """On Gaussian data MXFP4's error is 15 %, and FP8's 3.7 %."""
     linear, hidden = layer(dtype)
-    assert 0.13 < error(gemm.Mxfp4Linear(linear)(hidden), linear(hidden)) < 0.17
-    assert 0.03 < error(gemm.Fp8Linear(linear)(hidden), linear(hidden)) < 0.045
+    assert 0.13 < error(Mxfp4Linear(linear)(hidden), linear(hidden)) < 0.17
+    assert 0.03 < error(Fp8Linear(linear)(hidden), linear(hidden)) < 0.045
 
 
 def test_mxfp4_against_torchao() -> None:
@@ -52,7 +54,7 @@ def test_mxfp4_against_torchao() -> None:
     )
     theirs = nn.Sequential(copy.deepcopy(linear))
     quantize_(theirs, config)
-    ours = gemm.Mxfp4Linear(linear)
+    ours = Mxfp4Linear(linear)
     packed: Any = theirs[0].weight
     mine, their = ours._weight().float(), packed.dequantize(torch.bfloat16).float()
     scale = torch.exp2(ours.scales.float() - 127).repeat_interleave(32, dim=-1)
@@ -65,7 +67,7 @@ def test_mxfp4_against_torchao() -> None:
 def test_a_token_does_not_see_the_others() -> None:
     """No scale spans tokens, so a shard of them gives the same result: Ulysses changes nothing."""
     linear, hidden = layer(torch.float32)
-    for kind in (gemm.Mxfp4Linear, gemm.Fp8Linear):
+    for kind in (Mxfp4Linear, Fp8Linear):
         whole = kind(linear)(hidden)
         assert torch.allclose(kind(linear)(hidden[:, 5:9]), whole[:, 5:9], rtol=1e-5, atol=1e-5)
 
@@ -80,14 +82,14 @@ def test_packed_weights_are_small(model: Path) -> None:
     assert table == {"mxfp4": None, "bf16": "TORCH", "fp8": None}
     summary = gemm.convert(expert, "mxfp4", recipe, table, CPU, no_aiter)
     kinds = {name: type(one) for name, one in expert.named_modules()}
-    assert kinds["blocks.0.attn1.to_q"] is gemm.Fp8Linear
+    assert kinds["blocks.0.attn1.to_q"] is Fp8Linear
     assert kinds["blocks.1.ffn.net.2"] is nn.Linear
-    assert kinds["blocks.0.attn2.to_out.0"] is gemm.Mxfp4Linear
+    assert kinds["blocks.0.attn2.to_out.0"] is Mxfp4Linear
     for name in before:
         if not name.startswith("blocks."):
             assert kinds[name] is nn.Linear, name  # embeddings, modulation, output projection
     assert "1 fp8, 17 mxfp4" in summary
-    packed = [one for one in expert.modules() if isinstance(one, gemm.Mxfp4Linear)]
+    packed = [one for one in expert.modules() if isinstance(one, Mxfp4Linear)]
     numbers = sum(one.in_features * one.out_features for one in packed)
     assert sum(gemm.weight_bytes(one) for one in packed) <= 0.28 * 2 * numbers
     assert all(not hasattr(one, "weight") for one in packed)  # the 16-bit copy is gone
@@ -105,10 +107,11 @@ def test_what_cannot_run_is_refused() -> None:
 def test_products_in_fp32_are_as_good_as_those_of_bf16(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """CPUs with and without products of bf16 differ by roundings of the result to bf16."""
     linear, hidden = layer(torch.bfloat16)
-    make = {"bf16": lambda one: gemm.widen(copy.deepcopy(one)), "fp8": gemm.Fp8Linear, "mxfp4": gemm.Mxfp4Linear}[kind]
+    make = {"bf16": lambda one: gemm.widen(copy.deepcopy(one)), "fp8": Fp8Linear, "mxfp4": Mxfp4Linear}[kind]
     outs = {}
     for products in (torch.bfloat16, torch.float32):
-        monkeypatch.setattr(gemm, "compute_dtype", lambda _dtype, _device, products=products: products)
+        for module in (gemm, linears):
+            monkeypatch.setattr(module, "compute_dtype", lambda _dtype, _device, products=products: products)
         outs[products] = make(linear)(hidden)
         assert outs[products].dtype == torch.bfloat16
     assert error(outs[torch.float32], outs[torch.bfloat16]) < 2**-8
@@ -126,5 +129,5 @@ def test_a_convolution_is_widened_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fp32_and_gpus_keep_their_products() -> None:
-    assert gemm.compute_dtype(torch.float32, torch.device("cpu")) == torch.float32
-    assert gemm.compute_dtype(torch.bfloat16, torch.device("cuda", 0)) == torch.bfloat16
+    assert compute_dtype(torch.float32, torch.device("cpu")) == torch.float32
+    assert compute_dtype(torch.bfloat16, torch.device("cuda", 0)) == torch.bfloat16

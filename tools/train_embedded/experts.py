@@ -20,7 +20,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-from wan_mlperf.kernels.gemm import compute_dtype
+from wan_mlperf.kernels.linear import compute_dtype
 from wan_mlperf.shapes.clips import Scene, training_scenes
 from wan_mlperf.workload import NEGATIVE_PROMPT
 

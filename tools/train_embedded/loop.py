@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wan_mlperf.kernels.gemm import compute_dtype
+from wan_mlperf.kernels.linear import compute_dtype
 
 SAVE_EVERY = 60.0
 """Seconds of work that can be lost when a run is stopped."""

@@ -1,6 +1,6 @@
 """Linear layers by format: bf16 (as the checkpoint has them), fp8, mxfp4; what each is on which device.
 
-On a GPU the layers are xDiT's (AITER, gfx950) or torchao's. Elsewhere they are the references below, if the recipe allows them:
+On a GPU the layers are xDiT's (AITER, gfx950) or torchao's. Elsewhere they are references (linear.py), if the recipe allows them:
 packed weights in the same formats, operands rounded to the same numbers, products in the model's dtype or a wider one. torchao's
 own emulation of MXFP4 is no alternative: it takes only bf16, and several times as long per layer at the embedded model's size;
 and its FP8 does not run without a GPU. tests/kernels/test_gemm.py compares these references with it.
@@ -24,12 +24,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.kernels import sage
 from wan_mlperf.kernels.backends import GEMM_CANDIDATES, NEEDS
 from wan_mlperf.kernels.device import Device
+from wan_mlperf.kernels.linear import AiterLinear, Fp8Linear, Mxfp4Linear, TorchaoLinear, compute_dtype
 from wan_mlperf.recipe import Gemm
 
-BLOCK = 32
 NativeLinear = Callable[[nn.Linear], nn.Module]
 Backends = Mapping[str, "str | None"]  # format -> key of GEMM, None for a reference
 Probe = Callable[[str], "str | None"]  # key of GEMM -> None, or what is missing for it on this machine
@@ -75,15 +74,6 @@ def _refusal(name: str, device: Device, tried: str) -> BadInput:
         f"gemm {name!r}: cannot run on {device.arch} ({device}){tried}; it needs {NEEDS[name]}; "
         "allowed here: bf16, or references: allow"
     )
-
-
-@functools.cache
-def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype to multiply numbers of `dtype` in: fp32 for bf16 on a CPU without fast bf16 products, else `dtype`."""
-    if dtype != torch.bfloat16 or device.type != "cpu":
-        return dtype
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
 
 
 def widen(model: nn.Module) -> nn.Module:
@@ -135,7 +125,7 @@ def weight_bytes(layer: nn.Module) -> int:
     """Return the bytes of a layer's weights and their scales, without the bias."""
     total = 0
     for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
-        if name != "bias":
+        if name.rpartition(".")[2] != "bias":
             total += sum(part.numel() * part.element_size() for part in _storages(tensor))
     return total
 
@@ -155,7 +145,7 @@ def _make(layer: nn.Linear, name: str, fp8_scales: str, key: str | None, device:
     layer = layer.to(device.torch)  # a reference asks the device what it multiplies in
     if key is None:
         return Fp8Linear(layer, fp8_scales) if name == "fp8" else Mxfp4Linear(layer)
-    return aiter_linear(layer) if key == "AITER_A4W4" else _torchao(layer, name, fp8_scales)
+    return AiterLinear(aiter_linear(layer)) if key == "AITER_A4W4" else _torchao(layer, name, fp8_scales)
 
 
 def _torchao(layer: nn.Linear, name: str, fp8_scales: str) -> nn.Module:
@@ -165,7 +155,7 @@ def _torchao(layer: nn.Linear, name: str, fp8_scales: str) -> nn.Module:
     if type(layer.weight.data) in (torch.Tensor, nn.Parameter):  # torchao leaves a shape that it cannot multiply, silently
         shape = f"{layer.in_features} to {layer.out_features} features"
         raise BadInput(f"gemm {name!r}: torchao has no kernel for a layer of {shape}; allowed: multiples of 16, or gemm.keep")
-    return layer
+    return TorchaoLinear(layer)
 
 
 def fp8_config(scales: str) -> Any:
@@ -186,74 +176,3 @@ def _mxfp4_config() -> Any:
 
     fp4 = torch.float4_e2m1fn_x2
     return MXDynamicActivationMXWeightConfig(activation_dtype=fp4, weight_dtype=fp4)
-
-
-class _Reference(nn.Module):
-    """A linear layer with packed weights. `bias` [N] stays in the model's dtype."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features, self.dtype = layer.in_features, layer.out_features, layer.weight.dtype
-        self.products = compute_dtype(layer.weight.dtype, layer.weight.device)
-        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
-
-
-class Fp8Linear(_Reference):
-    """Float8 reference: E4M3 with one scale per row of the weight and per token, or one per tensor, as torchao's."""
-
-    weight: torch.Tensor  # E4M3 [N, K]
-    scales: torch.Tensor  # fp32 [N, 1] or [1, 1]
-
-    def __init__(self, layer: nn.Linear, scales: str = "row") -> None:
-        super().__init__(layer)
-        self.per_row = scales == "row"
-        values, weight_scales = self._quantise(layer.weight.detach())
-        self.register_buffer("weight", values.to(torch.float8_e4m3fn))
-        self.register_buffer("scales", weight_scales)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., K] -> [..., N]."""
-        values, scales = self._quantise(hidden)
-        out = F.linear(values.to(self.products), self.weight.to(self.products)).float() * scales * self.scales.squeeze(-1)
-        return (out if self.bias is None else out + self.bias).to(self.dtype)
-
-    def _quantise(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return sage.quantise_e4m3(values, (-1,) if self.per_row else tuple(range(values.ndim)))
-
-
-class Mxfp4Linear(_Reference):
-    """MXFP4 reference: E2M1 with one E8M0 scale per 32 input features, both operands, as AITER's quantiser rounds them."""
-
-    codes: torch.Tensor  # uint8 [N, K / 2]
-    scales: torch.Tensor  # uint8, E8M0 [N, K / 32]
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__(layer)
-        if layer.in_features % BLOCK:
-            raise BadInput(f"gemm 'mxfp4': a layer of {layer.in_features} input features; allowed: a multiple of {BLOCK}")
-        codes, scales = sage.quantise_mxfp4(layer.weight.detach(), ties_away=False)
-        self.register_buffer("codes", codes)
-        self.register_buffer("scales", scales)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., K] -> [..., N]. Every value of both operands is exact in bf16, so that only the products round."""
-        bias = None if self.bias is None else self.bias.to(self.products)
-        return F.linear(sage.round_to_mxfp4(hidden, ties_away=False).to(self.products), self._weight(), bias).to(self.dtype)
-
-    def _weight(self) -> torch.Tensor:
-        # One look-up per byte gives two elements. A scale is a power of two, so its byte is the exponent of a float.
-        pairs = _pairs(self.products, self.codes.device).index_select(0, self.codes.view(-1).int()).view(self.products)
-        powers = (self.scales.int() << 23).view(torch.float32).to(self.products)
-        return pairs.view(self.out_features, -1, BLOCK).mul_(powers.unsqueeze(-1)).view(self.out_features, self.in_features)
-
-
-@functools.cache
-def _pairs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[256]: the two E2M1 numbers of each byte, the even element in the low nibble, as one integer of both their bits.
-
-    Taking one number per byte is four times as fast on a CPU as taking a row of two.
-    """
-    byte = torch.arange(256, device=device, dtype=torch.uint8).unsqueeze(-1)
-    ones = torch.full((256, 1), 127, device=device, dtype=torch.uint8)
-    pairs = sage.dequantise_mxfp4(byte.expand(-1, 16), ones)[:, :2].to(dtype).contiguous()
-    return pairs.view({2: torch.int32, 4: torch.int64}[dtype.itemsize]).view(-1)

@@ -46,11 +46,11 @@ class Counts:
     peak: float = 0.0
     shapes: dict[str, str] = field(default_factory=dict)
 
-    def times(self, number: int) -> Counts:
+    def times(self, number: float) -> Counts:
         """The same work done `number` times; the peak stays."""
 
         def scaled(counter: Counter[str]) -> Counter[str]:
-            return Counter({name: value * number for name, value in counter.items()})
+            return Counter({name: value * number for name, value in counter.items()})  # type: ignore[misc]
 
         return Counts(
             calls=scaled(self.calls),
@@ -73,6 +73,17 @@ class Counts:
             messages=self.messages + other.messages,
             peak=max(self.peak, other.peak),
             shapes={**self.shapes, **other.shapes},
+        )
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(
+            calls=self.calls - other.calls,
+            flops=self.flops - other.flops,
+            read=self.read - other.read,
+            written=self.written - other.written,
+            sent=self.sent - other.sent,
+            messages=self.messages - other.messages,
+            shapes=self.shapes,
         )
 
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from wan_mlperf.kernels.gemm import BLOCK
+from wan_mlperf.kernels.linear import BLOCK, Quantised
 from wan_mlperf.predict.counting import Counting
 
 
-class RecordedLinear(nn.Module):
+class RecordedLinear(Quantised):
     """A linear layer in a format (fp8: E4M3 and a scale per row; mxfp4: E2M1 and a scale per 32 values) that only counts."""
 
     def __init__(self, layer: nn.Linear, form: str, counting: Counting) -> None:
@@ -20,18 +20,26 @@ class RecordedLinear(nn.Module):
         outputs, inputs = layer.weight.shape
         self.in_features, self.out_features = inputs, outputs
         self.bias = layer.bias
-        sizes = {"fp8": (inputs + 4,), "mxfp4": (inputs // 2 + inputs // BLOCK,)}[form]
-        self.register_buffer("packed", torch.empty(outputs, *sizes, dtype=torch.uint8, device=layer.weight.device))
+        self.quantises = (form,)
+        self._packed = {"fp8": inputs + 4, "mxfp4": inputs // 2 + inputs // BLOCK}[form]  # bytes of a row
+        self.register_buffer("packed", torch.empty(outputs, self._packed, dtype=torch.uint8, device=layer.weight.device))
         self.packed: torch.Tensor
-        self._name, self._counting, self._dtype = f"gemm {form}", counting, layer.weight.dtype
+        self._form, self._counting, self._dtype = form, counting, layer.weight.dtype
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., K] -> [..., N]."""
-        rows = hidden.numel() // self.in_features
-        out = torch.empty(*hidden.shape[:-1], self.out_features, dtype=self._dtype, device=hidden.device)
+    def quantise(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[..., K] -> a token's packed bytes [..., bytes]."""
+        operand = torch.empty(*hidden.shape[:-1], self._packed, dtype=torch.uint8, device=hidden.device)
+        self._counting.record(f"quantise {self._form}", 0.0, (hidden,), (operand,))
+        return (operand,)
+
+    def multiply(self, *operands: torch.Tensor) -> torch.Tensor:
+        """Packed bytes -> [..., N]."""
+        (operand,) = operands
+        rows = operand.numel() // self._packed
+        out = torch.empty(*operand.shape[:-1], self.out_features, dtype=self._dtype, device=operand.device)
         flops = 2.0 * rows * self.in_features * self.out_features
         shapes = f"{rows} x {self.in_features} x {self.out_features}"
-        self._counting.record(self._name, flops, (hidden, self.packed), (out,), shapes)
+        self._counting.record(f"gemm {self._form}", flops, (operand, self.packed), (out,), shapes)
         return out
 
 

@@ -67,6 +67,18 @@ def rehearse_decodes(subjects: Sequence[Subject], *, workers: int = 1) -> list[R
     return _run([(subject, 0, False) for subject in subjects], workers)
 
 
+def one_block(subject: Subject) -> dict[str, Counts]:
+    """Kind of step -> what one forward does in one block on the first rank: two rehearsals whose experts differ by a block."""
+    jobs = []
+    for layers in (1, 2):
+        parts = {name: {**subject.configs[name], "num_layers": layers} for name in ("transformer", "transformer_2")}
+        once = tuple(replace(step, index=number, source=None) for number, step in enumerate(kinds_of(subject.plan).values()))
+        jobs.append((replace(subject, configs={**subject.configs, **parts}, plan=once), 0, True))
+    fewer, more = (rank.stages for rank in _run(jobs, 1))
+    forwards = {name: 2 // subject.shape.cfg if step.guided else 1 for name, step in kinds_of(subject.plan).items()}
+    return {name: (more[name] - fewer[name]).times(1 / forwards[name]) for name in forwards if name in more}
+
+
 def cores() -> int:
     """How many processes can rehearse side by side."""
     return len(os.sched_getaffinity(0))
