@@ -88,16 +88,15 @@ def _compute(
     """Run the expert. Returns this rank's predictions, and what its blocks changed if a later step applies it again."""
     split = expert.split if step.guided else expert.unguided_split
     tokens = expert.embed(inputs, split)
-    own, changes = [], []
+    wanted = []
     for embeds in prompt.branches if step.guided else [prompt.positive]:
         key = step.expert, id(embeds)  # the text's keys and values are computed once per query
         if key not in texts:
             texts[key] = expert.text_keys(embeds)
-        after = expert.run_blocks(tokens, inputs, step.timestep, texts[key], step.attention, split)
-        if step.kept:
-            changes.append(after - tokens)
-        own.append(expert.predict(after, inputs, step.timestep, split))
-    return own, Kept(changes, step.guided) if step.kept else None
+        wanted.append(texts[key])
+    after = expert.run_branches(tokens, inputs, step.timestep, wanted, step.attention, split)
+    own = [expert.predict(one, inputs, step.timestep, split) for one in after]
+    return own, Kept([one - tokens for one in after], step.guided) if step.kept else None
 
 
 def _apply_again(step: Step, expert: Expert, inputs: torch.Tensor, kept: Kept) -> list[torch.Tensor]:

@@ -1,11 +1,11 @@
-"""The two transformers: one forward pass as the denoising loop needs it, around diffusers' own blocks.
+"""The two transformers: one forward pass as the denoising loop needs it, from the parts of diffusers' blocks.
 
-diffusers' block hands its second argument (there: the text's embeddings) through to the processor of its cross-attention, and its
-fourth (there: the rotary tables) to that of its self-attention, without looking inside. We replace both processors, so we pass
-what ours need: `TextKeys` as the second argument, `SelfAttentionInputs` as the fourth.
+A block is `project` (norm, Q, K, V, rotation), self-attention, and `finish` (all that follows): in two pieces, so that ranks can
+exchange tokens for heads around attention while the other branch of guidance computes (parallel/interleave.py). The arithmetic is
+that of diffusers' block, bit for bit.
 
 What depends only on the text (keys and values of cross-attention) is computed once per query. What depends only on shapes and
-the schedule (rotary tables, modulation of the timesteps) is computed once per process. The arithmetic of a block is diffusers'.
+the schedule (rotary tables, modulation of the timesteps) is computed once per process.
 
 Shapes: B batch, T video tokens (of this rank), S text tokens, H heads, D head dim, C = H x D, F h w latent frames, height, width.
 """
@@ -15,11 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from diffusers import WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
 
 from wan_mlperf.kernels import padding
@@ -35,9 +34,13 @@ CrossAttend = Callable[[torch.Tensor, "TextKeys"], torch.Tensor]
 TABLES = 1024  # timesteps, or sizes, whose tables are kept: the longest schedule has 1,000 steps
 
 
-class SelfAttentionInputs(NamedTuple):
-    """What self-attention needs besides its tokens: rotary tables [1, T, 1, D / 2], kernel name, tokens of all ranks."""
+class BlockInputs(NamedTuple):
+    """What is the same for all blocks of a forward pass.
 
+    The modulation [1, 6, C] of the timestep, rotary tables [1, T, 1, D / 2], kernel name, tokens of all ranks.
+    """
+
+    modulation: torch.Tensor
     cos: torch.Tensor
     sin: torch.Tensor
     kernel: str
@@ -54,6 +57,9 @@ class TextKeys(NamedTuple):
     value: torch.Tensor
     bias: torch.Tensor | None = None
     padding: Padding | None = None
+
+
+Texts = Sequence[Sequence[TextKeys]]  # of each branch of guidance, each layer's
 
 
 class Split:
@@ -75,34 +81,16 @@ class Split:
         return tokens
 
 
-class SelfAttention:
-    """Attention processor of `attn1`: diffusers' projections, norm and rotation, then the kernel of the step."""
+class Together(Protocol):
+    """Runs several branches of guidance through the blocks at once: parallel/interleave.py's."""
 
-    def __init__(self, attend: SelfAttend) -> None:
-        self.attend = attend
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile its pieces of a block."""
 
     def __call__(
-        self, attn: WanAttention, hidden: torch.Tensor, _text: None, _mask: None, inputs: SelfAttentionInputs
-    ) -> torch.Tensor:
-        query, key, value = products(hidden, (attn.to_q, attn.to_k, attn.to_v))
-        query = attn.norm_q(query).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(key).unflatten(2, (attn.heads, -1))
-        value = value.unflatten(2, (attn.heads, -1))
-        query, key = _rotate(query, inputs), _rotate(key, inputs)
-        out = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), inputs.kernel, inputs.tokens)
-        return attn.to_out[0](out.transpose(1, 2).flatten(2, 3).type_as(hidden))
-
-
-class CrossAttention:
-    """Attention processor of `attn2`. The text's keys and values are already computed."""
-
-    def __init__(self, attend: CrossAttend) -> None:
-        self.attend = attend
-
-    def __call__(self, attn: WanAttention, hidden: torch.Tensor, text: TextKeys, _mask: None, _rotary: None) -> torch.Tensor:
-        query = attn.norm_q(attn.to_q(hidden)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        out = self.attend(query, text)
-        return attn.to_out[0](out.transpose(1, 2).flatten(2, 3).type_as(hidden))
+        self, blocks: Sequence[Any], tokens: torch.Tensor, texts: Texts, inputs: BlockInputs, cross_attend: CrossAttend
+    ) -> list[torch.Tensor]:
+        """Tokens [B, T, C] -> the same after all blocks, with each of the texts."""
 
 
 class Expert(nn.Module):
@@ -116,32 +104,34 @@ class Expert(nn.Module):
         unguided_split: Split | None = None,
         self_attend: SelfAttend,
         cross_attend: CrossAttend,
+        together: Together | None = None,
         trim_text: bool = False,
         merge_padding: bool = False,
         round_text: bool = False,
     ) -> None:
-        """`trim_text`: the text's padding as one token, by a bias or, with `merge_padding`, merged in.
+        """`together`: how a rank that computes both branches of guidance runs them, if not one after the other.
 
-        `round_text`: trim to few different lengths.
+        `trim_text`: the text's padding as one token, by a bias or, with `merge_padding`, merged in. `round_text`: trim to few
+        different lengths.
         """
         super().__init__()
         self.transformer = transformer
         self.split = split
         self.unguided_split = unguided_split or split  # where no rank computes the other branch of guidance
         self.trim_text, self.merge_padding, self.round_text = trim_text, merge_padding, round_text
-        for block in transformer.blocks:
-            block.attn1.processor = SelfAttention(self_attend)
-            block.attn2.processor = CrossAttention(cross_attend)
+        self.self_attend, self.cross_attend, self.together = self_attend, cross_attend, together
         self._modulations: dict[float, tuple[torch.Tensor, torch.Tensor]] = {}
         self._rotary: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
-        self.run_block: Callable[..., torch.Tensor] = _run_block  # replaced by its compiled version
+        self.run_block: Callable[..., torch.Tensor] = run_block  # replaced by its compiled version
         self.compiled = False
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile one block for all layers. The first call with each kernel, GEMM format and shape then takes seconds."""
         # Both experts share the code, and beyond this limit torch would silently run eagerly.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        self.run_block = torch.compile(_run_block, *args, **kwargs)
+        self.run_block = torch.compile(run_block, *args, **kwargs)
+        if self.together is not None:
+            self.together.compile(*args, **kwargs)
         self.compiled = True
 
     def text_keys(self, embeds: Embeds) -> list[TextKeys]:
@@ -179,18 +169,31 @@ class Expert(nn.Module):
         """Latents [B, channels, F, h, w] -> this rank's tokens [B, T, C]."""
         return split.scatter(self.transformer.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous())
 
+    def run_branches(
+        self, tokens: torch.Tensor, latents: torch.Tensor, timestep: float, texts: Texts, kernel: str, split: Split
+    ) -> list[torch.Tensor]:
+        """Tokens [B, T, C] -> the same after all blocks, with the text of each branch of guidance that this rank computes."""
+        if self.together is None or len(texts) == 1:
+            return [self.run_blocks(tokens, latents, timestep, text, kernel, split) for text in texts]
+        with split.in_force():
+            inputs = self._inputs_of(latents, timestep, kernel, split)
+            return self.together(self.transformer.blocks, tokens, texts, inputs, self.cross_attend)
+
     def run_blocks(
         self, tokens: torch.Tensor, latents: torch.Tensor, timestep: float, text: Sequence[TextKeys], kernel: str, split: Split
     ) -> torch.Tensor:
         """Tokens [B, T, C] -> the same after all blocks. Only the shape of `latents` is used."""
-        inputs = SelfAttentionInputs(*self._rotary_of(latents, split), kernel, math.prod(self._grid(latents)))
-        _, modulation = self._modulation_of(timestep, latents)
+        inputs = self._inputs_of(latents, timestep, kernel, split)
         if self.compiled:  # a graph per number of tokens: with a second one the compiler would make the length dynamic
             torch._dynamo.mark_static(tokens, 1)
         with split.in_force():
             for block, keys in zip(self.transformer.blocks, text, strict=True):
-                tokens = self.run_block(block, tokens, keys, modulation, inputs)
+                tokens = self.run_block(block, tokens, keys, inputs, self.self_attend, self.cross_attend)
         return tokens
+
+    def _inputs_of(self, latents: torch.Tensor, timestep: float, kernel: str, split: Split) -> BlockInputs:
+        _, modulation = self._modulation_of(timestep, latents)
+        return BlockInputs(modulation, *self._rotary_of(latents, split), kernel, math.prod(self._grid(latents)))
 
     def predict(self, tokens: torch.Tensor, latents: torch.Tensor, timestep: float, split: Split) -> torch.Tensor:
         """Tokens [B, T, C] after the blocks -> noise [B, channels, F, h, w] on every rank. Only the shape of `latents` counts."""
@@ -235,14 +238,47 @@ def _make_room(kept: dict[Any, Any]) -> None:
         kept.clear()
 
 
-def _run_block(
-    block: nn.Module, hidden: torch.Tensor, keys: TextKeys, modulation: torch.Tensor, inputs: SelfAttentionInputs
+def run_block(
+    block: Any, hidden: torch.Tensor, text: TextKeys, inputs: BlockInputs, self_attend: SelfAttend, cross_attend: CrossAttend
 ) -> torch.Tensor:
-    out: torch.Tensor = block(hidden, keys, modulation, inputs)
-    return out
+    """Tokens [B, T, C] -> the same after a block."""
+    query, key, value = project(block, hidden, inputs)
+    return finish(block, hidden, self_attend(query, key, value, inputs.kernel, inputs.tokens), text, inputs, cross_attend)
 
 
-def _rotate(hidden: torch.Tensor, inputs: SelfAttentionInputs) -> torch.Tensor:
+def project(block: Any, hidden: torch.Tensor, inputs: BlockInputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens [B, T, C] -> Q, K and V [B, H, T, D] of a block's self-attention."""
+    attn, (shift, scale) = block.attn1, _modulation(block, inputs)[:2]
+    hidden = (block.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+    query, key, value = products(hidden, (attn.to_q, attn.to_k, attn.to_v))
+    query, key = attn.norm_q(query).unflatten(2, (attn.heads, -1)), attn.norm_k(key).unflatten(2, (attn.heads, -1))
+    query, key, value = _rotate(query, inputs), _rotate(key, inputs), value.unflatten(2, (attn.heads, -1))
+    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+
+def finish(
+    block: Any, hidden: torch.Tensor, attended: torch.Tensor, text: TextKeys, inputs: BlockInputs, cross_attend: CrossAttend
+) -> torch.Tensor:
+    """Tokens [B, T, C] before a block, and what its self-attention [B, H, T, D] gave -> tokens after the block."""
+    _, _, gate, shift, scale, last_gate = _modulation(block, inputs)
+    attended = block.attn1.to_out[0](attended.transpose(1, 2).flatten(2, 3).type_as(hidden))
+    hidden = (hidden.float() + attended * gate).type_as(hidden)
+
+    crossed, attn = block.norm2(hidden.float()).type_as(hidden), block.attn2
+    query = attn.norm_q(attn.to_q(crossed)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+    crossed = cross_attend(query, text).transpose(1, 2).flatten(2, 3).type_as(hidden)
+    hidden = hidden + attn.to_out[0](crossed)
+
+    fed = block.ffn((block.norm3(hidden.float()) * (1 + scale) + shift).type_as(hidden))
+    return (hidden.float() + fed.float() * last_gate).type_as(hidden)
+
+
+def _modulation(block: Any, inputs: BlockInputs) -> tuple[torch.Tensor, ...]:
+    """Shift, scale and gate [1, 1, C] of self-attention, then of the feed-forward layers."""
+    return (block.scale_shift_table + inputs.modulation.float()).chunk(6, dim=1)
+
+
+def _rotate(hidden: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
     """Rotate the pairs of [B, T, H, D] by the tables, as diffusers' WanAttnProcessor does, bit for bit."""
     first, second = hidden.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = inputs.cos, inputs.sin

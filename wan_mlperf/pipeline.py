@@ -226,6 +226,7 @@ def _load_experts(
     recipe, found, here = setup.recipe, setup.checkpoint, mesh.device
     split, unguided_split = split_experts.split(mesh), split_experts.unguided_split(mesh)
     self_attend, cross_attend = split_experts.attends(kernels, exchange=recipe.exchange, rehearsed_ranks=setup.rehearsed_ranks)
+    together = split_experts.together(kernels, recipe, setup.shape, here, rehearsed_ranks=setup.rehearsed_ranks)
     experts: dict[str, Expert] = {}
     summary: list[str] = []
     for name, part in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
@@ -239,6 +240,7 @@ def _load_experts(
             unguided_split=unguided_split,
             self_attend=self_attend,
             cross_attend=cross_attend,
+            together=together,
             trim_text=recipe.trim_text and not bitwise,
             merge_padding=kernels["cross"].lse,
             round_text=here.is_gpu or recipe.attention.cross == "native",

@@ -21,8 +21,8 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.inputs import text
 from wan_mlperf.inputs.paths import expand
 from wan_mlperf.kernels import attention, device, e4m3, gemm, probe
+from wan_mlperf.parallel import interleave, split_experts, xdit
 from wan_mlperf.parallel import mesh as meshes
-from wan_mlperf.parallel import split_experts, xdit
 from wan_mlperf.recipe import Recipe, load_recipe
 from wan_mlperf.step_plan import WAN22_SCHEDULER, Step, any_unguided, make_plan
 from wan_mlperf.text_encoder import check_prompt
@@ -65,6 +65,7 @@ def prepare(
     plan = make_plan(recipe, workload, found.config("scheduler"))
     shape = _fit_mesh(recipe, workload, found, world=ranks.world_size() if world is None else world)
     split_experts.check(shape, tokens=_tokens(workload, found), heads=found.heads, unguided=any_unguided(plan))
+    interleave.chosen(recipe.mesh, shape, device.probe())
     _check_kernels(recipe, plan)
     if recipe.model.fixed_latent:
         read_fixed_latent(recipe.model.fixed_latent, workload.latent_shape(found.config("transformer")["in_channels"]))

@@ -11,7 +11,7 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.parallel.mesh import Shape
 from wan_mlperf.predict import floor, hardware, rates, work
 from wan_mlperf.predict.from_recipe import prices_of
-from wan_mlperf.predict.prices import PARTS, Prices
+from wan_mlperf.predict.prices import HIDDEN, PARTS, Prices
 from wan_mlperf.recipe import load_recipe
 from wan_mlperf.step_plan import make_plan
 from wan_mlperf.workload import MLPERF
@@ -149,8 +149,27 @@ def test_the_fabric_decides_the_mesh() -> None:
         return price.step(make_plan(load_recipe("mi355x-singlestream", overrides=more), MLPERF)[0]).exchange
 
     assert exchange("mi355x", 1) < 0.6 * exchange("mi355x", 2)
-    h100 = ("attention.early=sdpa", "attention.late=sdpa", "gemm.high_noise=bf16", "gemm.low_noise=bf16")
+    h100 = (
+        *("attention.early=sdpa", "attention.late=sdpa", "gemm.high_noise=bf16", "gemm.low_noise=bf16"),
+        "mesh.interleave=false",  # which cannot be with CFG 2
+    )
     assert exchange("h100", 2, *h100) < exchange("h100", 1, *h100)
+
+
+def test_an_exchange_hides_behind_the_other_branch() -> None:
+    """Where both are on the same ranks and there is a step with guidance; never more than there is to compute."""
+    step = make_plan(load_recipe("mi355x-singlestream"), MLPERF)[0]
+    hidden, plain = prices("mesh.cfg=1").step(step), prices("mesh.cfg=1", "mesh.interleave=false").step(step)
+    assert hidden.exchange == pytest.approx((1 - HIDDEN) * plain.exchange)
+    assert hidden.total - hidden.exchange == pytest.approx(plain.total - plain.exchange)
+    halves = prices("mesh.cfg=2").step(step)
+    assert halves == prices("mesh.cfg=2", "mesh.interleave=false").step(step)
+    alone = dataclasses.replace(step, guided=False)
+    assert prices("mesh.cfg=1").step(alone) == prices("mesh.cfg=1", "mesh.interleave=false").step(alone)
+    slow = dataclasses.replace(prices("mesh.cfg=1"), gpu=dataclasses.replace(hardware.find("mi355x"), link_gb_s=1.0))
+    step_of_slow = slow.step(step)
+    rest = step_of_slow.total - step_of_slow.exchange
+    assert step_of_slow.exchange > rest, "links so slow that computation covers only its own time"
 
 
 def test_flops_of_one_video() -> None:

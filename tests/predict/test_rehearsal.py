@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from collections import Counter
@@ -18,7 +19,7 @@ from wan_mlperf import checkpoint
 from wan_mlperf.kernels.device import Device
 from wan_mlperf.predict import forecast, hardware, rehearsal, work
 from wan_mlperf.predict.counting import Counts
-from wan_mlperf.predict.from_recipe import shape_of
+from wan_mlperf.predict.from_recipe import device_of, shape_of
 from wan_mlperf.predict.rehearsal import RankCounts
 from wan_mlperf.predict.subject import Subject
 from wan_mlperf.recipe import load_recipe
@@ -90,6 +91,36 @@ def test_the_exchange_is_that_share_of_the_tensors() -> None:
     assert low.total.sent["ulysses"] == 2 * 3 * work.exchange_bytes(tokens, 4, size, qkv_bytes=1)
     assert low.total.sent["ulysses"] == 2 * 3 * size.layers * (3 * (tokens // 4 + 1) + tokens // 4 * 2) * size.width * 3 // 4
     assert low.total.messages == first.total.messages
+
+
+QUANTISED = ("attention.early=sdpa", "attention.late=sdpa", "mesh.cfg=1", "gemm.high_noise=fp8", "gemm.low_noise=fp8")
+
+
+def test_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Q, K and V quantise their input once; branches in turns send the same bytes in half as many messages, and read as much."""
+    from wan_mlperf import experts
+
+    apart = rehearsal.one_block(on_gpus(*QUANTISED, "mesh.interleave=false"))["low_noise sdpa fp8"]
+    turns = rehearsal.one_block(on_gpus(*QUANTISED))["low_noise sdpa fp8"]
+    assert apart.calls["quantise fp8"] == turns.calls["quantise fp8"] == 6
+    assert apart.calls["gemm fp8"] == turns.calls["gemm fp8"] == 8
+    assert apart.sent == turns.sent and apart.flops == turns.flops
+    assert (apart.messages["ulysses"], turns.messages["ulysses"]) == (4, 2)
+    monkeypatch.setattr(experts, "products", lambda hidden, layers: [layer(hidden) for layer in layers])
+    before = rehearsal.one_block(on_gpus(*QUANTISED, "mesh.interleave=false"))["low_noise sdpa fp8"]
+    assert before.calls["quantise fp8"] == 8
+    subject = embedded(*QUANTISED)
+    rows = work.tokens_of(subject.workload) // 2
+    size = work.size_of_expert(subject.configs["transformer"])
+    assert before.read - apart.read == 2 * rows * size.width * 2  # bf16
+    assert before.written - apart.written == 2 * rows * (size.width + 4)  # E4M3 and a scale
+
+
+def on_gpus(*overrides: str) -> Subject:
+    """The embedded model, as rehearsed for two GPUs."""
+    subject = embedded(*overrides)
+    names = {step.attention for step in subject.plan}
+    return dataclasses.replace(subject, device=device_of(hardware.find("mi355x")), kernels={name: name for name in names})
 
 
 def leave_out_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,9 +145,8 @@ def _label_calls(pipeline: Pipeline) -> None:
         setattr(holder, attribute, _labelled(getattr(holder, attribute), part))
 
     for expert in pipeline.experts.values():
-        for block in expert.transformer.blocks:
-            label(block.attn1.processor, "attend", "attention")
-            label(block.attn2.processor, "attend", "attention")
+        label(expert, "self_attend", "attention")
+        label(expert, "cross_attend", "attention")
     label(pipeline.mesh, "all_branches", "exchange")
     label(pipeline.mesh, "gather_to_first", "exchange")
     if pipeline.mesh.exchange is not None:

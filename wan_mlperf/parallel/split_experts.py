@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.experts import CrossAttend, SelfAttend, Split, TextKeys
+from wan_mlperf.experts import CrossAttend, SelfAttend, Split, TextKeys, Together
 from wan_mlperf.kernels import e4m3, padding
 from wan_mlperf.kernels.attention import Kernel
-from wan_mlperf.parallel import fp8_exchange, xdit, xdit_groups
+from wan_mlperf.kernels.device import Device
+from wan_mlperf.parallel import fp8_exchange, interleave, xdit, xdit_groups
 from wan_mlperf.parallel.mesh import Mesh, Shape
-from wan_mlperf.recipe import ExchangeName
+from wan_mlperf.recipe import ExchangeName, Recipe
 
 
 class TokenSplit(Split):
@@ -75,6 +77,28 @@ def unguided_split(mesh: Mesh) -> Split | None:
     return None if mesh.unguided_groups is None else TokenSplit(mesh.unguided_groups)
 
 
+def together(
+    kernels: Mapping[str, Kernel], recipe: Recipe, shape: Shape, device: Device, *, rehearsed_ranks: int = 1
+) -> Together | None:
+    """Return how both branches of guidance run through the blocks at once; None: one after the other.
+
+    `rehearsed_ranks` as for `attends`.
+    """
+    if not interleave.chosen(recipe.mesh, shape, device):
+        return None
+    fp8, alone = recipe.exchange == "fp8", shape.ulysses == 1
+    attend = interleave.on_own_heads(_keys(kernels), rehearsed_ranks if fp8 and alone else 1)
+    return interleave.Interleaved(xdit_groups.sequence_groups().ulysses, attend, fp8=fp8 and not alone)
+
+
+def _keys(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
+    """Recipe name -> key of xDiT's attention registry."""
+    return {
+        name: xdit.backend_key(kernel.xdit) if kernel.xdit else xdit.register(name, kernel.function)  # type: ignore[arg-type]
+        for name, kernel in kernels.items()
+    }
+
+
 def attends(
     kernels: Mapping[str, Kernel], *, exchange: ExchangeName = "bf16", rehearsed_ranks: int = 1
 ) -> tuple[SelfAttend, CrossAttend]:
@@ -84,10 +108,7 @@ def attends(
     had exchanged them.
     """
     usp = importlib.import_module("xfuser.model_executor.layers.usp")
-    keys = {
-        name: xdit.backend_key(kernel.xdit) if kernel.xdit else xdit.register(name, kernel.function)  # type: ignore[arg-type]
-        for name, kernel in kernels.items()
-    }
+    keys = _keys(kernels)
     distributed = importlib.import_module("xfuser.core.distributed")
 
     def self_attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kernel: str, tokens: int) -> torch.Tensor:

@@ -36,6 +36,10 @@ def main(arguments: Sequence[str]) -> int:
     forecasts = make_forecasts(options)
     for one in forecasts:
         tables.show(one, details=options.details)
+        if options.details and not options.quick:
+            from wan_mlperf.predict import rehearsal
+
+            tables.show_blocks(rehearsal.one_block(one.subject))
     if options.fits:
         for one in forecasts:
             tables.show_fits(one, other_fits(one))
@@ -69,7 +73,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--constants", metavar="FILE", help="constants that `predict fit --write` wrote")
     parser.add_argument("--quick", action="store_true", help="from first principles: nothing is rehearsed, memory not known")
     parser.add_argument("--fits", action="store_true", help="also what another dtype, chunk or format would need in memory")
-    parser.add_argument("--details", action="store_true", help="also calls, FLOPs, bytes and messages of every rehearsed rank")
+    parser.add_argument(
+        "--details", action="store_true", help="also calls, FLOPs, bytes and messages of every rehearsed rank and one block"
+    )
     parser.add_argument("--floor", action="store_true", help="only what FLOPs and bytes take at the hardware's peaks")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     parser.add_argument("--html", metavar="FILE", help="write a page with stacked bars there")

@@ -50,7 +50,7 @@ class Counts:
         """The same work done `number` times; the peak stays."""
 
         def scaled(counter: Counter[str]) -> Counter[str]:
-            return Counter({name: value * number for name, value in counter.items()})  # type: ignore[misc]
+            return Counter({name: value * number for name, value in counter.items()})
 
         return Counts(
             calls=scaled(self.calls),
@@ -214,7 +214,7 @@ class Counting(TorchDispatchMode):
             return
         tensors = [one for one in tree_leaves(args) if isinstance(one, torch.Tensor)]
         others, size, what = group.size - 1, group.size, group.what
-        if name.startswith("all_to_all"):
+        if name.startswith(("all_to_all", "alltoall_base")):
             self.send(what, tensors[0].nbytes * others / size, others, f"all_to_all {what}")
         elif name in ("_allgather_base_", "allgather_into_tensor_coalesced_", "all_gather_into_tensor"):
             self.send(what, min(one.nbytes for one in tensors) * others, others, f"all_gather {what}")

@@ -152,12 +152,13 @@ def seconds_of(rank: RankCounts, prices: Prices, plan: Sequence[Step]) -> Second
         total += Seconds(elementwise=prices.step(step).elementwise)
     for stage, counts in rank.stages.items():
         if stage not in ("text_encode", "vae_decode"):
-            shape = prices.unguided_shape if "unguided" in stage else prices.shape
-            total += _seconds_of_stage(counts, prices, shape.ulysses)
+            unguided = "unguided" in stage
+            shape = prices.unguided_shape if unguided else prices.shape
+            total += _seconds_of_stage(counts, prices, shape.ulysses, hidden=0.0 if unguided else prices.ways.hidden)
     return total
 
 
-def _seconds_of_stage(counts: Counts, prices: Prices, ulysses: int) -> Seconds:
+def _seconds_of_stage(counts: Counts, prices: Prices, ulysses: int, *, hidden: float) -> Seconds:
     attention = gemm = 0.0
     for name, flops in counts.flops.items():
         kind, _, which = name.partition(" ")
@@ -168,10 +169,11 @@ def _seconds_of_stage(counts: Counts, prices: Prices, ulysses: int) -> Seconds:
             attention += flops / rate
         elif kind == "gemm" and which in rates.GEMM_FORMATS:
             gemm += flops / rates.gemm(which, prices.gpu, prices.values).flops
-    layers_exchanged = counts.calls["all_to_all ulysses"] / 2  # Q, K and V go one after the other, as one
+    # Q, K and V go one after the other, as one; behind the other branch's computation they are one.
+    layers_exchanged = counts.calls["all_to_all ulysses"] / (1 if hidden else 2)
     sent = sum(counts.sent.values()) / prices.usable_bandwidth(ulysses)
-    exchange = (sent + layers_exchanged * prices.values["collective_us"] * 1e-6) * (1 - prices.ways.hidden)
-    return Seconds(attention=attention, gemm=gemm, exchange=exchange)
+    exchange = sent + layers_exchanged * prices.values["collective_us"] * 1e-6
+    return Seconds(attention=attention, gemm=gemm, exchange=exchange - min(hidden * exchange, attention + gemm))
 
 
 def _rank_json(rank: RankCounts) -> dict[str, Any]:

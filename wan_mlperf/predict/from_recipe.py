@@ -11,11 +11,12 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels import attention
 from wan_mlperf.kernels import gemm as gemm_table
 from wan_mlperf.kernels.device import Device, Fabric
+from wan_mlperf.parallel import interleave
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel.mesh import Shape
 from wan_mlperf.predict import hardware, rates
 from wan_mlperf.predict.hardware import Hardware
-from wan_mlperf.predict.prices import Prices, Ways
+from wan_mlperf.predict.prices import HIDDEN, Prices, Ways
 from wan_mlperf.predict.rates import Constants
 from wan_mlperf.predict.work import WAN22, ExpertSize
 from wan_mlperf.recipe import Recipe
@@ -43,12 +44,15 @@ def prices_of(
     gpu = hardware.find(gpu) if isinstance(gpu, str) else gpu
     workload = workload or recipe.effective_workload
     names = {step.attention for step in make_plan(recipe, workload)}
+    shape, ways = shape_of(recipe, workload, size, gpus=gpus, fabric=device_of(gpu).fabric), ways_of(recipe)
+    if interleave.chosen(recipe.mesh, shape, device_of(gpu)):
+        ways = dataclasses.replace(ways, hidden=HIDDEN)
     prices = Prices(
         gpu=gpu,
-        shape=shape_of(recipe, workload, size, gpus=gpus, fabric=device_of(gpu).fabric),
+        shape=shape,
         workload=workload,
         size=size,
-        ways=ways_of(recipe),
+        ways=ways,
         kernels=kernels_of(names, gpu, kernels or {}),
         constants=constants,
     )

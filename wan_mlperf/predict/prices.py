@@ -25,6 +25,10 @@ from wan_mlperf.workload import MLPERF, Workload
 PARTS = ("text_encode", "attention", "gemm", "elementwise", "exchange", "vae_decode", "host")
 STREAM = 0.8  # of the memory bandwidth that elementwise kernels reach
 CROSS = 0.4  # of bf16's dense peak that cross-attention over a short text reaches
+# Of an exchange that runs behind the other branch's computation (parallel/interleave.py). An assumption: nobody has published it
+# for this order, and nothing here has measured it. What is left stands for the compute units and the memory bandwidth that the
+# collective's own kernels take, and for the first and the last exchange of a forward pass, which nothing covers.
+HIDDEN = 0.8
 DECODE_RANKS = 8  # more do not decode faster: TensorRT-LLM's blog 25, 0.83 s on 8 ranks, 0.85 s on 16
 DECODE_REST = 0.15  # of one rank's decode that stays on each of several
 TEXT_SHARE = 0.5  # of bf16's dense peak that the text encoder reaches
@@ -76,9 +80,10 @@ class Seconds:
 class Ways:
     """How the work is done, where a recipe (or somebody else's run) has a choice that the plan does not hold.
 
-    `hidden` is the share of the exchange that computation covers; `passes` over the tokens per layer replaces the fitted number
-    (fusion lowers it); `decode_ranks` None is every rank of the replica; `attn2d` (rows, columns) is TensorRT-LLM's split of
-    attention; `served`: behind an HTTP server, whose response is a written video.
+    `hidden` is the share of the exchange that computation covers in steps with guidance (`HIDDEN`, where both branches are on the
+    same ranks and take turns), as long as there is as much computation; `passes` over the tokens per layer replaces the fitted
+    number (fusion lowers it); `decode_ranks` None is every rank of the replica; `attn2d` (rows, columns) is TensorRT-LLM's split
+    of attention; `served`: behind an HTTP server, whose response is a written video.
     """
 
     compiled: bool = True
@@ -131,13 +136,14 @@ class Prices:
         flops = work.forward_flops(tokens, replace(self.size, text_tokens=self.ways.text_tokens))
         passes = self.ways.passes or values["passes_compiled" if self.ways.compiled else "passes_eager"]
         share = tokens / self.ranks
-        return Seconds(
+        seconds = Seconds(
             attention=flops.attention / self.ranks / rates.attention(self.kernel(attention), self.gpu, values).flops
             + flops.cross_attention / self.ranks / (CROSS * self.gpu.peak("bf16")),
             gemm=flops.gemm / self.ranks / rates.gemm(gemm, self.gpu, values).flops,
             elementwise=passes * self.size.layers * share * self.size.width * 2 / (STREAM * self.gpu.bandwidth),
-            exchange=self._exchange(tokens) * (1 - self.ways.hidden),
         )
+        exchange = self._exchange(tokens)
+        return replace(seconds, exchange=exchange - min(self.ways.hidden * exchange, seconds.total))
 
     def step(self, step: Step) -> Seconds:
         """One denoising step: both branches of guidance, side by side with CFG 2; without guidance one, over all of the ranks.
@@ -148,7 +154,8 @@ class Prices:
             return Seconds()
         if step.guided:
             return self.forward(attention=step.attention, gemm=step.gemm) * (2 / self.shape.cfg)
-        return replace(self, shape=self.unguided_shape).forward(attention=step.attention, gemm=step.gemm)
+        alone = replace(self.ways, hidden=0.0)  # there is no other branch to compute meanwhile
+        return replace(self, shape=self.unguided_shape, ways=alone).forward(attention=step.attention, gemm=step.gemm)
 
     @property
     def unguided_shape(self) -> Shape:

@@ -73,7 +73,8 @@ def one_block(subject: Subject) -> dict[str, Counts]:
     for layers in (1, 2):
         parts = {name: {**subject.configs[name], "num_layers": layers} for name in ("transformer", "transformer_2")}
         once = tuple(replace(step, index=number, source=None) for number, step in enumerate(kinds_of(subject.plan).values()))
-        jobs.append((replace(subject, configs={**subject.configs, **parts}, plan=once), 0, True))
+        parts["text_encoder"] = {**subject.configs["text_encoder"], "num_layers": 1}
+        jobs.append((replace(subject, configs={**subject.configs, **parts}, plan=once), 0, True, False))
     fewer, more = (rank.stages for rank in _run(jobs, 1))
     forwards = {name: 2 // subject.shape.cfg if step.guided else 1 for name, step in kinds_of(subject.plan).items()}
     return {name: (more[name] - fewer[name]).times(1 / forwards[name]) for name in forwards if name in more}
@@ -91,7 +92,7 @@ def ranks_of(shape: Shape) -> dict[int, bool]:
     return {rank: rank in firsts for rank in sorted({*firsts, 0, min(1, size - 1), size - 1})}
 
 
-def _run(jobs: Sequence[tuple[Subject, int, bool]], workers: int) -> list[RankCounts]:
+def _run(jobs: Sequence[tuple[Any, ...]], workers: int) -> list[RankCounts]:
     xdit.load()
     if workers == 1 and not fake_ranks.has_group():
         return [rehearse_rank(*job) for job in jobs]
@@ -101,8 +102,8 @@ def _run(jobs: Sequence[tuple[Subject, int, bool]], workers: int) -> list[RankCo
         return list(pool.map(rehearse_rank, *zip(*jobs, strict=True)))
 
 
-def rehearse_rank(subject: Subject, rank: int, denoises: bool) -> RankCounts:
-    """Rehearse one rank; without `denoises` only its decode, beside no other weights than the VAE's."""
+def rehearse_rank(subject: Subject, rank: int, denoises: bool, decodes: bool = True) -> RankCounts:
+    """Rehearse one rank; without `denoises` only its decode, beside no other weights than the VAE's; or all but its decode."""
     torch.set_num_threads(1)
     here = replace(subject.device, torch=CPU)
     unguided = any_unguided(subject.plan)
@@ -113,8 +114,9 @@ def rehearse_rank(subject: Subject, rank: int, denoises: bool) -> RankCounts:
         parts: dict[str, Any] = {}
         if denoises:
             parts = {"text_encoder": make_text_model(subject), **make_experts(subject, mesh, counting)}
-        decoder = make_decoder(subject, mesh)
-        parts["vae"] = decoder.vae
+        decoder = make_decoder(subject, mesh) if decodes else None
+        if decoder is not None:
+            parts["vae"] = decoder.vae
         held = {name: [*part.parameters(), *part.buffers()] for name, part in parts.items()}
         weights = {name: float(sum(one.nbytes for one in tensors)) for name, tensors in held.items()}
         with counting.active():
@@ -125,7 +127,7 @@ def rehearse_rank(subject: Subject, rank: int, denoises: bool) -> RankCounts:
                 experts = {name: parts[name] for name in ("high_noise", "low_noise")}
                 _denoise(subject, mesh, latents, prompt, experts, counting)
             with counting("vae_decode"):
-                for _ in decoder.decode(latents):
+                for _ in () if decoder is None else decoder.decode(latents):
                     pass
     return RankCounts(rank=rank, stages=_by_plan(counting.stages, subject.plan), weights=weights)
 

@@ -71,6 +71,7 @@ def make_experts(subject: Subject, mesh: Mesh, counting: Counting) -> dict[str, 
     recipe = subject.recipe
     kernels = _kernels(subject, counting)
     self_attend, cross_attend = split_experts.attends(kernels, exchange=recipe.exchange)
+    together = split_experts.together(kernels, recipe, subject.shape, subject.device)
     split, unguided_split = split_experts.split(mesh), split_experts.unguided_split(mesh)
     experts = {}
     for name, part in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
@@ -84,6 +85,7 @@ def make_experts(subject: Subject, mesh: Mesh, counting: Counting) -> dict[str, 
             unguided_split=unguided_split,
             self_attend=self_attend,
             cross_attend=cross_attend,
+            together=together,
             trim_text=recipe.trim_text,
             merge_padding=kernels["cross"].lse,
             round_text=subject.device.is_gpu or recipe.attention.cross == "native",

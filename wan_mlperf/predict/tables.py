@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
 
 from wan_mlperf.predict import floor, work
+from wan_mlperf.predict.counting import Counts
 from wan_mlperf.predict.forecast import Forecast
 from wan_mlperf.predict.memory import Fit, need_of
 from wan_mlperf.predict.prices import PARTS, Prices
@@ -91,6 +92,16 @@ def _show_rank(rank: RankCounts) -> None:
         print(f"  {name}: {flops / 1e12:,.1f} TFLOP in {rank.total.calls[name]:,} calls{f', such as {shapes}' if shapes else ''}")
     for group, sent in rank.total.sent.items():
         print(f"  group {group}: {sent / 1e9:,.3f} GB sent in {rank.total.messages[group]:,} messages")
+
+
+def show_blocks(blocks: Mapping[str, Counts]) -> None:
+    """What one block of the experts moves and sends in one forward, by kind of step."""
+    made = table("one block, one branch of guidance, on the first rank", "step", "MB read", "MB written", "MB sent", "messages")
+    for name, counts in blocks.items():
+        sent, messages = sum(counts.sent.values()), sum(counts.messages.values())
+        row = f"{counts.read / 1e6:,.1f}", f"{counts.written / 1e6:,.1f}", f"{sent / 1e6:,.1f}", f"{messages:,.0f}"
+        made.add_row(name.replace("_", " "), *row)
+    console().print(made)
 
 
 def show_fits(one: Forecast, fits: Sequence[Fit]) -> None:

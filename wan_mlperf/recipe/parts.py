@@ -44,7 +44,8 @@ class MeshRecipe:
 
     `ranks` is how many ranks `python -m wan_mlperf.run` starts (auto: one per GPU, or two without a GPU); torchrun decides for
     itself. cfg auto is 1 if every pair of GPUs has its own link (AMD Instinct), otherwise 2 for an even number of ranks; ulysses
-    auto takes what is left.
+    auto takes what is left. `interleave`: with cfg 1, may one branch of guidance compute while the other exchanges? The results
+    are the same; auto does so on GPUs, and not on a CPU, whose cores would have to do both.
     """
 
     ranks: Count | Auto = "auto"
@@ -52,6 +53,7 @@ class MeshRecipe:
     cfg: Literal[1, 2] | Auto = "auto"
     ulysses: Count | Auto = "auto"
     ring: Count = 1
+    interleave: bool | Auto = "auto"
     span_hosts: bool = False  # may one replica use ranks of several hosts?
 
     @model_validator(mode="after")
