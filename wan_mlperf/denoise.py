@@ -44,6 +44,14 @@ class Kept(NamedTuple):
     guided: bool
 
 
+class Start(NamedTuple):
+    """A place in the plan: the latents before step `index`, and the scheduler with what it remembers of the steps before."""
+
+    index: int
+    latents: torch.Tensor
+    scheduler: UniPCMultistepScheduler
+
+
 def denoise(
     latents: torch.Tensor,
     prompt: Prompt,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from wan_mlperf.checkpoint import Checkpoint
-from wan_mlperf.denoise import Prompt, denoise
+from wan_mlperf.denoise import Prompt, Start, denoise
 from wan_mlperf.errors import BadInput
 from wan_mlperf.experts import Expert
 from wan_mlperf.kernels import attention, device, gemm
@@ -115,18 +115,29 @@ class Pipeline:
     def _frames(self, queries: Sequence[Query], on_step: OnStep | None) -> Iterator[np.ndarray]:
         yield from self.decode(self._latents(queries, on_step))
 
-    def latents(self, prompts: Sequence[str | Query], *, on_step: OnStep | None = None) -> torch.Tensor:
-        """Return the clean latents [prompts, channels, F, h, w] in fp32, on every rank."""
+    def latents(
+        self, prompts: Sequence[str | Query], *, on_step: OnStep | None = None, start: Start | None = None
+    ) -> torch.Tensor:
+        """Return the clean latents [prompts, channels, F, h, w] in fp32, on every rank.
+
+        They are denoised from the noise, or from a `start` in the plan, whose scheduler then goes on with these steps.
+        """
         with device.alone():
-            return self._latents(self._checked(prompts), on_step)
+            return self._latents(self._checked(prompts), on_step, start)
+
+    def start(self, prompts: Sequence[str | Query]) -> Start:
+        """Return the start of the plan: the noise of the prompts, and a scheduler that no step has used yet."""
+        noise = torch.cat([self.noise(one.seed, one.latent) for one in self._checked(prompts)])
+        scheduler = make_scheduler(self.checkpoint.config("scheduler"), self.workload)
+        return Start(0, noise.to(self.mesh.device.torch), scheduler)
 
     @torch.inference_mode()
-    def _latents(self, queries: Sequence[Query], on_step: OnStep | None) -> torch.Tensor:
+    def _latents(self, queries: Sequence[Query], on_step: OnStep | None, start: Start | None = None) -> torch.Tensor:
         with self.spans("text_encode"):
             text = self._encode(queries)
-        noise = torch.cat([self.noise(one.seed, one.latent) for one in queries]).to(self.mesh.device.torch)
-        scheduler = make_scheduler(self.checkpoint.config("scheduler"), self.workload)
-        return denoise(noise, text, self.plan, self.experts, scheduler, self.mesh, spans=self.spans, on_step=on_step)
+        index, latents, scheduler = start or self.start(queries)
+        plan = self.plan[index:]
+        return denoise(latents, text, plan, self.experts, scheduler, self.mesh, spans=self.spans, on_step=on_step)
 
     def _encode(self, queries: Sequence[Query]) -> Prompt:
         default = self.workload.negative_prompt

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
 from tests.conftest import run_module
+from wan_mlperf import experts
 from wan_mlperf.bench.fidelity import prompts_of
 from wan_mlperf.errors import BadInput
 from wan_mlperf.recipe import Faults, load_recipe
@@ -72,6 +74,35 @@ def test_it_finds_a_schedule_within_the_budget_and_goes_on_where_it_was(
     assert list(recipe.reuse.steps) == record["chosen"]["schedule"]["reuse"]
     assert list(recipe.guidance.off) == record["chosen"]["schedule"]["off"]
     assert "recipe: " in capsys.readouterr().out
+
+
+def test_a_trial_starts_where_it_differs(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its latents are, bit for bit, those of a run from the noise; the steps before are not computed again."""
+    sizes = [one.removeprefix("--set=") for one in SMALL]
+    recipe = load_recipe("tiny", overrides=[*sizes, f"model.checkpoint={model}", "model.dtype=float32", "mesh.ranks=1"])
+    bench = measure.Bench(recipe, ["a red circle", "a blue square"], Watch(Faults()), kernels=("sdpa", "sage_fp4"), batch=2)
+    base = choices.exact(STEPS)
+    bench.pipeline(base.formats())
+    options = choices.Options(attention=(("sdpa", "sage_fp4"),) * STEPS, formats=(("bf16", "bf16"),), skip=True)
+    trials = choices.trials(bench.plan(base), options)
+    forwards = {"0 unguided": 2 * STEPS - 1, "3 sage_fp4": 4, "4 unguided": 1, "2+1 x0.9": 4, "2+2 x1.1": 2}
+    calls: list[float] = []
+    whole = experts.Expert.run_blocks
+
+    def counted(self: Any, tokens: Any, latents: Any, timestep: float, *rest: Any) -> Any:
+        calls.append(timestep)
+        return whole(self, tokens, latents, timestep, *rest)
+
+    monkeypatch.setattr(experts.Expert, "run_blocks", counted)
+    alone = {name: bench.run(trials[name], name=name) for name in forwards}
+    bench.run(base, name="exact")
+    for name, number in forwards.items():
+        calls.clear()
+        made, other = bench.run(trials[name], name=name), alone[name]
+        assert made is not None and other is not None and torch.equal(made.latents, other.latents), name
+        assert len(calls) == number, name
+    calls.clear()
+    assert bench.run(base, name="exact again") is not None and not calls
 
 
 def test_other_weights_or_prompts_are_another_ledger(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

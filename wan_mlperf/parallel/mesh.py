@@ -261,3 +261,10 @@ def send_to_all(message: T) -> T:
     box = [message]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all(own: T) -> list[T]:
+    """What every rank of the world says, small and by rank, on each of them."""
+    said = [own] * dist.get_world_size()
+    dist.all_gather_object(said, own)
+    return said

@@ -1,16 +1,20 @@
 """Runs schedules on the recipe's own model, for fixed prompts and seeds. Results are kept and not measured again.
 
+A schedule goes on from where it first differs from the exact one, whose latents before each step are kept: on average half of a
+trial is not computed.
+
 Every rank runs this. Several replicas share the trials. Each result is a separate file, so a search can be stopped at any moment
 and continued.
 """
 
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import torch
 
 from wan_mlperf import cli
 from wan_mlperf.checkpoint import Checkpoint
+from wan_mlperf.denoise import Start
 from wan_mlperf.files import atomic_file, atomic_write, cache_folder, writable_folder
 from wan_mlperf.parallel.mesh import send_to_all
 from wan_mlperf.pipeline import Pipeline
@@ -27,8 +32,11 @@ from wan_mlperf.recipe import GemmName, Recipe
 from wan_mlperf.replicas.watch import Watch
 from wan_mlperf.search.choices import Schedule, exact
 from wan_mlperf.step_plan import Step, make_plan
+from wan_mlperf.text_encoder import Embeds, TextEncoder
 
 SKETCH = 16_384  # numbers of a prompt's difference that are kept
+HOST = torch.device("cpu")
+SAMPLE_DIMS = 5  # [prompts, channels, F, h, w]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,21 @@ class Made:
 
     latents: torch.Tensor
     frames: np.ndarray | None
+
+
+class _Remembering(TextEncoder):
+    """A text encoder that encodes the same prompts once: every trial has them."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__(encoder.tokenizer, encoder.model, encoder.dtype)
+        self._embeds: dict[tuple[str, ...], Embeds] = {}
+
+    def encode(self, prompts: Sequence[str]) -> Embeds:
+        """See `TextEncoder.encode`."""
+        key = tuple(prompts)
+        if key not in self._embeds:
+            self._embeds[key] = super().encode(prompts)
+        return self._embeds[key]
 
 
 class Bench:
@@ -56,6 +79,8 @@ class Bench:
         self._kernels = kernels
         self._formats: tuple[GemmName, GemmName] | None = None
         self._pipeline: Pipeline | None = None
+        self._starts: dict[int, list[Start]] = {}  # first prompt of a batch -> exact's before each step and at the end
+        self._exact: Sequence[Step] = ()
 
     def pipeline(self, formats: tuple[GemmName, GemmName]) -> Pipeline:
         """Return the pipeline with these formats. Another one is released first, as two large models do not fit."""
@@ -63,6 +88,7 @@ class Bench:
             self._pipeline = None
             gc.collect()
             self._pipeline = Pipeline.load(self._setup(formats), timeout_s=24 * 3600.0)
+            self._pipeline.text_encoder = _Remembering(self._pipeline.text_encoder)
             self._formats = formats
             self._watch.follow(self._pipeline.spans)
         return self._pipeline
@@ -82,7 +108,7 @@ class Bench:
         latents: list[torch.Tensor] = []
         videos: list[np.ndarray] = []
         for start in range(0, len(self._prompts), self._batch):
-            made = pipeline.latents(self._prompts[start : start + self._batch])
+            made = self._latents(pipeline, start, schedule == exact(len(pipeline.plan)))
             latents.append(made.float().cpu())
             if frames:
                 chunks = list(pipeline.decode(made))
@@ -91,6 +117,30 @@ class Bench:
         if not pipeline.mesh.is_replica_first:
             return None
         return Made(latents=torch.cat(latents), frames=np.concatenate(videos) if videos else None)
+
+    def _latents(self, pipeline: Pipeline, first: int, is_exact: bool) -> torch.Tensor:
+        """Denoise one batch of prompts, from where its plan first differs from the exact schedule's."""
+        prompts, starts, device = self._prompts[first : first + self._batch], self._starts.get(first), pipeline.mesh.device.torch
+        if starts is not None:
+            begin = starts[self._shared(pipeline.plan)]
+            return pipeline.latents(prompts, start=_on(begin, device))
+        begin = pipeline.start(prompts)
+        if not is_exact:
+            return pipeline.latents(prompts, start=begin)
+        starts = [_on(begin, HOST)]
+
+        def keep(step: Step, latents: torch.Tensor) -> None:
+            starts.append(_on(Start(step.index + 1, latents, begin.scheduler), HOST))
+
+        made = pipeline.latents(prompts, start=begin, on_step=keep)
+        self._starts[first], self._exact = starts, pipeline.plan
+        return made
+
+    def _shared(self, plan: Sequence[Step]) -> int:
+        """Return how many steps at its start a plan has in common with the exact one, and needs nothing of later."""
+        alike = (replace(one, kept=False) == replace(other, kept=False) for one, other in zip(plan, self._exact, strict=True))
+        shared = next((index for index, same in enumerate(alike) if not same), len(plan))
+        return min([shared, *(step.source for step in plan if step.source is not None)])
 
     def plan(self, schedule: Schedule) -> tuple[Step, ...]:
         """Return a schedule's plan for this model."""
@@ -129,6 +179,20 @@ class Ledger:
 
     def _file(self, trial: str) -> Path:
         return self.folder / f"{trial.replace(' ', '_')}.npy"
+
+
+def _on(start: Start, device: torch.device) -> Start:
+    """Return a copy of a start whose samples are on a device: the latents, and what the scheduler remembers of earlier steps."""
+    scheduler = copy.copy(start.scheduler)
+    for name, value in vars(scheduler).items():
+        setattr(scheduler, name, _samples_on(value, device))
+    return Start(start.index, start.latents.to(device), scheduler)
+
+
+def _samples_on(value: Any, device: torch.device) -> Any:
+    if isinstance(value, list):
+        return [_samples_on(one, device) for one in value]
+    return value.to(device) if isinstance(value, torch.Tensor) and value.ndim == SAMPLE_DIMS else value
 
 
 def difference(made: torch.Tensor, reference: torch.Tensor) -> np.ndarray:

@@ -10,8 +10,9 @@ import numpy as np
 import scipy.stats
 
 from wan_mlperf.bench.fidelity import Generated, compare
+from wan_mlperf.parallel.mesh import from_all
 from wan_mlperf.search.choices import Schedule, exact
-from wan_mlperf.search.measure import Bench
+from wan_mlperf.search.measure import Bench, Made
 from wan_mlperf.shapes.clips import Scene
 from wan_mlperf.shapes.detect import score
 
@@ -37,34 +38,47 @@ class Outcome:
 def run(
     bench: Bench, schedules: Mapping[str, tuple[Schedule, float, float]], scenes: Sequence[Scene], *, steps: int
 ) -> list[Outcome]:
-    """On every rank: run each schedule (name -> schedule, cost, predicted error) on all prompts. Empty except on first ranks."""
+    """On every rank: run the schedules (name -> schedule, cost, predicted error) on all prompts. Each replica runs its share.
+
+    All ranks get all outcomes. They load together, so that all replicas finish a pair of GEMM formats before the next one.
+    """
+    mesh = bench.pipeline(exact(steps).formats()).mesh
     reference = bench.run(exact(steps), name="exact", frames=True)
     outcomes = []
-    for name, (schedule, cost, predicted) in schedules.items():
-        made = bench.run(schedule, name=name, frames=True)
-        if made is None or reference is None:
-            continue
-        assert made.frames is not None and reference.frames is not None
-        figures = [
-            compare(Generated(high=ours, end=ours, frames=frames), Generated(high=theirs, end=theirs, frames=exact_frames))
-            for ours, frames, theirs, exact_frames in zip(
-                made.latents, made.frames, reference.latents, reference.frames, strict=True
-            )
-        ]
-        shown = score(list(made.frames), scenes) if scenes else {}
-        outcomes.append(
-            Outcome(
-                name=name,
-                schedule=schedule,
-                cost=cost,
-                predicted=predicted,
-                measured=float(np.mean([one["latents_end"] ** 2 for one in figures]) ** 0.5),
-                psnr=float(np.mean([one["psnr"] for one in figures])),
-                ssim=float(np.mean([one["ssim"] for one in figures])),
-                shown={key: float(value) for key, value in shown.items()},
-            )
-        )
-    return outcomes
+    own = [name for number, name in enumerate(schedules) if number % mesh.shape.replicas == mesh.replica]
+    for formats in dict.fromkeys(schedule.formats() for schedule, _, _ in schedules.values()):
+        bench.pipeline(formats)
+        names = [name for name in own if schedules[name][0].formats() == formats]
+        outcomes += [one for name in names if (one := _outcome(bench, name, schedules[name], scenes, reference)) is not None]
+        bench.pipeline(formats).mesh.barrier()
+    found = {one.name: one for rank in from_all(outcomes) for one in rank}
+    return [found[name] for name in schedules]
+
+
+def _outcome(
+    bench: Bench, name: str, finalist: tuple[Schedule, float, float], scenes: Sequence[Scene], reference: Made | None
+) -> Outcome | None:
+    """Run one schedule, and compare it with the exact one on the replica's first rank."""
+    schedule, cost, predicted = finalist
+    made = bench.run(schedule, name=name, frames=True)
+    if made is None or reference is None:
+        return None
+    assert made.frames is not None and reference.frames is not None
+    figures = [
+        compare(Generated(high=ours, end=ours, frames=frames), Generated(high=theirs, end=theirs, frames=exact_frames))
+        for ours, frames, theirs, exact_frames in zip(made.latents, made.frames, reference.latents, reference.frames, strict=True)
+    ]
+    shown = score(list(made.frames), scenes) if scenes else {}
+    return Outcome(
+        name=name,
+        schedule=schedule,
+        cost=cost,
+        predicted=predicted,
+        measured=float(np.mean([one["latents_end"] ** 2 for one in figures]) ** 0.5),
+        psnr=float(np.mean([one["psnr"] for one in figures])),
+        ssim=float(np.mean([one["ssim"] for one in figures])),
+        shown={key: float(value) for key, value in shown.items()},
+    )
 
 
 def rank_correlation(outcomes: Sequence[Outcome]) -> float | None:
