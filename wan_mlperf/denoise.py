@@ -45,9 +45,9 @@ class Kept(NamedTuple):
 
 
 class Start(NamedTuple):
-    """A place in the plan: the latents before step `index`, and the scheduler with what it remembers of the steps before."""
+    """A place in the plan: the latents before step `step`, and the scheduler with what it remembers of the steps before."""
 
-    index: int
+    step: int
     latents: torch.Tensor
     scheduler: UniPCMultistepScheduler
 

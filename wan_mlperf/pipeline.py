@@ -135,8 +135,8 @@ class Pipeline:
     def _latents(self, queries: Sequence[Query], on_step: OnStep | None, start: Start | None = None) -> torch.Tensor:
         with self.spans("text_encode"):
             text = self._encode(queries)
-        index, latents, scheduler = start or self.start(queries)
-        plan = self.plan[index:]
+        first, latents, scheduler = start or self.start(queries)
+        plan = self.plan[first:]
         return denoise(latents, text, plan, self.experts, scheduler, self.mesh, spans=self.spans, on_step=on_step)
 
     def _encode(self, queries: Sequence[Query]) -> Prompt:

@@ -186,7 +186,7 @@ def _on(start: Start, device: torch.device) -> Start:
     scheduler = copy.copy(start.scheduler)
     for name, value in vars(scheduler).items():
         setattr(scheduler, name, _samples_on(value, device))
-    return Start(start.index, start.latents.to(device), scheduler)
+    return Start(start.step, start.latents.to(device), scheduler)
 
 
 def _samples_on(value: Any, device: torch.device) -> Any:
