@@ -48,10 +48,10 @@ def test_a_video_from_prompt_to_its_last_frame(server: Server, tmp_path: Path, w
         browser.press("Enter", code=13, modifiers=2)  # Ctrl
         seen = progress_until_played(browser)
         assert len(seen) >= 3 and seen == sorted(seen), seen
-        assert browser.evaluate("document.querySelector('#player').videoWidth") == 64
         browser.await_true("document.querySelector('#now-state').textContent === 'finished'")
         # The whole file has taken the stream's place, and stands in the gallery.
         browser.await_true("document.querySelector('#player').currentSrc.endsWith('/content')")
+        browser.await_true("document.querySelector('#player').videoWidth === 64")
         browser.await_true("document.querySelector('#gallery video')?.duration > 2")
         assert browser.evaluate("document.querySelector('#now-prompt').textContent") == PROMPTS[width]
         assert browser.evaluate("document.querySelector('#gallery .text').textContent") == PROMPTS[width]
