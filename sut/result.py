@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from wan_mlperf.files import read_record, write_record
+from wan_mlperf.inputs.records import read_record, write_record
 from wan_mlperf.step_plan import Step
 
 VERSION = 1

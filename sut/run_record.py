@@ -21,7 +21,7 @@ from wan_mlperf import cli, process
 from wan_mlperf.division import division_of
 from wan_mlperf.doctor.checks import verdict
 from wan_mlperf.errors import BadInput
-from wan_mlperf.files import TEMPORARY, atomic_write, writable_folder
+from wan_mlperf.files import atomic_link, atomic_write, writable_folder
 from wan_mlperf.identity import commit, commits, container, versions
 from wan_mlperf.inputs import text
 from wan_mlperf.inputs.paths import utf8
@@ -66,14 +66,11 @@ def make_folder(outputs: Path, scenario: str, mode: str) -> Path:
 def point_latest(folder: Path) -> None:
     """Make outputs/latest point to this folder. If that fails it says so, and the run is none the worse."""
     link = folder.parent / LATEST
-    temporary = folder.parent / f"{TEMPORARY}{folder.name}"
     try:
         if link.exists() and not link.is_symlink():
             raise FileExistsError(errno.EEXIST, "it is not ours")
-        temporary.symlink_to(folder.name)
-        temporary.replace(link)
+        atomic_link(link, folder.name)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         process.say(f"note: {str(link)!r} does not point to this run: {error.strerror}")
 
 

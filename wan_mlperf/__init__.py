@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import os
-import platform
 import sys
-from pathlib import Path
-from typing import Any
+
+
+def _leave_out_working_folder() -> None:
+    """With `python -m`, Python looks for modules in the working folder first: a user's random.py or torch.py there would be taken.
+
+    So it is left out, here and in the processes that this one starts, unless this package itself is found there. A file
+    wan_mlperf.py, or one named like what Python needs before it comes here (types.py), takes `python -P -m wan_mlperf.run`.
+    """
+    home = os.path.realpath(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    if sys.argv[:1] != ["-m"] or sys.flags.safe_path or not sys.path or os.path.realpath(sys.path[0] or ".") == home:
+        return
+    try:
+        here = os.getcwd()
+    except OSError:  # it was removed
+        return
+    if os.path.realpath(sys.path[0] or ".") == os.path.realpath(here):
+        del sys.path[0]
+        os.environ["PYTHONSAFEPATH"] = "1"
+
+
+_leave_out_working_folder()
+
+import importlib.util  # noqa: E402 (not before)
+import logging  # noqa: E402
+import platform  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 
 def _why_not_here(*, command: bool) -> str | None:

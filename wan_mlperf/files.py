@@ -1,34 +1,30 @@
 """Files and folders that we write. A file appears under its final name only when it is whole, and nothing temporary stays.
 
-Temporary files exist in two places: next to the file that they become (`atomic_file`), and in `scratch`. Both are removed however
-a process ends; one that leaves at once calls `clean_up`.
+Temporary files exist in two places: next to the file that they become (`atomic_file`, `atomic_link`), and in `scratch`. Both are
+removed however a process ends: one that leaves at once calls `clean_up`, and of a rank that was killed its launcher knows them
+from the job's folder (`clean_up_after`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
-import json
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
 
 from wan_mlperf.errors import BadInput
 from wan_mlperf.inputs.paths import expand
 
 TEMPORARY = ".wan_mlperf-"  # temporary names begin with this, and not with the final name, which may have 255 bytes
+JOB = "WAN_MLPERF_JOB"  # set by `launch`: the job's own folder, which is removed with it
+_NOTE = "temporary-"  # names of links in the job's folder to what its ranks have elsewhere begin with this
 _temporary: set[Path] = set()  # named files and folders to remove
 _made: list[Path] = []  # folders that this process made for the user's outputs, outermost first
-
-T = TypeVar("T")
 
 
 @contextmanager
@@ -49,7 +45,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         try:
             handle, is_named = _open_temporary(folder, name)
             temporary = target.parent / name
-            _temporary.add(temporary)
+            _note(temporary)
             try:
                 yield Path(f"/proc/self/fd/{handle}") if os.path.exists(f"/proc/self/fd/{handle}") else temporary
                 os.fsync(handle)
@@ -61,9 +57,42 @@ def atomic_file(path: Path) -> Iterator[Path]:
                 os.close(handle)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=folder)
-                _temporary.discard(temporary)
+                forget(temporary)
         finally:
             os.close(folder)
+
+
+def atomic_link(link: Path, target: str) -> None:
+    """Make `link` a symbolic link to `target`, in one step if it was one before. Raises OSError."""
+    temporary = link.parent / f"{TEMPORARY}{secrets.token_hex(6)}"
+    _note(temporary)
+    try:
+        temporary.symlink_to(target)
+        temporary.replace(link)
+    finally:
+        temporary.unlink(missing_ok=True)
+        forget(temporary)
+
+
+def note_here(path: Path) -> None:
+    """Note a file that this process alone may remove, however it ends; not its launcher if it is killed: such as a lock."""
+    _temporary.add(path)
+
+
+def _note(path: Path) -> None:
+    """Note something temporary before it is made, here and for the launcher."""
+    _temporary.add(path)
+    if job := os.environ.get(JOB):
+        with contextlib.suppress(OSError):  # then only a killed rank would leave it behind
+            (Path(job) / f"{_NOTE}{path.name}").symlink_to(path.absolute())
+
+
+def forget(path: Path) -> None:
+    """Forget what was noted: it is gone."""
+    _temporary.discard(path)
+    if job := os.environ.get(JOB):
+        with contextlib.suppress(OSError):
+            (Path(job) / f"{_NOTE}{path.name}").unlink()
 
 
 def _open_temporary(folder: int, name: str) -> tuple[int, bool]:
@@ -100,46 +129,16 @@ def scratch(purpose: str, *, inside: Path | None = None) -> Iterator[Path]:
     With `inside` it is made there instead, with the permissions of the umask, and may be renamed when it is complete.
     """
     if inside is None:
-        folder = Path(tempfile.mkdtemp(prefix=f"wan_mlperf-{purpose}-"))
+        folder = Path(tempfile.gettempdir()) / f"wan_mlperf-{purpose}-{secrets.token_hex(6)}"
     else:
         folder = inside / f"{TEMPORARY}{purpose}-{secrets.token_hex(6)}"
-        folder.mkdir()
-    _temporary.add(folder)
+    _note(folder)
     try:
+        folder.mkdir(mode=0o700 if inside is None else 0o777)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        _temporary.discard(folder)
-
-
-def write_record(file: Path, record: Any, *, without: Collection[str] = ()) -> None:
-    """Write a dataclass as JSON, without the fields named."""
-    values = {key: value for key, value in dataclasses.asdict(record).items() if key not in without}
-    atomic_write(file, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_record(file: Path, kind: type[T], *, version: int, what: str) -> T:
-    """Read back a dataclass that has a `version`; `what` it belongs to ends the error line.
-
-    Raises BadInput for a file that is not there, holds half a record, or one of another version.
-    """
-    allowed = f"allowed: {what} of this version"
-    try:
-        text = file.read_text(encoding="utf-8")
-        values = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "half a file, or not JSON"
-        raise BadInput(f"{str(file)!r}: cannot be read ({reason}); {allowed}") from None
-    if not isinstance(values, dict) or "version" not in values:
-        raise BadInput(f"{str(file)!r}: has no version: an older one, or another kind of file; {allowed}")
-    if values["version"] != version:
-        raise BadInput(f"{str(file)!r}: is of version {values['version']!r}, and this program reads {version}; {allowed}")
-    try:
-        return TypeAdapter(kind).validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"{str(file)!r}: {key}: {first['msg']}; {allowed}") from None
+        forget(folder)
 
 
 @contextmanager
@@ -157,10 +156,29 @@ def in_memory(content: bytes) -> Iterator[Path]:
 def clean_up() -> None:
     """Remove everything temporary, for a process that leaves without unwinding. Safe to call from any thread."""
     for path in list(_temporary):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
+
+
+def clean_up_after(job: Path) -> None:
+    """Remove what ranks of a job had elsewhere and left behind, because they were killed. `job` is the job's folder."""
+    for link in job.glob(f"{_NOTE}*"):
+        with contextlib.suppress(OSError):
+            _remove(Path(os.readlink(link)))
+
+
+def adopt_job() -> None:
+    """Remove the job's folder when this process leaves: its launcher is gone."""
+    if job := os.environ.get(JOB):
+        clean_up_after(Path(job))
+        _temporary.add(Path(job))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def take_back() -> None:

@@ -22,7 +22,7 @@ from wan_mlperf import files, ranks
 from wan_mlperf.errors import BadInput, Failed
 
 DONE, INVALID, BAD_INPUT, FAILED = 0, 1, 2, 3
-EXIT_FILE = "WAN_MLPERF_EXIT_FILE"  # set by `launch`: where the first rank leaves its exit code
+CODE = "code"  # file in a job's folder: where the first rank leaves its exit code
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # they end a job; torchrun passes them on to its ranks
 FIRST_SAYS_S = 2.0  # torchrun ends all ranks once one has left, so the first rank must have said why by then
 
@@ -165,11 +165,11 @@ def _drop_output() -> None:
 def finish(code: int) -> NoReturn:
     """Exit in good order. Under `launch`, the first rank leaves its code in a file, so that torchrun reports no failure."""
     ranks.drop_torchrun_folders()
-    file = os.environ.get(EXIT_FILE)
-    if file is None or not ranks.under_torchrun():
+    job = os.environ.get(files.JOB)
+    if job is None or not ranks.under_torchrun():
         sys.exit(code)
     if ranks.is_first():
-        Path(file).write_text(str(code))
+        (Path(job) / CODE).write_text(str(code))
     sys.exit(0)
 
 
@@ -180,10 +180,10 @@ def leave(code: int) -> NoReturn:
             signal.signal(number, signal.SIG_IGN)
     files.clean_up()
     ranks.drop_torchrun_folders()
-    file = os.environ.get(EXIT_FILE)
-    if file is not None and ranks.under_torchrun():
+    job = os.environ.get(files.JOB)
+    if job is not None and ranks.under_torchrun():
         with contextlib.suppress(OSError):
-            Path(file).write_text(str(code))
+            (Path(job) / CODE).write_text(str(code))
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -204,7 +204,7 @@ def tell(line: str) -> None:
 
 def note(line: str) -> None:
     """Say something that is not an error, once per job: ranks that `launch` started leave it to the launcher."""
-    if ranks.is_first() and not (ranks.under_torchrun() and EXIT_FILE in os.environ):
+    if ranks.is_first() and not (ranks.under_torchrun() and files.JOB in os.environ):
         say(f"note: {line}")
 
 

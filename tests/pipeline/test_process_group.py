@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from tests.conftest import ROOT, SMALL
+from tests.replicas.jobs import torchrun
 from wan_mlperf import Pipeline, load_recipe
 
 PROMPT = "a red circle moving left"
@@ -55,6 +58,45 @@ def test_a_group_that_went_away_leaves_nothing(own_group: None, model: Path) -> 
     assert first is not None and again is not None and np.array_equal(first, again)
     second.mesh.close()
     assert not dist.is_initialized()  # this one was ours
+
+
+def test_each_start_puts_its_addresses_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is an address of the start before, a rank may take it for its peer's and wait for it until the timeout."""
+    from wan_mlperf.parallel import xdit_groups
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(xdit_groups, "_ground", xdit_groups._Ground())
+    timeout = datetime.timedelta(seconds=60)
+    first, second = (xdit_groups._store(timeout) for _ in range(2))
+    assert first[1:] == second[1:] == (0, 1)
+    first[0].set("address", "of the first group")
+    assert first[0].check(["address"]) and not second[0].check(["address"])
+
+
+AGAIN = """
+from wan_mlperf import ranks
+from wan_mlperf.kernels.device import probe
+from wan_mlperf.parallel import mesh
+import time
+for number in range(12):
+    started = mesh.start(mesh.Shape(replicas=1, cfg=2, ulysses=1, ring=1), probe(), timeout_s=60.0)
+    time.sleep(0.2 * (number % 3) * (ranks.rank() == 0))  # one of them comes too late, now this one, now that one
+    started.close()
+    time.sleep(0.2 * (number % 2) * (ranks.rank() == 1))
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_start_and_close_again_and_again(tmp_path: Path) -> None:
+    """Without an own place for each start this hangs at the second or third."""
+    (tmp_path / "again.py").write_text(AGAIN)
+    command = [*torchrun()[:-1], str(tmp_path / "again.py")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 PROGRAM = """

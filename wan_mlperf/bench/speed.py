@@ -12,7 +12,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,7 +25,7 @@ from wan_mlperf.bench import random_checkpoint
 from wan_mlperf.bench.contestant import MARK
 from wan_mlperf.bench.fidelity import PROMPTS, console
 from wan_mlperf.errors import BadInput, Failed, choose
-from wan_mlperf.files import atomic_write
+from wan_mlperf.files import atomic_write, scratch
 from wan_mlperf.identity import commit, versions
 from wan_mlperf.kernels.device import probe
 from wan_mlperf.parallel import mesh as meshes
@@ -64,8 +63,11 @@ class Contestant:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "TMPDIR": str(work)},
         )
+
+    def load(self) -> None:
+        """Wait until it has loaded."""
         self._read()
 
     def run(self, prompt: str) -> None:
@@ -76,8 +78,12 @@ class Contestant:
         self.seconds.append(answer["seconds"])
         self.stages.append(answer["stages"])
 
+    def stop(self) -> None:
+        """Have the processes end without finishing what they do."""
+        self._process.terminate()
+
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, and wait for them."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
@@ -123,8 +129,8 @@ def main(arguments: Sequence[str]) -> int:
 
         return full_size.main(options.workload, options.rounds, options.json)
     ranks = options.ranks or meshes.ranks_to_start(load_recipe("tiny").mesh)
-    with tempfile.TemporaryDirectory(prefix="wan_mlperf-bench-") as folder:
-        report = compare(options, ranks, Path(folder))
+    with scratch("bench") as folder:
+        report = compare(options, ranks, folder)
     show(report)
     if options.json:
         atomic_write(Path(options.json), json.dumps(report, indent=1))
@@ -134,15 +140,20 @@ def main(arguments: Sequence[str]) -> int:
 def compare(options: argparse.Namespace, ranks: int, work: Path) -> dict[str, Any]:
     """Run all contestants in turn and return the figures."""
     theirs, ours, model = the_recipes(options, work)
+    wanted: list[tuple[str, str, Recipe, int]] = [("diffusers", "diffusers", theirs, 1), ("xDiT", "xdit", theirs, ranks)]
+    wanted += [(f"ours {mesh}", "ours", recipe, ranks) for mesh, recipe in ours.items()]
     contestants: list[Contestant] = []
     try:
-        contestants.append(Contestant("diffusers", "diffusers", theirs, 1, model, work))
-        contestants.append(Contestant("xDiT", "xdit", theirs, ranks, model, work))
-        for mesh, recipe in ours.items():
-            contestants.append(Contestant(f"ours {mesh}", "ours", recipe, ranks, model, work))
+        for name, kind, recipe, count in wanted:
+            contestants.append(Contestant(name, kind, recipe, count, model, work))
+            contestants[-1].load()
         for number in range(options.rounds):
             for one in contestants:
                 one.run(PROMPTS[number % len(PROMPTS)])
+    except BaseException:
+        for one in contestants:
+            one.stop()
+        raise
     finally:
         for one in contestants:
             one.close()

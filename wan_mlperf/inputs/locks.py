@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from wan_mlperf import files
 from wan_mlperf.errors import BadInput
 
 LOCK = ".lock"
@@ -37,6 +38,7 @@ def lock(
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.exists(file) and os.path.samestat(os.fstat(descriptor), file.stat()):
+                    files.note_here(file)
                     return descriptor
                 os.close(descriptor)  # its last holder has just removed it
                 continue
@@ -62,4 +64,5 @@ def unlock(folder: Path, descriptor: int | None) -> None:
     if descriptor is not None:
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink()
+        files.forget(folder / LOCK)
         os.close(descriptor)

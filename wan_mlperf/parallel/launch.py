@@ -30,9 +30,9 @@ def launch(module: str, arguments: Sequence[str], world: int, *, stop_s: float =
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world)))
     handled = [number.name for number in process.STOPS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's stays ignored
     with files.scratch("job") as folder:
-        file = folder / "code"
+        file = folder / process.CODE
         # Whatever a rank or its libraries leave in the temporary folder is deleted with the job, even if the rank is killed.
-        changed = {process.EXIT_FILE: str(file), "TMPDIR": str(folder), **text.hand_over(folder)}
+        changed = {files.JOB: str(folder), "TMPDIR": str(folder), **text.hand_over(folder)}
         before = {name: os.environ.get(name) for name in changed}
         os.environ.update(changed)
         wanted: dict[str, Any] = {"signals_to_handle": ",".join(handled), "shutdown_timeout": math.ceil(stop_s)}
@@ -69,6 +69,7 @@ def launch(module: str, arguments: Sequence[str], world: int, *, stop_s: float =
             for name, value in before.items():
                 os.environ.pop(name, None)
                 os.environ.update({} if value is None else {name: value})
+            files.clean_up_after(folder)
         return int(file.read_text()) if file.exists() else process.FAILED
 
 

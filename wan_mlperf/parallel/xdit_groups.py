@@ -28,6 +28,8 @@ class _Ground:
 
     group: Any = None
     ours: bool = False
+    store: Any = None  # through which the ranks found each other
+    starts: int = 0
 
 
 _ground = _Ground()
@@ -69,7 +71,8 @@ def _start_world(device: Device, distributed: Any, state: Any, timeout_s: float)
         backend = "cpu:gloo,cuda:nccl" if device.is_gpu else "gloo"
         timeout = datetime.timedelta(seconds=timeout_s)
         if ranks.under_torchrun():
-            dist.init_process_group(backend, timeout=timeout)
+            store, rank, world = _store(timeout)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
         else:  # one process without torchrun: no address is needed
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     if state._WORLD is None:
@@ -77,6 +80,20 @@ def _start_world(device: Device, distributed: Any, state: Any, timeout_s: float)
             world_size=dist.get_world_size(), rank=dist.get_rank(), local_rank=ranks.local_rank()
         )
     _ground.group = dist.group.WORLD
+
+
+def _store(timeout: datetime.timedelta) -> tuple[Any, int, int]:
+    """Where ranks under torchrun put the addresses of a new default group: a place of its own each time.
+
+    torch uses the same keys again for the next default group of a process. A rank that looks before its peer has written the new
+    address then waits for one that is gone, until the timeout. The ranks come here equally often, so they count alike.
+    """
+    if _ground.store is None:
+        _ground.store = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, world = _ground.store
+    store.set_timeout(timeout)
+    _ground.starts += 1
+    return dist.PrefixStore(f"wan_mlperf/{_ground.starts}", store), rank, world
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn
 
-from wan_mlperf import process, ranks
+from wan_mlperf import files, process, ranks
 from wan_mlperf.errors import BadInput, Failed
 from wan_mlperf.recipe import Faults
 from wan_mlperf.replicas.signals import Signals
@@ -246,6 +246,7 @@ class Watch:
             for number in numbers:
                 self._signalled(number)
             if os.getppid() != self._parent:
+                files.adopt_job()
                 self._leave(
                     f"failed: {self.where}: the process that started this rank is gone", process.FAILED, say=self._rank == 0
                 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from sut import accuracy_log, loadgen
 from sut.compliance import VERDICT
 from sut.result import Result, Scenario
 from wan_mlperf.errors import BadInput
-from wan_mlperf.files import atomic_write
+from wan_mlperf.files import atomic_write, scratch
 from wan_mlperf.inputs.text import read_text
 from wan_mlperf.submit import client_results, documents, provenance, requirements, system_description
 from wan_mlperf.submit import source as checkout
@@ -73,8 +72,8 @@ def pack(
     description.update(dict.fromkeys(system_description.unfilled(description), system_description.UNKNOWN))
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as name:
-        tree = Path(name) / "tree"
+    with scratch("tree", inside=output.parent) as folder:
+        tree = folder / "tree"
         root = tree / division / submitter
         for scenario in campaign.recipes:
             place = root / "results" / system.stem / loadgen.MODEL / loadgen.SCENARIOS[scenario]

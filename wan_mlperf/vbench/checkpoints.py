@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from huggingface_hub import try_to_load_from_cache
+
+from wan_mlperf.files import scratch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +138,7 @@ def surroundings() -> Iterator[tuple[Path, dict[str, str]]]:
 
     Two checkpoints are opened by name only: BERT in the working folder, and DINO's weights in torch.hub's folder.
     """
-    with TemporaryDirectory(prefix="wan_mlperf-vbench-") as name:
-        folder = Path(name)
+    with scratch("vbench") as folder:
         hub = folder / "torch" / "hub" / "checkpoints"
         hub.mkdir(parents=True)
         for one in CHECKPOINTS:
@@ -153,6 +153,7 @@ def surroundings() -> Iterator[tuple[Path, dict[str, str]]]:
             {
                 **os.environ,
                 **offline,
+                "TMPDIR": str(folder),  # what a worker that is killed leaves there goes with it
                 "TORCH_HOME": str(folder / "torch"),
                 "VBENCH_CACHE_DIR": str(checkpoint_folder()),
             },

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from wan_mlperf import process
 from wan_mlperf.errors import BadInput, Failed
-from wan_mlperf.files import atomic_write, cache_folder, writable_folder
+from wan_mlperf.files import atomic_write, cache_folder, scratch, writable_folder
 from wan_mlperf.workload import DIMENSIONS
 
 HERE = Path(__file__).resolve().parent
@@ -110,7 +111,9 @@ def setup(torch_specs: Sequence[str] = ()) -> Environment:
 def _call(command: Sequence[str], doing: str) -> str:
     """Run a command and return its standard output. Raises Failed with the last line that it wrote."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        with scratch("setup") as folder:  # a pip that is stopped leaves much there
+            variables = {**os.environ, "TMPDIR": str(folder)}
+            done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     except OSError as error:
         raise Failed(f"{doing}: {command[0]}: {error.strerror}") from None
     if done.returncode:

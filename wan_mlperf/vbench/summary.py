@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from wan_mlperf.files import read_record, write_record
+from wan_mlperf.inputs.records import read_record, write_record
 
 VERSION = 1
 FILE = "vbench/summary.json"

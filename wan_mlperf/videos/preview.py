@@ -11,7 +11,9 @@ from fractions import Fraction
 import av
 import numpy as np
 
-OPTIONS = {"crf": "20", "preset": "ultrafast", "tune": "zerolatency"}
+from wan_mlperf.video import COLOURS
+
+OPTIONS = {"crf": "20", "preset": "ultrafast", "tune": "zerolatency", **COLOURS}
 FRAGMENTED = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
 
 

@@ -1,0 +1,125 @@
+"""A machine of a command's own, as far as files go: home, temporary and working folder, and what is new in /dev/shm."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.conftest import ROOT
+from tests.replicas.jobs import Job
+from wan_mlperf.files import TEMPORARY
+
+HOOKS = ROOT / "tests" / "leftovers" / "hooks"
+SHARED_MEMORY = Path("/dev/shm")
+CACHE = "home/.cache/wan_mlperf"
+
+
+class Place:
+    """Fresh folders inside `root`; commands started here find nothing else of this user's."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.home, self.temporary, self.working = root, root / "home", root / "tmp", root / "cwd"
+        for folder in (self.home, self.temporary, self.working):
+            folder.mkdir()
+        self._shared = self._shared_names()
+
+    def start(self, words: Sequence[str], **variables: str) -> Job:
+        """Start a module with its arguments. Everything that it starts carries a token, by which `Job` finds it."""
+        token = f"job-{uuid.uuid4().hex}"
+        dropped = ("WAN_MLPERF_CACHE", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")
+        env = {name: value for name, value in os.environ.items() if name not in dropped}
+        env |= {"HOME": str(self.home), "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        env |= {"PYTHONPATH": f"{HOOKS}:{ROOT}", "WAN_MLPERF_TEST_JOB": token, "PYTHONDONTWRITEBYTECODE": "1", **variables}
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words],
+            cwd=self.working,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # so that a test can send Ctrl-C to the job and not to pytest
+        )
+        job = Job(process, token)
+        job.reader = threading.Thread(target=job.read, daemon=True)
+        job.reader.start()
+        return job
+
+    def files(self) -> set[str]:
+        """All files, links and empty folders, relative to the root."""
+        found = set()
+        for folder, folders, names in os.walk(self.root):
+            inside = Path(folder).relative_to(self.root)
+            found |= {str(inside / name) for name in names}
+            found |= {str(inside / name) for name in folders if os.path.islink(os.path.join(folder, name))}
+            if not folders and not names:
+                found.add(f"{inside}/")
+        return found
+
+    def left(self, *outputs: str) -> list[str]:
+        """What is there now besides the cache and what matches one of the patterns `outputs`, and new shared memory."""
+        allowed = [re.compile(pattern) for pattern in (*outputs, rf"{re.escape(CACHE)}/.*", "(home|tmp|cwd)/")]
+        left = [
+            name
+            for name in sorted(self.files())
+            if f"/{TEMPORARY}" in f"/{name}" or not any(pattern.fullmatch(name) for pattern in allowed)
+        ]
+        return left + [f"{SHARED_MEMORY}/{name}" for name in sorted(self._shared_names() - self._shared) if not _is_used(name)]
+
+    @staticmethod
+    def _shared_names() -> set[str]:
+        return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else set()
+
+
+def _is_used(name: str) -> bool:
+    """True if a living process has this shared memory: somebody else's, as ours have ended."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            if f"{SHARED_MEMORY}/{name}" in maps.read_text():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def await_moment(job: Job, moment: Callable[[], bool], timeout: float = 240.0) -> None:
+    """Wait until something is so. Fails if the job ends before."""
+    until = time.monotonic() + timeout
+    while not moment():
+        assert job.process.poll() is None, f"ended too early:\n{job.output}"
+        assert time.monotonic() < until, f"the moment never came:\n{job.output}"
+        time.sleep(0.02)
+
+
+def ranks_of(job: Job) -> dict[int, int]:
+    """Rank -> process, of a job's ranks that are alive."""
+    found = {}
+    for process in job.survivors():
+        try:
+            variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        rank = next((one.partition(b"=")[2] for one in variables if one.startswith(b"RANK=")), b"")
+        if rank:
+            found[int(rank)] = process
+    return found
+
+
+def end(job: Job, way: str) -> None:
+    """End a job as a user, a system or a terminal does: Ctrl-C and SIGHUP reach all its processes, SIGTERM the first one."""
+    if way.startswith("kill"):
+        os.kill(ranks_of(job)[int(way[-1])], signal.SIGKILL)
+    elif way == "launcher":
+        job.process.kill()
+    elif way == "SIGTERM":
+        job.process.terminate()
+    else:
+        os.killpg(job.process.pid, signal.Signals[way])
