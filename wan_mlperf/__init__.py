@@ -7,7 +7,7 @@ import sys
 
 
 def _leave_out_working_folder() -> None:
-    """With `python -m`, Python looks for modules in the working folder first: a user's random.py or torch.py there would be taken.
+    """With `python -m`, Python looks for modules in the working folder first and would take a user's random.py or torch.py.
 
     So it is left out, here and in the processes that this one starts, unless this package itself is found there. A file
     wan_mlperf.py, or one named like what Python needs before it comes here (types.py), takes `python -P -m wan_mlperf.run`.

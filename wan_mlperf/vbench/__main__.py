@@ -63,7 +63,8 @@ def main(arguments: Sequence[str]) -> int:
         found = vbench_score.read_raw(raw / f"{dimension}.json", expected) if expected else None
         if found is not None:
             raws[dimension] = found
-    summary = vbench_score.summarise(folder, videos, prompts, raws, made_by)
+    more = vbench_videos.manifest_problems(folder)
+    summary = vbench_score.summarise(folder, videos, prompts, raws, made_by, more)
     write(folder, summary)
     cli.console().print(vbench_score.as_table(summary))
     process.tell(vbench_score.verdict(summary))
@@ -76,7 +77,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(prog="python -m wan_mlperf.vbench", description=__doc__)
     parser.add_argument(
-        "folder", nargs="?", type=cli.path, metavar="RUN_OR_FOLDER", help="a folder with videos/ and prompts.json"
+        "folder",
+        nargs="?",
+        type=cli.path,
+        metavar="RUN_OR_FOLDER",
+        help="an accuracy run's folder, or `generate --prompts`'s",
     )
     parser.add_argument("--setup", action="store_true", help="build VBench's environment first")
     parser.add_argument("--torch", action="append", default=[], metavar="SPEC", help="with --setup: install this torch there")

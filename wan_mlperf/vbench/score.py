@@ -21,7 +21,7 @@ from sut.result import Result
 from wan_mlperf.errors import Failed
 from wan_mlperf.vbench.checkpoints import not_the_published
 from wan_mlperf.vbench.summary import DimensionScore, Summary, VideoLists, VideoScore
-from wan_mlperf.vbench.videos import Videos, shown
+from wan_mlperf.vbench.videos import OTHER_WORKLOAD, Videos, shown
 from wan_mlperf.workload import DIMENSIONS
 
 FLOOR = 69.7752  # 99 % of the reference's 70.48
@@ -80,12 +80,16 @@ def summarise(
     prompts: Mapping[str, Sequence[str]],
     raws: Mapping[str, Raw],
     run: Result | None = None,
+    more: Sequence[str] = (),
 ) -> Summary:
-    """Judge the raw results of the scored dimensions. `run` is the result of the run that made the videos, if known."""
+    """Judge the raw results of the scored dimensions. `run` is the result of the run that made the videos, if known.
+
+    `more` are problems that are known already.
+    """
     absent = [dimension for dimension in DIMENSIONS if dimension not in raws]
     complete = not (absent or videos.missing or videos.unreadable)
     score = 100 * sum(raws[dimension]["mean"] for dimension in DIMENSIONS) / len(DIMENSIONS) if complete else None
-    problems = _problems(videos, prompts, raws, absent, run)
+    problems = [*_problems(videos, prompts, raws, absent, run), *more]
     lists = {name: tuple(getattr(videos, name)) for name in LISTS}
     checkpoints: dict[str, str] = {}
     for raw in raws.values():
@@ -132,7 +136,7 @@ def _problems(
     foreign = {path for raw in raws.values() for path in not_the_published(raw["checkpoints"])}
     found += [f"{path} is not the publisher's file" for path in sorted(foreign)]
     if run is not None and not run.workload_is_mlperf:
-        found.append("the videos are of another workload than the benchmark's")
+        found.append(OTHER_WORKLOAD)
     return found
 
 

@@ -5,6 +5,7 @@ Nothing is dropped silently: each video and each prompt ends up in exactly one o
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -16,10 +17,12 @@ from typing import Any
 import av
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.workload import DIMENSIONS
+from wan_mlperf.videos.manifest import MANIFEST, Manifest
+from wan_mlperf.workload import DIMENSIONS, MLPERF
 
 FORMAT = 'allowed: a list of {"index": 0, "prompt": "...", "video": "videos/0.mp4"}, each index, prompt and video once'
 LONGEST_NAME = 255  # bytes of a file name on every common file system
+OTHER_WORKLOAD = "the videos are of another workload than the benchmark's"
 FEWEST_FRAMES = 3  # motion_smoothness interpolates between every second frame
 
 
@@ -71,15 +74,22 @@ def dimensions_by_prompt(full_info: Path) -> dict[str, tuple[str, ...]]:
 
 
 def read_run(folder: Path) -> list[Video]:
-    """Return the videos that a folder should contain: those in prompts.json, or else `<prompt>-0.mp4` files, VBench's names.
+    """Return the videos that a folder should contain.
 
-    Raises BadInput for a folder without either, or for a prompts.json in another format.
+    They are those in prompts.json (an accuracy run), in manifest.json (`generate --prompts`, `serve`), or else `<prompt>-0.mp4`
+    files, VBench's names. Raises BadInput for a folder without any, for a file in another format, and for a prompt twice.
     """
     file = folder / "prompts.json"
+    if not file.is_file() and (folder / MANIFEST).is_file():
+        file = folder / MANIFEST
+        return _once(file, [_entry(one, number, file) for number, one in enumerate(_of_manifest(folder))])
     if not file.is_file():
         named = sorted(path for path in video_files(folder) if path.name.endswith("-0.mp4"))
         if not named:
-            raise BadInput(f"{str(folder)!r}: no prompts.json, no <prompt>-0.mp4; allowed: an accuracy run's folder")
+            raise BadInput(
+                f"{str(folder)!r}: no prompts.json, no {MANIFEST}, no <prompt>-0.mp4; "
+                "allowed: the folder of an accuracy run or of `generate --prompts`"
+            )
         return [
             Video(index=index, prompt=path.name.removesuffix("-0.mp4"), video=path.relative_to(folder).as_posix())
             for index, path in enumerate(named)
@@ -90,7 +100,34 @@ def read_run(folder: Path) -> list[Video]:
         raise BadInput(f"{str(file)!r}: cannot be read ({error}); {FORMAT}") from None
     if not isinstance(entries, list) or not entries:
         raise BadInput(f"{str(file)!r}: not a list of videos; {FORMAT}")
-    videos = [_entry(one, number, file) for number, one in enumerate(entries)]
+    return _once(file, [_entry(one, number, file) for number, one in enumerate(entries)])
+
+
+def _of_manifest(folder: Path) -> list[dict[str, Any]]:
+    """The videos of a manifest in the form of prompts.json, in the order of their numbers."""
+    try:
+        videos = Manifest.read(folder / MANIFEST).videos
+    except BadInput as error:
+        raise BadInput(f"{str(error).partition('; allowed')[0]}; allowed: one that `generate --prompts` wrote") from None
+    if not videos:
+        raise BadInput(f"{str(folder / MANIFEST)!r}: names no video; allowed: after `generate --prompts`")
+    names = sorted(videos, key=lambda name: (len(name), name))  # 0.mp4 ... 10.mp4
+    return [{"index": index, "prompt": videos[name].prompt, "video": name} for index, name in enumerate(names)]
+
+
+def manifest_problems(folder: Path) -> list[str]:
+    """Say what keeps a score of a manifest's videos from being the benchmark's. Empty for a folder of another kind."""
+    if (folder / "prompts.json").is_file() or not (folder / MANIFEST).is_file():
+        return []
+    manifest = Manifest.read(folder / MANIFEST)
+    used = {one.recipe for one in manifest.videos.values()}
+    wanted = {f"workload.{key}": value for key, value in dataclasses.asdict(MLPERF).items()}
+    others = [key for key in used if not wanted.items() <= manifest.recipes.get(key, {}).items()]
+    found = [OTHER_WORKLOAD] if others else []
+    return found + ([f"the videos were made in {len(used)} different ways ({MANIFEST})"] if len(used) > 1 else [])
+
+
+def _once(file: Path, videos: list[Video]) -> list[Video]:
     for key in ("index", "prompt", "video"):
         seen: dict[Any, int] = {}
         for video in videos:
