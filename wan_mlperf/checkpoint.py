@@ -83,9 +83,15 @@ class Checkpoint:
         return HUB_REVISION if self.name == HUB_NAME else revision_of(self.folder)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer. Raises BadInput if its files cannot be loaded."""
+        """Return the tokenizer. Raises BadInput if its files cannot be loaded, or do not fit the text encoder."""
+        known = read_json(self.folder / "text_encoder" / "config.json", self.folder, "text_encoder").get("vocab_size")
         try:
-            return AutoTokenizer.from_pretrained(self.folder / "tokenizer", trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", trust_remote_code=False)
+            tokenizer("a", add_special_tokens=True)
+            tokenizer(["a"], padding="max_length", max_length=4, truncation=True, return_tensors="pt")
+            if isinstance(known, int) and len(tokenizer) > known:
+                raise ValueError(f"{len(tokenizer)} tokens, and the text encoder knows {known}")
+            return tokenizer
         except Exception as error:  # of any kind: a damaged file is read by three libraries
             why = " ".join(str(error).split())[:160]
             raise BadInput(f"{parts.where(self.folder, 'tokenizer')} cannot be loaded ({type(error).__name__}: {why})") from None

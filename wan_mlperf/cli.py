@@ -7,12 +7,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from wan_mlperf import process, ranks
+from wan_mlperf import files, process, ranks
 from wan_mlperf.errors import BadInput, did_you_mean
 from wan_mlperf.inputs import paths
-from wan_mlperf.inputs.values import whole_number as whole_number
+from wan_mlperf.inputs.values import number, whole_number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are BadInput: one line, with a suggestion for a misspelt flag. Flags cannot be abbreviated."""
+    """argparse whose errors are BadInput: one line, with a suggestion for a misspelt flag. Flags cannot be abbreviated.
+
+    Every text, int and float of every command is read by `words`, `whole_number` and `number`.
+    """
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**{**more, "allow_abbrev": False})
-
+        readers: tuple[tuple[Any, Any], ...] = ((None, words), (int, whole_number), (float, number))
+        for kind, reader in readers:
+            self.register("type", kind, reader)
         self._parsed = argparse.Namespace(), [""]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -76,6 +82,15 @@ def path(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def output_file(text: str) -> str:
+    """Type of an argument that is a file to write: as `path`, and tried now, before the work."""
+    found = path(text)
+    try:
+        return str(files.writable_file(Path(found), what="path"))
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def words(text: str) -> str:
     """Type of an argument that is text: it must be valid UTF-8, because libraries refuse anything else."""
     try:
@@ -88,9 +103,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose and change a recipe, the same for every command."""
     default = "the one for this device and scenario"
     parser.add_argument("--recipe", type=path, help=f"a YAML file or a name from configs/ (default: {default})")
-    parser.add_argument(
-        "--set", action="append", default=[], type=words, metavar="KEY=VALUE", help="change one key of the recipe"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of the recipe")
     parser.add_argument("--model", type=path, help="embedded, the hub name, or a Diffusers folder")
     parser.add_argument("--exact", action="store_true", help="turn every approximation off")
 

@@ -228,7 +228,8 @@ def writable_file(path: Path, *, what: str) -> Path:
             make_folder(path.parent)
             with contextlib.suppress(FileNotFoundError):
                 path.lstat()  # a name that is too long
-            with tempfile.TemporaryFile(dir=path.parent):
+            target = Path(os.path.realpath(path)) if path.is_symlink() else path  # as atomic_file has it
+            with tempfile.TemporaryFile(dir=target.parent):
                 pass
     except (OSError, ValueError) as error:
         raise BadInput(f"{what} {str(path)!r}: cannot be written ({reason(error)}); allowed: another name or folder") from None

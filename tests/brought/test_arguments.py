@@ -16,11 +16,15 @@ from tests.brought.command import SMALL, Ended
 from tests.brought.command import run as call
 from tests.run_folders import result
 from wan_mlperf import run
+from wan_mlperf.bench import __main__ as bench
 from wan_mlperf.doctor import __main__ as doctor
 from wan_mlperf.errors import BadInput
 from wan_mlperf.generate import __main__ as generate
+from wan_mlperf.predict import __main__ as predict
 from wan_mlperf.recipe import load_recipe
 from wan_mlperf.report import __main__ as report
+from wan_mlperf.search import __main__ as search
+from wan_mlperf.serve import __main__ as serve
 from wan_mlperf.submit import __main__ as submit
 from wan_mlperf.vbench import __main__ as vbench
 from wan_mlperf.video import write_mp4
@@ -32,6 +36,10 @@ MAINS: dict[str, Any] = {
     "vbench": vbench.main,
     "submit": submit.main,
     "doctor": doctor.main,
+    "predict": predict.main,
+    "search": search.main,
+    "bench": bench.main,
+    "serve": serve.main,
 }
 
 
@@ -65,6 +73,13 @@ def refused(end: Ended, *words: str) -> None:
         ("generate", ["a", "--steps", "4_2"], ["--steps: invalid int value: '4_2'"]),
         ("generate", ["a", "--frames", "\u0665"], ["--frames: invalid int value: '\u0665'"]),
         ("generate", ["a", "--seed", "1e3"], ["--seed: invalid int value: '1e3'"]),
+        ("predict", ["--gpus", "8_0"], ["--gpus: invalid int value: '8_0'"]),
+        ("search", ["--forwards", "nan"], ["--forwards: invalid float value: 'nan'"]),
+        ("search", ["--seconds", "\u0665"], ["--seconds: invalid float value"]),
+        ("bench", ["speed", "--rounds", " 5"], ["--rounds: invalid int value: ' 5'"]),
+        ("serve", ["--port", "8_000"], ["--port: invalid int value: '8_000'"]),
+        ("predict", ["--hardware", "\udcff"], ["not valid UTF-8"]),
+        ("submit", ["pack", "c", "--submitter", "\udcff"], ["not valid UTF-8"]),
     ],
 )
 def test_arguments_that_do_not_fit(command: str, arguments: list[str], words: list[str]) -> None:
@@ -82,6 +97,13 @@ def test_arguments_that_do_not_fit(command: str, arguments: list[str], words: li
         ("report", [""]),
         ("vbench", [""]),
         ("submit", ["run", "--campaign", ""]),
+        ("predict", ["--recipe", ""]),
+        ("predict", ["--json", ""]),
+        ("predict", ["fit", "--run", ""]),
+        ("search", ["-o", ""]),
+        ("search", ["--on", ""]),
+        ("bench", ["fidelity", "--outputs", ""]),
+        ("serve", ["--folder", ""]),
     ],
 )
 def test_an_empty_path_is_no_default(command: str, arguments: list[str]) -> None:
@@ -202,6 +224,27 @@ def test_names_of_any_length(model: Path) -> None:
     refused(call(run.main, "--outputs", "x" * 300), "File name too long")
     refused(call(report.main, "x" * 300), "File name too long")
     refused(call(vbench.main, "x" * 300), "File name too long")
+    refused(call(predict.main, "--hardware=mi355x", "--json", "x" * 260), "File name too long")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("predict", ["--hardware=mi355x", "--html"]),
+        ("predict", ["fit", "--write"]),
+        ("bench", ["embedded", "--json"]),
+        ("bench", ["decode", "--json"]),
+        ("generate", ["a", "-o"]),
+    ],
+)
+def test_a_file_to_write_is_tried_before_the_work(command: str, arguments: list[str], tmp_path: Path) -> None:
+    """A folder, a folder that is a file, a link to nowhere."""
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link.mp4").symlink_to("missing/x.mp4")
+    for name in ("folder.mp4", "file/x.mp4", "link.mp4"):
+        refused(call(MAINS[command], *arguments, name), name.partition("/")[0])
+    assert sorted(os.listdir()) == ["file", "folder.mp4", "link.mp4"]
 
 
 @pytest.mark.parametrize("name", ["out[old]", "[/v2]", ":smile:", "[red]x[/red]", "{x}"])

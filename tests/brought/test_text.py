@@ -147,6 +147,9 @@ def test_settings_that_do_not_mean_what_they_say(content: str, words: list[str],
         ("name: a\n---\nname: b\n", ["not YAML"]),
         ("warmup_queries: 010\n", ["warmup_queries: '010' is not allowed"]),
         ("warmup_queries: 1:30\n", ["warmup_queries: '1:30' is not allowed"]),
+        ('vae:\n  chunk: 2\nname: "a\x85b"\n', ["line 3: the character U+0085; write it as \\x85 in double quotes"]),
+        ("name: a\u2028b\n", ["line 1: the character U+2028; write it as \\u2028"]),
+        ("name: a\x7fb\n", ["line 1: the character U+007F"]),
     ],
 )
 def test_recipes_that_do_not_mean_what_they_say(content: str, words: list[str], tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         metavar="KEY=VALUE",
         help="change one key of recipe tiny, such as workload.height=192",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=cli.output_file, metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         raise BadInput(f"--rounds: {options.rounds} is not allowed; allowed: from 1")

@@ -49,6 +49,7 @@ PROMPTS = (
     "fireworks over a harbour",
 )
 SHEET = 8  # videos in a contact sheet
+PICTURES = (".png", ".jpg")
 ATTRIBUTES = ("foreground", "background", "direction", "shape")
 
 
@@ -125,7 +126,8 @@ def main_embedded(arguments: Sequence[str]) -> int:
         # Control: scored against another prompt's scene, a score must fall to chance.
         report[f"{name}_shuffled"] = score(videos, [*scenes[len(scenes) // 2 :], *scenes[: len(scenes) // 2]])
         if name == "recipe" and options.sheet:
-            imageio.v3.imwrite(options.sheet, contact_sheet(videos[:SHEET]))
+            suffix = Path(options.sheet).suffix.lower()
+            atomic_write(Path(options.sheet), imageio.v3.imwrite("<bytes>", contact_sheet(videos[:SHEET]), extension=suffix))
         for row in (name, f"{name}_shuffled"):
             figures = [f"{report[row][key]:.3f}" for key in (*ATTRIBUTES, "steadiness") if key in report[row]]
             table.add_row(row.replace("_", ", "), *figures)
@@ -143,18 +145,24 @@ def parse(arguments: Sequence[str], command: str) -> argparse.Namespace:
     cli.add_arch_argument(parser, "whose kernels' numerics the references have")
     parser.add_argument("--prompts", type=int, default=16 if command == "fidelity" else 126, metavar="N", help="how many prompts")
     parser.add_argument("--batch", type=int, metavar="N", help="prompts made at once (default: 8, of a large model 1)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=cli.output_file, metavar="FILE", help="write the figures there")
     if command == "embedded":
-        parser.add_argument("--sheet", metavar="FILE", help=f"a picture of the recipe's first {SHEET} videos, a row each")
+        parser.add_argument(
+            "--sheet", type=cli.output_file, metavar="FILE", help=f"a picture of the recipe's first {SHEET} videos, a row each"
+        )
     if command == "fidelity":
         parser.add_argument(
             "--case", action="append", default=[], metavar="KEY=VALUE,...", help="a variant of the recipe; may be repeated"
         )
-        parser.add_argument("--outputs", default="outputs/fidelity", metavar="FOLDER", help="where the side-by-side MP4 goes")
+        parser.add_argument(
+            "--outputs", type=cli.path, default="outputs/fidelity", metavar="FOLDER", help="where the side-by-side MP4 goes"
+        )
     options = parser.parse_args(arguments)
     for name in ("prompts", "batch"):
         if (number := getattr(options, name)) is not None and number < 1:
             raise BadInput(f"--{name}: {number} is not allowed; allowed: from 1")
+    if command == "embedded" and options.sheet and Path(options.sheet).suffix.lower() not in PICTURES:
+        raise BadInput(f"--sheet: {options.sheet!r} is not allowed; allowed: a name that ends in {' or '.join(PICTURES)}")
     if options.arch is not None:
         options.set.append(f"references={choose('--as', options.arch, ARCHS)}")
     return options

@@ -73,7 +73,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(prog="python -m wan_mlperf.bench profile", description=__doc__)
     cli.add_recipe_arguments(parser)
-    parser.add_argument("-o", "--output", default="outputs/profile", metavar="FOLDER", help="where traces and figures go")
+    parser.add_argument(
+        "-o", "--output", type=cli.path, default="outputs/profile", metavar="FOLDER", help="where traces and figures go"
+    )
     return parser.parse_args(arguments)
 
 

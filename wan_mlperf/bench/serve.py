@@ -52,9 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     """Measure, print the table, and return the exit code."""
     parser = cli.Parser(prog="python -m wan_mlperf.bench serve", description=__doc__)
     cli.add_recipe_arguments(parser)
-    parser.add_argument("--pairs", type=cli.whole_number, default=10, help="pairs of blocks (default: 10)")
-    parser.add_argument("--queries", type=cli.whole_number, default=8, help="queries per block (default: 8)")
-    parser.add_argument("--json", type=cli.path, metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument("--pairs", type=int, default=10, help="pairs of blocks (default: 10)")
+    parser.add_argument("--queries", type=int, default=8, help="queries per block (default: 8)")
+    parser.add_argument("--json", type=cli.output_file, metavar="FILE", help="also write the figures to FILE")
     options = parser.parse_args(arguments)
     if options.pairs < 1 or options.queries < 1:
         raise BadInput(f"--pairs {options.pairs} --queries {options.queries}; allowed: at least 1")

@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
         "--mesh", action="append", default=[], metavar="KEY=VALUE,...", help="a mesh of ours, such as cfg=1; may be repeated"
     )
     parser.add_argument("--rounds", type=int, default=5, help="timed videos per contestant")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=cli.output_file, metavar="FILE", help="write the figures there")
     parser.add_argument(
         "--set",
         action="append",

@@ -176,7 +176,7 @@ def make_list(engine: Pipeline, watch: Watch, prompts: Sequence[str], videos: Vi
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(prog="python -m wan_mlperf.generate", description=__doc__)
-    parser.add_argument("prompt", nargs="?", type=cli.words)
+    parser.add_argument("prompt", nargs="?")
     parser.add_argument(
         "--prompts",
         type=cli.path,
@@ -187,11 +187,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "-o", "--output", type=cli.path, metavar="PATH", help="the MP4 (default: video.mp4); with --prompts the folder (videos)"
     )
     parser.add_argument("--force", action="store_true", help="replace what exists, or was made differently")
-    parser.add_argument("--seed", type=cli.whole_number, help="seed of the initial noise (default: the workload's, 42)")
-    parser.add_argument("--steps", type=cli.whole_number, help="denoising steps")
+    parser.add_argument("--seed", type=int, help="seed of the initial noise (default: the workload's, 42)")
+    parser.add_argument("--steps", type=int, help="denoising steps")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, multiples of 16, such as 720x1280")
-    parser.add_argument("--frames", type=cli.whole_number, help="video frames, 4 n + 1")
-    parser.add_argument("--negative", type=cli.words, metavar="PROMPT", help="negative prompt (default: the benchmark's)")
+    parser.add_argument("--frames", type=int, help="video frames, 4 n + 1")
+    parser.add_argument("--negative", metavar="PROMPT", help="negative prompt (default: the benchmark's)")
     cli.add_recipe_arguments(parser)
     parser.add_argument("--no-lock", action="store_true", help="with --prompts: continue even if the file system has no locks")
     parser.add_argument("--explain", action="store_true", help="print the step plan and stop; reads no weights")

@@ -1,11 +1,13 @@
 """YAML for recipes: strict where people make mistakes, and typed by how each key is declared (values.py).
 
 Refused with the line number: a duplicate key, a tag, a merge key, a value that contains itself. A plain scalar becomes what its
-key needs; in quotes it is always text. YAML 1.1's traps (`010`, `1:30`, `1_000`) are not numbers here.
+key needs; in quotes it is always text. YAML 1.1's traps (`010`, `1:30`, `1_000`) are not numbers here. Its own line separators
+(U+0085, U+2028, U+2029), which would become spaces or line ends, are refused, as are other invisible characters.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -13,6 +15,7 @@ import yaml
 from wan_mlperf.inputs import values
 
 MOST_NODES = 100_000  # aliases of aliases would fill the memory
+INVISIBLE = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class NotStrict(ValueError):
@@ -21,6 +24,10 @@ class NotStrict(ValueError):
 
 def load(text: str, kind: Any = None) -> Any:
     """Return plain values from YAML text. `kind` declares what is expected. Raises NotStrict."""
+    if odd := INVISIBLE.search(text):
+        line, code = text.count("\n", 0, odd.start()) + 1, ord(odd[0])
+        escape = f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+        raise NotStrict(f"line {line}: the character U+{code:04X}; write it as {escape} in double quotes")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         return None if node is None else _Reader().value(node, kind, ())

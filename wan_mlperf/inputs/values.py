@@ -116,3 +116,10 @@ def whole_number(text: str) -> int:
     if not (WHOLE.fullmatch(text) and len(text) < 400):
         raise argparse.ArgumentTypeError(f"invalid int value: {text!r}; allowed: a whole number")
     return int(text)
+
+
+def number(text: str) -> float:
+    """Type of a flag that is a number. Unlike float() it refuses `nan`, `inf`, `1_0` and digits of other scripts."""
+    if not (REAL.fullmatch(text) and math.isfinite(float(text))):
+        raise argparse.ArgumentTypeError(f"invalid float value: {text!r}; allowed: a finite number")
+    return float(text)

@@ -54,11 +54,15 @@ def main(arguments: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(prog="python -m wan_mlperf.predict", description=__doc__, epilog="See also: predict fit --help")
-    parser.add_argument("--recipe", action="append", help=f"a YAML file or a name from configs/ (default: {RECIPE}); repeat")
+    parser.add_argument(
+        "--recipe", action="append", type=cli.path, help=f"a YAML file or a name from configs/ (default: {RECIPE}); repeat"
+    )
     parser.add_argument("--hardware", action="append", help="a GPU's name, such as mi355x, h100, rtx-5090; repeat")
     parser.add_argument("--gpus", type=int, default=GPUS, help=f"how many of them (default: {GPUS})")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of the recipe")
-    parser.add_argument("--model", help="embedded, the hub name, or a Diffusers folder; only configurations are read")
+    parser.add_argument(
+        "--model", type=cli.path, help="embedded, the hub name, or a Diffusers folder; only configurations are read"
+    )
     parser.add_argument("--exact", action="store_true", help="turn every approximation off")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, multiples of 16, such as 720x1280")
     parser.add_argument("--frames", type=int, help="video frames, 4 n + 1")
@@ -70,15 +74,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="NAME=KERNEL",
         help="price an attention of the recipe as another kernel, such as sage_fp4=AITER_ASM_MXFP4",
     )
-    parser.add_argument("--constants", metavar="FILE", help="constants that `predict fit --write` wrote")
+    parser.add_argument("--constants", type=cli.path, metavar="FILE", help="constants that `predict fit --write` wrote")
     parser.add_argument("--quick", action="store_true", help="from first principles: nothing is rehearsed, memory not known")
     parser.add_argument("--fits", action="store_true", help="also what another dtype, chunk or format would need in memory")
     parser.add_argument(
         "--details", action="store_true", help="also calls, FLOPs, bytes and messages of every rehearsed rank and one block"
     )
     parser.add_argument("--floor", action="store_true", help="only what FLOPs and bytes take at the hardware's peaks")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
-    parser.add_argument("--html", metavar="FILE", help="write a page with stacked bars there")
+    parser.add_argument("--json", type=cli.output_file, metavar="FILE", help="write the figures there")
+    parser.add_argument("--html", type=cli.output_file, metavar="FILE", help="write a page with stacked bars there")
     options = parser.parse_args(arguments)
     if not options.hardware:
         raise BadInput("--hardware: is missing; give a GPU's name, such as mi355x")
@@ -136,8 +140,8 @@ def load_recipes(options: argparse.Namespace) -> list[Recipe]:
     """The recipes that are named, changed as the flags say. Raises BadInput."""
     from wan_mlperf.recipe import load_recipe
 
-    overrides = [*options.set, *([] if options.model is None else [f"model.checkpoint={options.model}"])]
-    return [load_recipe(name, overrides=overrides, exact=options.exact) for name in options.recipe or [RECIPE]]
+    names = options.recipe or [RECIPE]
+    return [load_recipe(name, overrides=options.set, model=options.model, exact=options.exact) for name in names]
 
 
 def changes(options: argparse.Namespace) -> dict[str, Any]:

@@ -58,12 +58,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--measurements",
         action="append",
         default=[],
+        type=cli.path,
         metavar="FILE",
         help='more rows, as in wan_mlperf/predict/measurements.json; those with "fit": true are fitted, too',
     )
-    parser.add_argument("--run", action="append", default=[], metavar="FOLDER", help="a finished run of ours, as a fitted row")
-    parser.add_argument("--write", metavar="FILE", help="write the constants there, for predict --constants")
-    parser.add_argument("--json", metavar="FILE", help="write the table there")
+    parser.add_argument(
+        "--run", action="append", default=[], type=cli.path, metavar="FOLDER", help="a finished run of ours, as a fitted row"
+    )
+    parser.add_argument(
+        "--write", type=cli.output_file, metavar="FILE", help="write the constants there, for predict --constants"
+    )
+    parser.add_argument("--json", type=cli.output_file, metavar="FILE", help="write the table there")
     return parser.parse_args(arguments)
 
 

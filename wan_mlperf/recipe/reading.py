@@ -38,7 +38,8 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), model: str |
     except strict_yaml.NotStrict as error:
         raise BadInput(f"recipe {str(file)!r}: {error}; allowed: a mapping of recipe keys, each once") from None
     if not isinstance(found, dict):
-        raise BadInput(f"recipe {str(file)!r}: holds {type(found).__name__}; allowed: a mapping of recipe keys")
+        kind = "nothing" if found is None else type(found).__name__
+        raise BadInput(f"recipe {str(file)!r}: holds {kind}; allowed: a mapping of recipe keys")
     for override in overrides:
         _set(found, override)
     if model is not None:

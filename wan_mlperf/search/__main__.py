@@ -68,10 +68,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(prog="python -m wan_mlperf.search", description=__doc__)
     cli.add_recipe_arguments(parser)
-    parser.add_argument("--on", metavar="RECIPE", help="measure errors on this recipe's model and size, where its own cannot run")
+    parser.add_argument(
+        "--on", type=cli.path, metavar="RECIPE", help="measure errors on this recipe's model and size, where its own cannot run"
+    )
     parser.add_argument("--hardware", metavar="NAME", help="price the choices for this GPU, such as mi355x (see predict)")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="with --hardware: how many (default: 8)")
-    parser.add_argument("--seconds-from", metavar="RUN", help="price them by the measured stages of a run folder of this recipe")
+    parser.add_argument(
+        "--seconds-from", type=cli.path, metavar="RUN", help="price them by the measured stages of a run folder of this recipe"
+    )
     parser.add_argument("--division", default="closed", help="closed: precision only; open: also skip work (default: closed)")
     parser.add_argument(
         "--seconds", type=float, metavar="S", help="find the best schedule that takes at most S seconds per video"
@@ -89,7 +93,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--finalists", type=int, default=6, metavar="N", help="how many schedules to run from end to end (default: 6)"
     )
-    parser.add_argument("-o", "--output", default="outputs/search", metavar="FOLDER", help="where recipe and page go")
+    parser.add_argument(
+        "-o", "--output", type=cli.path, default="outputs/search", metavar="FOLDER", help="where recipe and page go"
+    )
     options = parser.parse_args(arguments)
     choose("division", options.division, DIVISIONS)
     goals = {"--seconds": options.seconds, "--forwards": options.forwards, "--error": options.error}

@@ -41,19 +41,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(prog="python -m wan_mlperf.serve", description=__doc__)
     cli.add_recipe_arguments(parser)
-    parser.add_argument("--host", type=cli.words, default="127.0.0.1", help="address to listen on (default: this host only)")
-    parser.add_argument("--port", type=cli.whole_number, default=8000, help="port (default: 8000; 0: any free one)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this host only)")
+    parser.add_argument("--port", type=int, default=8000, help="port (default: 8000; 0: any free one)")
     parser.add_argument("--folder", type=cli.path, default="served", help="where videos and manifest.json are kept (served)")
     parser.add_argument("--token-file", type=cli.path, metavar="FILE", help="require the token in this file from every client")
     parser.add_argument(
         "--latents", type=cli.path, metavar="FOLDER", help="folder of initial noise files that requests may name (latent_path)"
     )
-    parser.add_argument(
-        "--most-waiting", type=cli.whole_number, default=64, metavar="N", help="most jobs of /v1/videos in the queue (64)"
-    )
-    parser.add_argument(
-        "--drain", type=cli.whole_number, default=25, metavar="SECONDS", help="time to finish running jobs after SIGTERM (25)"
-    )
+    parser.add_argument("--most-waiting", type=int, default=64, metavar="N", help="most jobs of /v1/videos in the queue (64)")
+    parser.add_argument("--drain", type=int, default=25, metavar="SECONDS", help="time to finish running jobs after SIGTERM (25)")
     parser.add_argument("--any-workload", action="store_true", help="requests may choose size, length, steps and guidance")
     parser.add_argument("--recipe-workload", action="store_true", help="ignore these in requests and use the recipe's")
     return parser.parse_args(arguments)
