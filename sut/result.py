@@ -14,6 +14,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from wan_mlperf.inputs.records import read_record, write_record
+from wan_mlperf.predict.own_run import Predicted
 from wan_mlperf.step_plan import Step
 
 VERSION = 1
@@ -95,6 +96,7 @@ class Result:
     latency_percentiles_s: dict[str, float] | None = None
     samples_per_second: float | None = None
     invalid_reason: str | None = None
+    prediction: Predicted | None = None  # None: on hardware that `predict` does not know
 
     @property
     def absent(self) -> set[str]:
@@ -105,6 +107,7 @@ class Result:
             "samples_per_second": scored_by == "offline",
             "compliance": self.compliance is not None,
             "invalid_reason": not self.valid,
+            "prediction": self.prediction is not None,
         }
         return {name for name, is_there in there.items() if not is_there}
 

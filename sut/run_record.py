@@ -28,6 +28,8 @@ from wan_mlperf.inputs.paths import utf8
 from wan_mlperf.kernels import attention, gemm, vae
 from wan_mlperf.kernels.numerics import exchange_text, gemm_text
 from wan_mlperf.pipeline import Pipeline
+from wan_mlperf.predict import own_run
+from wan_mlperf.predict.own_run import Predicted
 from wan_mlperf.recipe import to_yaml
 from wan_mlperf.spans import STAGES
 from wan_mlperf.step_plan import any_unguided, as_table
@@ -102,14 +104,17 @@ def write_result(
     prompts: Sequence[str],
     compliance: Compliance | None = None,
     stopped: str | None = None,
+    expected: Predicted | None = None,
 ) -> Result:
     """Read LoadGen's verdict, write result.json and return it. `compliance` is the outcome of an audit run.
 
     `stopped` says why a test ended without LoadGen's verdict. Such a run is invalid, and its numbers cover what was done.
+    `expected` is what `expect` returned.
     """
     detail = {} if stopped else loadgen.read_detail(folder)
     sound = detail.get("result_validity") == "VALID" if mode == "performance" else not detail.get("error_invalid_config")
     valid = sound and not stopped
+    mean_s = sum(generate_s) / max(1, len(generate_s))
     result = Result(
         scenario=scenario,
         mode=mode,
@@ -118,18 +123,32 @@ def write_result(
         queries=len(generate_s),
         prompts_are_mlperf=digest(prompts) == SHA256,
         spans={stage: spans.get(stage, 0.0) for stage in STAGES},
-        generate_mean_s=sum(generate_s) / max(1, len(generate_s)),
+        generate_mean_s=mean_s,
         start_s=start_s,
         host=verdict(outputs=folder.parent),
         system=machine.measure(folder, world=pipeline.mesh.shape.world),
         sample_seconds=tuple(round(seconds, 6) for seconds in generate_s),
         compliance=compliance,
+        prediction=expected.beside(spans, mean_s) if expected else None,
         **identity(pipeline),
         **(_latencies(detail) if mode == "performance" and scenario == "singlestream" else {}),
         samples_per_second=detail.get("result_samples_per_second") if scenario == "offline" else None,
     )
     results.write(folder, result)
     return result
+
+
+def expect(pipeline: Pipeline) -> Predicted | None:
+    """What `predict` expects of a run of this pipeline, None on hardware that it does not know."""
+    return own_run.expect(
+        pipeline.recipe,
+        pipeline.workload,
+        pipeline.plan,
+        device=pipeline.mesh.device.name,
+        shape=pipeline.mesh.shape,
+        kernels={name: str(kernel) for name, kernel in pipeline.kernels.items()},
+        config=pipeline.checkpoint.config("transformer"),
+    )
 
 
 class KernelTexts(TypedDict):
@@ -213,8 +232,14 @@ def print_summary(result: Result, folder: Path) -> None:
         for name, times in (("reference", result.compliance.reference_seconds), ("this test", result.sample_seconds)):
             if times:
                 table.add_row(f"  {name}", str(Spread.of(times)))
+    predicted = result.prediction
     for stage, seconds in result.spans.items():
-        table.add_row(f"  {stage.replace('_', ' ')}, mean", f"{seconds:.4f} s")
+        beside = f", predicted {predicted.stages[stage]:.4f} s" if predicted and stage in predicted.stages else ""
+        table.add_row(f"  {stage.replace('_', ' ')}, mean", f"{seconds:.4f} s{beside}")
+    if predicted is not None:
+        table.add_row("predicted, mean", predicted.text)
+        for line in predicted.apart:
+            table.add_row("  apart from it", line)
     table.add_row("mesh", f"{result.world_size} ranks: {result.mesh}")
     table.add_row("device", result.device)
     table.add_row("recipe", process.shown(result.recipe))

@@ -83,6 +83,7 @@ class _Session:
         self._test, self._engine, self._watch, self._dispatcher = test, engine, watch, dispatcher
         self._start_s = time.perf_counter() - test.started
         self._folder = self._make_folder()
+        self._expected = run_record.expect(engine)  # before the test, as nothing may fail after it
         if rate is not None:
             print(pace.aim(test.settings, self._folder / "user.conf", rate), flush=True)
         total = pace.expected_queries(test.settings, test.scenario, test.mode, len(test.prompts), audit=test.audit)
@@ -159,4 +160,5 @@ class _Session:
             generate_s=self._system.generate_s,
             start_s=self._start_s,
             stopped=stopped,
+            expected=self._expected,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,10 @@ from wan_mlperf import cli, process
 from wan_mlperf.errors import BadInput
 from wan_mlperf.files import atomic_write
 from wan_mlperf.pages.charts import NONE
-from wan_mlperf.predict import fit, hardware, rates, rows, work
+from wan_mlperf.predict import fit, hardware, own_run, rates, rows, work
 from wan_mlperf.predict.fit import Checked
 from wan_mlperf.predict.forecast import configs_of
-from wan_mlperf.predict.from_recipe import shape_of, ways_of
-from wan_mlperf.predict.prices import Prices
+from wan_mlperf.predict.from_recipe import device_of, shape_of
 from wan_mlperf.predict.rows import Row, Skipped
 from wan_mlperf.predict.tables import console, table
 from wan_mlperf.recipe import load_recipe, replace_workload
@@ -99,7 +99,7 @@ def _own_run(folder: Path) -> Row:
     """A finished run folder as a fitted row. Raises BadInput for hardware or kernels that the model does not know."""
     result = results.read(folder)
     recipe = load_recipe(folder / "recipe.yaml")
-    gpu = hardware.of_device(result.device)
+    gpu = own_run.gpu_of(result.device)
     formats = {step.gemm for step in result.plan if step.source is None}
     if gpu is None or not result.plan or len(formats) != 1:
         names = ", ".join(one.name for one in hardware.all_hardware())
@@ -107,17 +107,17 @@ def _own_run(folder: Path) -> Row:
         raise BadInput(f"run {str(folder)!r}: {ran}; allowed: one format, on {names}")
     size_of_video = {name: result.workload[name] for name in ("height", "width", "frames")}
     workload = replace_workload(recipe.effective_workload, **size_of_video)
-    size = work.size_of_expert(configs_of(recipe.model.checkpoint)["transformer"])
-    world = result.world_size
-    shape = shape_of(recipe, workload, size, gpus=world)
-    kernels = {name: words.removeprefix("xDiT ") for name, words in result.kernels.items()}
-    computed = [kernels[step.attention] for step in result.plan if step.source is None]
+    config = configs_of(recipe.model.checkpoint)["transformer"]
+    fabric, world = device_of(gpu).fabric, result.world_size
+    shape = shape_of(recipe, workload, work.size_of_expert(config), gpus=world, fabric=fabric)
+    prices = own_run.prices_of_run(recipe, workload, gpu=gpu, shape=shape, kernels=result.kernels, config=config)
+    computed = [prices.kernel(step.attention) for step in result.plan if step.source is None]
     for kernel in computed:
         rates.attention(kernel, gpu)
     return Row(
         id=folder.resolve().name,
         submitter="this machine",
-        prices=Prices(gpu=gpu, shape=shape, workload=workload, size=size, ways=ways_of(recipe), kernels={}),
+        prices=dataclasses.replace(prices, kernels={}),
         attention={kernel: computed.count(kernel) / len(computed) for kernel in dict.fromkeys(computed)},
         gemm=formats.pop(),
         steps=len(computed),

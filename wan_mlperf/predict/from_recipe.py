@@ -44,15 +44,13 @@ def prices_of(
     gpu = hardware.find(gpu) if isinstance(gpu, str) else gpu
     workload = workload or recipe.effective_workload
     names = {step.attention for step in make_plan(recipe, workload)}
-    shape, ways = shape_of(recipe, workload, size, gpus=gpus, fabric=device_of(gpu).fabric), ways_of(recipe)
-    if interleave.chosen(recipe.mesh, shape, device_of(gpu)):
-        ways = dataclasses.replace(ways, hidden=HIDDEN)
+    shape = shape_of(recipe, workload, size, gpus=gpus, fabric=device_of(gpu).fabric)
     prices = Prices(
         gpu=gpu,
         shape=shape,
         workload=workload,
         size=size,
-        ways=ways,
+        ways=ways_on(recipe, shape, gpu),
         kernels=kernels_of(names, gpu, kernels or {}),
         constants=constants,
     )
@@ -82,6 +80,12 @@ def kernels_of(names: Iterable[str], gpu: Hardware, overrides: Mapping[str, str]
     """Recipe name -> the kernel that a run on this GPU takes, every package in place. Raises BadInput."""
     chosen = {name: kernel for name, kernel in overrides.items() if rates.attention(kernel, gpu)}
     return chosen | {name: attention.best(name, device_of(gpu)).backend for name in names if name not in chosen}
+
+
+def ways_on(recipe: Recipe, shape: Shape, gpu: Hardware) -> Ways:
+    """What a recipe says of the way the work is done, and how its mesh is used on this GPU."""
+    ways = ways_of(recipe)
+    return dataclasses.replace(ways, hidden=HIDDEN) if interleave.chosen(recipe.mesh, shape, device_of(gpu)) else ways
 
 
 def ways_of(recipe: Recipe) -> Ways:

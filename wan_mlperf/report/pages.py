@@ -61,6 +61,7 @@ def render(run: Run) -> str:
         both_tests=charts.histogram(pair) if pair else None,
         both_over_run=charts.over_run(pair) if pair else None,
         stages=stages,
+        predicted={STAGES[name]: value for name, value in result.prediction.stages.items()} if result.prediction else {},
         shares=charts.shares(stages),
         published=_published(result),
         videos=_contact_sheet(run.folder) if result.mode == "accuracy" else [],
