@@ -69,3 +69,19 @@ def test_what_is_wrong_shows(tmp_path: Path) -> None:
     wrong = (f"model.checkpoint={folder}", "workload.boundary_ratio=0.5", "attention.early_fraction=1.0")
     default, *others = (mean["psnr"] for mean in fidelity(tmp_path, 48, "attention.early_fraction=0.85", *wrong))
     assert all(psnr < default for psnr in others), (default, others)
+
+
+def test_the_mi355xs_recipe_part_by_part(tmp_path: Path) -> None:
+    """The FP8 exchange costs less than FP4 attention, a bf16 VAE nothing in the latents, and independent errors add."""
+    flags = ["--recipe", "mi355x-singlestream", "--on", "tiny", "--as", "gfx950", "--parts", "--prompts", "4"]
+    report = bench(tmp_path, "fidelity", *flags, "--outputs", str(tmp_path))
+    rows = {case["case"]: case["mean"] for case in report["cases"]}
+    errors = {name: row["latents_end"] for name, row in rows.items()}
+    plain = errors["dtype and order of rounding"]
+    assert plain < errors["exchange fp8"] < errors["attention"] < errors["linear layers"]
+    assert errors["VAE bfloat16"] == plain and rows["VAE bfloat16"]["psnr"] < rows["dtype and order of rounding"]["psnr"]
+    assert report["expected"] == pytest.approx(errors["all"], rel=0.1)
+    assert (
+        report["cases"][0]["kernels"]["exchange"]["runs"] == "bf16"
+        and report["cases"][-1]["kernels"]["exchange"]["runs"] == "fp8"
+    )

@@ -23,6 +23,7 @@ from rich.table import Table
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from wan_mlperf import cli, preflight, process, ranks
+from wan_mlperf.bench import approximations
 from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.errors import BadInput, choose
 from wan_mlperf.files import atomic_write, writable_folder
@@ -31,7 +32,7 @@ from wan_mlperf.parallel import survey
 from wan_mlperf.parallel.launch import launch
 from wan_mlperf.pipeline import Pipeline
 from wan_mlperf.preflight import Setup
-from wan_mlperf.recipe import Recipe
+from wan_mlperf.recipe import Recipe, load_recipe, make_exact
 from wan_mlperf.shapes.clips import Scene, held_out_prompts
 from wan_mlperf.shapes.detect import score, steadiness
 from wan_mlperf.step_plan import Step
@@ -65,13 +66,16 @@ class Generated:
 def main(arguments: Sequence[str]) -> int:
     """`bench fidelity`: compare each case with exact. Gives a table, JSON, and a side-by-side MP4 of the worst prompt."""
     options = parse(arguments, "fidelity")
-    base = preflight.recipe_from(options)
-    # A case is the recipe with some keys changed; without --case there is one, the recipe itself.
-    cases = {name: with_changes(options, name) for name in options.case} or {base.name: base}
+    base = base_of(options)
+    # A case is the recipe with some keys changed; without any there is one, the recipe itself.
+    cases = approximations.parts_of(base) if options.parts else {}
+    cases |= {name: base_of(options, *name.split(",")) for name in options.case}
+    cases = cases or {base.name: base}
     prompts, scenes = prompts_of(base, options.prompts)
     folder = writable_folder(Path(options.outputs), what="output folder")
-    exact = prepare(exact_of(options), prompts)
+    exact = prepare(make_exact(base), prompts)
     setups = {name: prepare(recipe, prompts, verified=exact.checkpoint) for name, recipe in cases.items()}
+    setups = {name: dataclasses.replace(setup, rehearsed_ranks=options.exchange_ranks) for name, setup in setups.items()}
     if (code := start_ranks(base, "fidelity", arguments)) is not None:
         return code
 
@@ -97,6 +101,9 @@ def main(arguments: Sequence[str]) -> int:
         lowest = int(np.argmin([row["psnr"] for row in rows]))
         if worst is None or rows[lowest]["psnr"] < worst[0]:
             worst = rows[lowest]["psnr"], np.concatenate([reference[lowest].frames, made[lowest].frames], axis=2)
+    if options.parts and report["cases"]:
+        errors = {case["case"]: case["mean"]["latents_end"] for case in report["cases"]}
+        report["expected"] = approximations.expected({name: errors[name] for name in approximations.parts_of(base)})
     if worst is not None:
         finish(report, worst[1], base.effective_workload.fps, folder, options.json)
     return process.DONE
@@ -109,7 +116,7 @@ def main_embedded(arguments: Sequence[str]) -> int:
     if recipe.model.checkpoint != "embedded":
         raise BadInput(f"model {recipe.model.checkpoint!r}: is not allowed; allowed: embedded, which this score is made for")
     prompts, scenes = prompts_of(recipe, options.prompts)
-    exact = prepare(exact_of(options), prompts)
+    exact = prepare(make_exact(recipe), prompts)
     setup = prepare(recipe, prompts, verified=exact.checkpoint)
     if (code := start_ranks(recipe, "embedded", arguments)) is not None:
         return code
@@ -154,13 +161,24 @@ def parse(arguments: Sequence[str], command: str) -> argparse.Namespace:
         parser.add_argument(
             "--case", action="append", default=[], metavar="KEY=VALUE,...", help="a variant of the recipe; may be repeated"
         )
+        parser.add_argument("--parts", action="store_true", help="also each approximation of the recipe alone, and their sum")
+        parser.add_argument(
+            "--on", type=cli.path, metavar="RECIPE", help="on this recipe's model, size and mesh, where its own cannot run"
+        )
+        parser.add_argument(
+            "--exchange-ranks",
+            type=int,
+            default=8,
+            metavar="N",
+            help="with exchange fp8: where a rank here has all tokens, it rounds as if N ranks exchanged them (default: 8)",
+        )
         parser.add_argument(
             "--outputs", type=cli.path, default="outputs/fidelity", metavar="FOLDER", help="where the side-by-side MP4 goes"
         )
     options = parser.parse_args(arguments)
-    for name in ("prompts", "batch"):
-        if (number := getattr(options, name)) is not None and number < 1:
-            raise BadInput(f"--{name}: {number} is not allowed; allowed: from 1")
+    for name in ("prompts", "batch", "exchange_ranks"):
+        if (number := getattr(options, name, None)) is not None and number < 1:
+            raise BadInput(f"--{name.replace('_', '-')}: {number} is not allowed; allowed: from 1")
     if command == "embedded" and options.sheet and Path(options.sheet).suffix.lower() not in PICTURES:
         raise BadInput(f"--sheet: {options.sheet!r} is not allowed; allowed: a name that ends in {' or '.join(PICTURES)}")
     if options.arch is not None:
@@ -168,18 +186,10 @@ def parse(arguments: Sequence[str], command: str) -> argparse.Namespace:
     return options
 
 
-def with_changes(options: argparse.Namespace, case: str) -> Recipe:
-    """Return the recipe of the flags with a case's changes. Raises BadInput."""
-    changed = argparse.Namespace(**vars(options))
-    changed.set = [*options.set, *case.split(",")]
-    return preflight.recipe_from(changed)
-
-
-def exact_of(options: argparse.Namespace) -> Recipe:
-    """Return the recipe of the flags with every approximation off."""
-    changed = argparse.Namespace(**vars(options))
-    changed.exact = True
-    return preflight.recipe_from(changed)
+def base_of(options: argparse.Namespace, *changes: str) -> Recipe:
+    """Return the recipe of the flags of `fidelity` with some more changes. Raises BadInput."""
+    recipe = preflight.recipe_from(argparse.Namespace(**{**vars(options), "set": [*options.set, *changes]}))
+    return recipe if options.on is None else approximations.on(recipe, load_recipe(options.on))
 
 
 def prompts_of(recipe: Recipe, count: int) -> tuple[list[str], list[Scene]]:
@@ -255,6 +265,8 @@ def finish(report: dict[str, Any], worst: np.ndarray, fps: int, folder: Path, fi
         mean, extra = case["mean"], [f"{case['score'][key]:.3f}" for key in ATTRIBUTES] if scored else []
         figures = (f"{mean['latents_high']:.4f}", f"{mean['latents_end']:.4f}", f"{mean['psnr']:.2f}", f"{mean['ssim']:.4f}")
         table.add_row(case["case"], *figures, *extra)
+    if "expected" in report:
+        table.add_row("all, if errors add by their squares", "", f"{report['expected']:.4f}")
     console().print(table)
     for name, line in {name: line for case in report["cases"] for name, line in case["kernels"].items()}.items():
         print(f"{name}: {line['runs']}: {line['numerics']}")
