@@ -114,7 +114,7 @@ def test_the_page_runs_its_own_script_only(served: Server) -> None:
     assert "http://" not in text and "https://" not in text and "innerHTML" not in text
 
 
-def test_health_and_metrics(served: Server) -> None:
+def test_health_and_metrics(served: Server, model: Path) -> None:
     served.ask("POST", "/v1/videos/sync", ROW)
     served.ask("POST", "/v1/videos/sync", {})
     assert served.ask("GET", "/health").json == {"status": "ok"}
@@ -124,6 +124,7 @@ def test_health_and_metrics(served: Server) -> None:
     assert float(lines['wan_mlperf_refused_total{status="400"}']) >= 1
     assert float(lines['wan_mlperf_jobs{state="waiting"}']) == 0
     about = served.ask("GET", "/about").json
+    assert about["made_by"]["kernels"]["cross"] and about["made_by"]["commit"] and str(model.parent) not in json.dumps(about)
     assert len(about["plan"]) == about["workload"]["steps"] == 2 and served.ask("GET", "/live").json["jobs"] == []
 
 

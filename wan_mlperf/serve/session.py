@@ -56,6 +56,7 @@ def run(options: Options, setup: Setup, taken: socket.socket | None) -> int:
         else:
             assert taken is not None
             made_by = to_jsonable_python(run_record.identity(engine))
+            del made_by["checkpoint"]  # it may be a path of this host
             Session(options, setup, watch, dispatcher, book, taken, made_by=made_by).run()
         engine.mesh.close()
     return process.DONE

@@ -72,7 +72,7 @@ class Measurement:
 
     def __init__(self, scenario: Scenario, program: Path, recipe: Recipe, *, dry_run: bool) -> None:
         self._scenario, self._program, self._dry_run = scenario, program, dry_run
-        self._workload = recipe.effective_workload
+        self._workload, self._checkpoint = recipe.effective_workload, recipe.model.checkpoint
         self._prompts = prompts.benchmark_prompts()
         self._server: subprocess.Popen[str] | None = None
 
@@ -118,7 +118,7 @@ class Measurement:
 
     def measure(self, run: Path, address: str, *, start_s: float) -> None:
         """Performance and accuracy: run the client, keep the accuracy run's videos, write result.json."""
-        made_by = _get(f"{address}/about")["made_by"]
+        made_by = {**_get(f"{address}/about")["made_by"], "checkpoint": self._checkpoint}
         planned = client.samples(self._config, len(self._prompts))
         planned.pop("audit")
         config = _write(run / "client.yaml", client.main_of(self._config, address))
