@@ -16,7 +16,7 @@ from diffusers import UniPCMultistepScheduler
 
 from wan_mlperf.experts import Expert, TextKeys
 from wan_mlperf.spans import Spans
-from wan_mlperf.step_plan import Step
+from wan_mlperf.step_plan import Layers, Step
 from wan_mlperf.text_encoder import Embeds
 
 
@@ -44,6 +44,9 @@ class Kept(NamedTuple):
     guided: bool
 
 
+Texts = dict[tuple[str, Layers, int], list[TextKeys]]  # the text's keys and values by expert, formats and embeddings
+
+
 class Start(NamedTuple):
     """A place in the plan: the latents before step `step`, and the scheduler with what it remembers of the steps before."""
 
@@ -67,7 +70,7 @@ def denoise(
 
     `latents` is fp32 noise. `scheduler` is a new one for each query. `on_step` gets each step and the latents after it.
     """
-    texts: dict[tuple[str, int], list[TextKeys]] = {}
+    texts: Texts = {}
     kept: Kept | None = None
     for step in plan:
         expert = experts[step.expert]
@@ -91,14 +94,15 @@ def denoise(
 
 
 def _compute(
-    step: Step, expert: Expert, inputs: torch.Tensor, prompt: Prompt, texts: dict[tuple[str, int], list[TextKeys]]
+    step: Step, expert: Expert, inputs: torch.Tensor, prompt: Prompt, texts: Texts
 ) -> tuple[list[torch.Tensor], Kept | None]:
     """Run the expert. Returns this rank's predictions, and what its blocks changed if a later step applies it again."""
     split = expert.split if step.guided else expert.unguided_split
+    expert.select(step.layers)
     tokens = expert.embed(inputs, split)
     wanted = []
     for embeds in prompt.branches if step.guided else [prompt.positive]:
-        key = step.expert, id(embeds)  # the text's keys and values are computed once per query
+        key = step.expert, step.layers, id(embeds)  # computed once per query
         if key not in texts:
             texts[key] = expert.text_keys(embeds)
         wanted.append(texts[key])

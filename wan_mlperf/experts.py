@@ -22,15 +22,15 @@ from diffusers import WanTransformer3DModel
 from torch import nn
 
 from wan_mlperf.kernels import padding
-from wan_mlperf.kernels.linear import products
+from wan_mlperf.kernels.linear import ByStep, products
 from wan_mlperf.kernels.padding import Padding
+from wan_mlperf.step_plan import Layers
 from wan_mlperf.text_encoder import Embeds
 
 # (query, key, value, kernel name, tokens of all ranks) -> output; tensors are [B, H, T, D].
 SelfAttend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, str, int], torch.Tensor]
 # (query [B, H, T, D], the layer's text) -> output.
 CrossAttend = Callable[[torch.Tensor, "TextKeys"], torch.Tensor]
-
 TABLES = 1024  # timesteps, or sizes, whose tables are kept: the longest schedule has 1,000 steps
 
 
@@ -120,6 +120,7 @@ class Expert(nn.Module):
         self.unguided_split = unguided_split or split  # where no rank computes the other branch of guidance
         self.trim_text, self.merge_padding, self.round_text = trim_text, merge_padding, round_text
         self.self_attend, self.cross_attend, self.together = self_attend, cross_attend, together
+        self._by_step = [one for one in transformer.modules() if isinstance(one, ByStep)]
         self._modulations: dict[float, tuple[torch.Tensor, torch.Tensor]] = {}
         self._rotary: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self.run_block: Callable[..., torch.Tensor] = run_block  # replaced by its compiled version
@@ -133,6 +134,11 @@ class Expert(nn.Module):
         if self.together is not None:
             self.together.compile(*args, **kwargs)
         self.compiled = True
+
+    def select(self, layers: Layers) -> None:
+        """Give each layer the format of a step with these `layers`."""
+        for one in self._by_step:
+            one.select(layers)
 
     def text_keys(self, embeds: Embeds) -> list[TextKeys]:
         """Return each layer's cross-attention keys and values, once per query."""

@@ -24,7 +24,7 @@ from wan_mlperf.parallel.mesh import Mesh
 from wan_mlperf.preflight import Setup, prepare, read_fixed_latent, resolve_kernels
 from wan_mlperf.recipe import Recipe, replace_workload
 from wan_mlperf.spans import Spans
-from wan_mlperf.step_plan import Step, any_unguided, make_plan, make_scheduler
+from wan_mlperf.step_plan import Step, any_unguided, layers_of, make_plan, make_scheduler
 from wan_mlperf.text_encoder import TextEncoder, check_prompt
 from wan_mlperf.vae_decode import VaeDecoder, compile_decoder, to_host
 from wan_mlperf.workload import Workload
@@ -243,7 +243,8 @@ def _load_experts(
     for name, part in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
         transformer = found.load_transformer(part, recipe.model.dtype)
         chosen = getattr(recipe.gemm, name)
-        summary.append(f"{name}: {gemm.convert(transformer, chosen, recipe.gemm, gemms, here, xdit.mxfp4_linear)}")
+        variants = layers_of(setup.plan, name)
+        summary.append(f"{name}: {gemm.convert(transformer, chosen, recipe.gemm, gemms, here, xdit.mxfp4_linear, variants)}")
         transformer = transformer.to(here.torch)
         experts[name] = Expert(
             transformer if recipe.exact else gemm.widen(transformer),

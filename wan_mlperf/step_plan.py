@@ -11,10 +11,11 @@ import numpy as np
 from rich.table import Table
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.recipe import Recipe, Reuse
+from wan_mlperf.recipe import Gemm, Recipe, Reuse
 from wan_mlperf.workload import Workload
 
 ExpertName = Literal["high_noise", "low_noise"]
+Layers = tuple[tuple[str, str], ...]
 
 # Wan2.2-T2V-A14B's published scheduler settings, for a plan without its checkpoint (--explain on a laptop).
 WAN22_SCHEDULER: Mapping[str, Any] = {
@@ -35,6 +36,7 @@ class Step:
     """One denoising step. `timestep` is 0 to 1000, `sigma` the noise level 0 to 1 that it starts from.
 
     `attention` is the kernel of self-attention for both branches of guidance, `gemm` the format of the expert's linear layers.
+    `layers` are the layers of it that have another format in this step, as (pattern of names, format), the first match counting.
     If not `guided`, only the positive branch is computed. `source` is the step whose change this one applies again, times
     `factor`, instead of running the expert. `kept`: a later step will apply this one's change.
     """
@@ -46,6 +48,7 @@ class Step:
     guidance: float
     attention: str
     gemm: str
+    layers: Layers = ()
     guided: bool = True
     source: int | None = None
     factor: float = 1.0
@@ -109,11 +112,24 @@ def make_plan(recipe: Recipe, workload: Workload, scheduler_config: Mapping[str,
                 guidance=workload.guidance_high if expert == "high_noise" else workload.guidance_low,
                 attention=attention[index],
                 gemm=recipe.gemm.high_noise if expert == "high_noise" else recipe.gemm.low_noise,
+                layers=_layers(recipe.gemm, expert, index),
                 guided=recipe.guidance.interval[0] <= sigma <= recipe.guidance.interval[1] and index not in recipe.guidance.off,
             )
         )
     _check_index("guidance.off", recipe.guidance.off, workload.steps)
+    _check_index("gemm.keep.steps", [index for rule in recipe.gemm.rules for index in rule.steps or ()], workload.steps)
     return _with_reuse(steps, recipe.reuse)
+
+
+def _layers(gemm: Gemm, expert: ExpertName, index: int) -> Layers:
+    """The rules of `gemm.keep` for one step of an expert."""
+    rules = [rule for rule in gemm.rules if rule.expert in (None, expert)]
+    return tuple((one.layers, one.format) for one in rules if one.steps is None or one.steps[0] <= index <= one.steps[1])
+
+
+def layers_of(plan: Sequence[Step], expert: str) -> tuple[Layers, ...]:
+    """The different `layers` that the steps of an expert have, at least one."""
+    return tuple(dict.fromkeys(step.layers for step in plan if step.expert == expert)) or ((),)
 
 
 def _check_index(key: str, indices: Sequence[int], steps: int) -> None:
@@ -171,7 +187,7 @@ def as_table(plan: Sequence[Step], *, title: str = "step plan", kernels: Mapping
             step.expert.replace("_", " "),
             f"{step.guidance:g}" if step.guided else "off",
             *(
-                (_with(step.attention, kernels), _with(step.gemm, kernels), "yes")
+                (_with(step.attention, kernels), _formats(step, kernels), "yes")
                 if step.source is None
                 else ("-", "-", _again(step))
             ),
@@ -181,6 +197,10 @@ def as_table(plan: Sequence[Step], *, title: str = "step plan", kernels: Mapping
 
 def _again(step: Step) -> str:
     return f"step {step.source} again" + (f" x {step.factor:g}" if step.factor != 1.0 else "")
+
+
+def _formats(step: Step, kernels: Mapping[str, str]) -> str:
+    return "; ".join([_with(step.gemm, kernels), *(f"{pattern}: {_with(name, kernels)}" for pattern, name in step.layers)])
 
 
 def _with(name: str, kernels: Mapping[str, str]) -> str:

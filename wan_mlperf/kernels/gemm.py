@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MethodType
 from typing import Any
 
@@ -26,8 +26,9 @@ from torch import nn
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels.backends import GEMM_CANDIDATES, NEEDS
 from wan_mlperf.kernels.device import Device
-from wan_mlperf.kernels.linear import AiterLinear, Fp8Linear, Mxfp4Linear, TorchaoLinear, compute_dtype
+from wan_mlperf.kernels.linear import AiterLinear, ByStep, Fp8Linear, Mxfp4Linear, TorchaoLinear, compute_dtype
 from wan_mlperf.recipe import Gemm
+from wan_mlperf.step_plan import Layers
 
 NativeLinear = Callable[[nn.Linear], nn.Module]
 Backends = Mapping[str, "str | None"]  # format -> key of GEMM, None for a reference
@@ -44,7 +45,7 @@ def backend(name: str, arch: str) -> str | None:
 
 def names(recipe: Gemm) -> tuple[str, ...]:
     """Return the formats of a recipe's linear layers."""
-    return tuple(dict.fromkeys((recipe.high_noise, recipe.low_noise, *(kept for _, kept in recipe.keep))))
+    return tuple(dict.fromkeys((recipe.high_noise, recipe.low_noise, *(rule.format for rule in recipe.rules))))
 
 
 def check(recipe: Gemm, device: Device, *, allow_reference: bool) -> None:
@@ -97,28 +98,57 @@ def _in(products: torch.dtype, layer: nn.Linear | nn.Conv3d, hidden: torch.Tenso
     return out.to(hidden.dtype)
 
 
-def convert(expert: nn.Module, name: str, recipe: Gemm, table: Backends, device: Device, aiter_linear: NativeLinear) -> str:
+def convert(
+    expert: nn.Module,
+    name: str,
+    recipe: Gemm,
+    table: Backends,
+    device: Device,
+    aiter_linear: NativeLinear,
+    variants: Sequence[Layers] = (),
+) -> str:
     """Convert the linear layers of an expert's blocks to the format `name`, in place. Returns one line for the load summary.
 
-    `recipe.keep` maps patterns of layer names (such as "blocks.0.*" or "*.ffn.*") to another format; `table` is what `resolve`
-    returned. Norms, embeddings, modulation and the output projection stay as they are. Each layer is packed, and its 16-bit copy
-    freed, before the next one. `aiter_linear` makes xDiT's layer for gfx950.
+    `variants` are what the steps of a plan have as `layers`: patterns of layer names (such as "blocks.0.*" or "*.ffn.*") with
+    another format; without a plan, those of `recipe.keep` for every step. A layer whose format changes over the steps is held in
+    each (`ByStep`). `table` is what `resolve` returned. Norms, embeddings, modulation and the output projection stay as they are.
+    Each layer is packed, and its 16-bit copy freed, before the next one. `aiter_linear` makes xDiT's layer for gfx950.
     """
+    variants = variants or [tuple((rule.layers, rule.format) for rule in recipe.rules if rule.steps is None)]
     layers = [
         (full, layer) for full, layer in expert.named_modules() if full.startswith("blocks.") and isinstance(layer, nn.Linear)
     ]
     numbers = packed = 0
     counts: dict[str, int] = {}
     for full, layer in layers:
-        chosen = next((kept for pattern, kept in recipe.keep if fnmatch.fnmatch(full, pattern)), name)
-        counts[chosen] = counts.get(chosen, 0) + 1
+        chosen = {rules: format_of(full, name, rules) for rules in variants}
+        kinds = list(dict.fromkeys(chosen.values()))
+        text = " and ".join(kinds)
+        counts[text] = counts.get(text, 0) + 1
         numbers += layer.weight.numel()
-        new = _make(layer, chosen, recipe.fp8_scales, table[chosen], device, aiter_linear)
+        made = {
+            one: _make(_again(layer) if len(kinds) > 1 else layer, one, recipe.fp8_scales, table[one], device, aiter_linear)
+            for one in kinds
+        }
+        new = made[kinds[0]] if len(kinds) == 1 else ByStep(made, chosen)
         parent, _, leaf = full.rpartition(".")
         setattr(expert.get_submodule(parent), leaf, new)
         packed += weight_bytes(new)
     formats = ", ".join(f"{count} {chosen}" for chosen, count in sorted(counts.items()))
     return f"{formats} linear layers, {packed / 1e6:.1f} MB of weights, {packed / max(1, 2 * numbers):.3f} of bf16's"
+
+
+def format_of(layer: str, name: str, rules: Layers) -> str:
+    """Return the format of a layer in an expert of format `name`."""
+    return next((kept for pattern, kept in rules if fnmatch.fnmatch(layer, pattern)), name)
+
+
+def _again(layer: nn.Linear) -> nn.Linear:
+    """A second layer with the same weights: what converts a layer in place leaves the first one as it is."""
+    with torch.device("meta"):
+        new = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+    new.weight, new.bias = layer.weight, layer.bias
+    return new
 
 
 def weight_bytes(layer: nn.Module) -> int:

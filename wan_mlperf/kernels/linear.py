@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels import sage
+from wan_mlperf.step_plan import Layers
 
 BLOCK = 32
 
@@ -57,8 +58,33 @@ class Quantised(nn.Module):
         return self.multiply(*self.quantise(hidden))
 
 
+class ByStep(nn.Module):
+    """A linear layer held in several formats, of which a step has one: `select` says which, by the `layers` of the step."""
+
+    def __init__(self, formats: Mapping[str, nn.Module], by_step: Mapping[Layers, str]) -> None:
+        super().__init__()
+        self.formats = nn.ModuleDict(formats)
+        self._by_step = dict(by_step)
+        self.now = next(iter(by_step.values()))
+
+    def select(self, layers: Layers) -> None:
+        """Take the format that a step with these `layers` has."""
+        self.now = self._by_step[layers]
+
+    @property
+    def current(self) -> nn.Module:
+        """The layer in the format selected."""
+        return self.formats[self.now]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., K] -> [..., N]."""
+        out: torch.Tensor = self.current(hidden)
+        return out
+
+
 def products(hidden: torch.Tensor, layers: Sequence[nn.Module]) -> list[torch.Tensor]:
     """Return each layer's output on the same input [..., K], which is quantised once for all that quantise alike."""
+    layers = [one.current if isinstance(one, ByStep) else one for one in layers]
     outs: list[Any] = [None] * len(layers)
     for number, layer in enumerate(layers):
         if outs[number] is not None:

@@ -100,7 +100,7 @@ def forecast(
     prediction = prices.plan(subject.plan)
     if ranks:
         used = {step.attention for step in subject.plan if step.source is None}
-        formats = {step.gemm for step in subject.plan if step.source is None}
+        formats = prices.formats(step for step in subject.plan if step.source is None)
         priced = [seconds_of(rank, prices, subject.plan) for rank in ranks if len(rank.stages) > 1]
         slowest = max(priced, key=lambda seconds: seconds.total)
         prediction = prices.predict(slowest, used, formats)

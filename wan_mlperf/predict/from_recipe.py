@@ -57,7 +57,7 @@ def prices_of(
     gemm_table.check(recipe.gemm, device_of(gpu), allow_reference=False)
     for name in sorted(names):
         rates.attention(prices.kernel(name), gpu)
-    for form in (recipe.gemm.high_noise, recipe.gemm.low_noise):
+    for form in gemm_table.names(recipe.gemm):
         rates.gemm(form, gpu)
     return prices
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from wan_mlperf.kernels.linear import BLOCK, Quantised
+from wan_mlperf.kernels.gemm import format_of
+from wan_mlperf.kernels.linear import BLOCK, ByStep, Quantised
 from wan_mlperf.predict.counting import Counting
+from wan_mlperf.step_plan import Layers
 
 
 class RecordedLinear(Quantised):
@@ -43,11 +44,12 @@ class RecordedLinear(Quantised):
         return out
 
 
-def convert(expert: nn.Module, form: str, keep: Sequence[tuple[str, str]], counting: Counting) -> None:
+def convert(expert: nn.Module, form: str, variants: Sequence[Layers], counting: Counting) -> None:
     """Replace the linear layers of an expert's blocks by records of their format, as kernels/gemm.py's `convert` chooses it."""
     for name, layer in list(expert.named_modules()):
         if name.startswith("blocks.") and isinstance(layer, nn.Linear):
-            chosen = next((kept for pattern, kept in keep if fnmatch.fnmatch(name, pattern)), form)
-            if chosen != "bf16":
-                parent, _, leaf = name.rpartition(".")
-                setattr(expert.get_submodule(parent), leaf, RecordedLinear(layer, chosen, counting))
+            chosen = {rules: format_of(name, form, rules) for rules in variants}
+            made = {one: layer if one == "bf16" else RecordedLinear(layer, one, counting) for one in chosen.values()}
+            parent, _, leaf = name.rpartition(".")
+            new = ByStep(made, chosen) if len(made) > 1 else next(iter(made.values()))
+            setattr(expert.get_submodule(parent), leaf, new)

@@ -71,8 +71,8 @@ def other_ways(subject: Subject, ranks: Sequence[RankCounts], *, workers: int) -
     for one, decode in zip(subjects, decodes, strict=True):
         decoding = _above_weights(decode, "vae_decode")
         for name in FORMATS:
-            expert = expert_bytes(subject, name)
-            weights = {**ranks[0].weights, **decode.weights, "high_noise": expert, "low_noise": expert}
+            experts = {expert: expert_bytes(subject, expert, name) for expert in ("high_noise", "low_noise")}
+            weights = {**ranks[0].weights, **decode.weights, **experts}
             need = Need(
                 rank=0,
                 weights={part: size / 1e9 for part, size in weights.items()},

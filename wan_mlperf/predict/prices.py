@@ -20,6 +20,7 @@ from wan_mlperf.predict import rates, work
 from wan_mlperf.predict.hardware import Hardware
 from wan_mlperf.predict.rates import Constants
 from wan_mlperf.predict.work import WAN22, ExpertSize
+from wan_mlperf.step_plan import Layers
 from wan_mlperf.workload import MLPERF, Workload
 
 PARTS = ("text_encode", "attention", "gemm", "elementwise", "exchange", "vae_decode", "host")
@@ -41,6 +42,8 @@ class Step(Protocol):
     def attention(self) -> str: ...
     @property
     def gemm(self) -> str: ...
+    @property
+    def layers(self) -> Layers: ...
     @property
     def guided(self) -> bool: ...
     @property
@@ -130,8 +133,12 @@ class Prices:
         """How many ranks share the tokens of one forward."""
         return self.shape.ulysses * self.shape.ring * math.prod(self.ways.attn2d)
 
-    def forward(self, *, attention: str, gemm: str) -> Seconds:
-        """One forward of one branch of guidance, on every rank that shares it. Raises BadInput for an unknown rate."""
+    def forward(self, *, attention: str, gemm: str, layers: Layers = ()) -> Seconds:
+        """One forward of one branch of guidance, on every rank that shares it. Raises BadInput for an unknown rate.
+
+        `layers` are those of the step: patterns of names with another format.
+        """
+        shares = work.gemm_shares(gemm, layers, self.size)
         values, tokens = self.values, work.tokens_of(self.workload, self.size)
         flops = work.forward_flops(tokens, replace(self.size, text_tokens=self.ways.text_tokens))
         passes = self.ways.passes or values["passes_compiled" if self.ways.compiled else "passes_eager"]
@@ -139,7 +146,9 @@ class Prices:
         seconds = Seconds(
             attention=flops.attention / self.ranks / rates.attention(self.kernel(attention), self.gpu, values).flops
             + flops.cross_attention / self.ranks / (CROSS * self.gpu.peak("bf16")),
-            gemm=flops.gemm / self.ranks / rates.gemm(gemm, self.gpu, values).flops,
+            gemm=sum(
+                share_of * flops.gemm / self.ranks / rates.gemm(name, self.gpu, values).flops for name, share_of in shares.items()
+            ),
             elementwise=passes * self.size.layers * share * self.size.width * 2 / (STREAM * self.gpu.bandwidth),
         )
         exchange = self._exchange(tokens)
@@ -153,9 +162,10 @@ class Prices:
         if step.source is not None:
             return Seconds()
         if step.guided:
-            return self.forward(attention=step.attention, gemm=step.gemm) * (2 / self.shape.cfg)
+            return self.forward(attention=step.attention, gemm=step.gemm, layers=step.layers) * (2 / self.shape.cfg)
         alone = replace(self.ways, hidden=0.0)  # there is no other branch to compute meanwhile
-        return replace(self, shape=self.unguided_shape, ways=alone).forward(attention=step.attention, gemm=step.gemm)
+        prices = replace(self, shape=self.unguided_shape, ways=alone)
+        return prices.forward(attention=step.attention, gemm=step.gemm, layers=step.layers)
 
     @property
     def unguided_shape(self) -> Shape:
@@ -190,7 +200,11 @@ class Prices:
         for step in chosen:
             total += self.step(step)
         computed = [step for step in chosen if step.source is None]
-        return self.predict(total, {step.attention for step in computed}, {step.gemm for step in computed})
+        return self.predict(total, {step.attention for step in computed}, self.formats(computed))
+
+    def formats(self, steps: Iterable[Step]) -> set[str]:
+        """The formats of the linear layers in these steps."""
+        return {name for step in steps for name in work.gemm_shares(step.gemm, step.layers, self.size)}
 
     def predict(self, total: Seconds, attention: Iterable[str], gemm: Iterable[str]) -> Prediction:
         """Put a band around seconds that these kernels and formats took part in."""

@@ -27,7 +27,7 @@ from wan_mlperf.parallel.mesh import Mesh, Shape
 from wan_mlperf.predict.counting import IGNORED, Counted, Counting, Counts
 from wan_mlperf.predict.subject import DTYPES, Subject, make_decoder, make_experts, make_text_model
 from wan_mlperf.spans import Spans
-from wan_mlperf.step_plan import Step, any_unguided
+from wan_mlperf.step_plan import Layers, Step, any_unguided
 from wan_mlperf.text_encoder import MAX_TOKENS, Embeds
 
 CPU = torch.device("cpu")
@@ -179,21 +179,28 @@ def _warm(expert: Expert, steps: Sequence[Step], latents: torch.Tensor) -> None:
 
 
 class _CountedExpert:
-    """An expert whose text keys are made once, in a stage of their own."""
+    """An expert whose text keys are made once for each set of formats, in a stage of their own."""
 
     def __init__(self, expert: Expert, name: str, counting: Counting) -> None:
         self._expert, self._name, self._counting = expert, name, counting
-        self._keys: dict[int, list[TextKeys]] = {}
+        self._keys: dict[tuple[Layers, int], list[TextKeys]] = {}
+        self._layers: Layers = ()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._expert, name)
 
     def text_keys(self, embeds: Embeds) -> list[TextKeys]:
         """See `Expert.text_keys`."""
-        if id(embeds) not in self._keys:
+        key = self._layers, id(embeds)
+        if key not in self._keys:
             with self._counting(f"text_keys {self._name}"):
-                self._keys[id(embeds)] = self._expert.text_keys(embeds)
-        return self._keys[id(embeds)]
+                self._keys[key] = self._expert.text_keys(embeds)
+        return self._keys[key]
+
+    def select(self, layers: Layers) -> None:
+        """See `Expert.select`."""
+        self._layers = layers
+        self._expert.select(layers)
 
 
 class _NoScheduler:
@@ -220,7 +227,8 @@ def kind_of(step: Step) -> str:
     """What of a step decides the work it makes."""
     if step.source is not None:
         return f"{step.expert} again{'' if step.guided else ' unguided'}"
-    return f"{step.expert} {step.attention} {step.gemm}{'' if step.guided else ' unguided'}{' kept' if step.kept else ''}"
+    formats = ",".join([step.gemm, *(f"{pattern}={form}" for pattern, form in step.layers)])
+    return f"{step.expert} {step.attention} {formats}{'' if step.guided else ' unguided'}{' kept' if step.kept else ''}"
 
 
 def _by_plan(stages: dict[str, Counts], plan: Sequence[Step]) -> dict[str, Counts]:

@@ -21,7 +21,7 @@ from wan_mlperf.predict.counting import Counting
 from wan_mlperf.predict.from_recipe import TEXT_TOKENS
 from wan_mlperf.predict.layers import convert
 from wan_mlperf.recipe import Recipe
-from wan_mlperf.step_plan import Step
+from wan_mlperf.step_plan import Step, layers_of
 from wan_mlperf.vae_decode import VaeDecoder
 from wan_mlperf.workload import Workload
 
@@ -42,11 +42,11 @@ class Subject:
     text_lengths: tuple[int, int] = TEXT_TOKENS
 
 
-def expert_bytes(subject: Subject, form: str) -> float:
-    """Bytes of one expert's weights in a format, what is kept in another one included."""
+def expert_bytes(subject: Subject, name: str, form: str) -> float:
+    """Bytes of an expert's weights in a format, with what is kept in another one or in several."""
     with torch.device("meta"), _default_dtype(DTYPES[subject.recipe.model.dtype]):
         transformer = WanTransformer3DModel.from_config(subject.configs["transformer"])
-        convert(transformer, form, subject.recipe.gemm.keep, Counting({}))
+        convert(transformer, form, layers_of(subject.plan, name), Counting({}))
     return float(sum(one.nbytes for one in [*transformer.parameters(), *transformer.buffers()]))
 
 
@@ -78,7 +78,7 @@ def make_experts(subject: Subject, mesh: Mesh, counting: Counting) -> dict[str, 
         with _default_dtype(DTYPES[recipe.model.dtype]):
             transformer = WanTransformer3DModel.from_config(subject.configs[part]).eval()
         keep_in_fp32(transformer)
-        convert(transformer, getattr(recipe.gemm, name), recipe.gemm.keep, counting)
+        convert(transformer, getattr(recipe.gemm, name), layers_of(subject.plan, name), counting)
         experts[name] = Expert(
             transformer,
             split=split,

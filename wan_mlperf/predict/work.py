@@ -7,6 +7,7 @@ A rehearsal (rehearsal.py) counts the same from the running code; tests hold the
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 
+from wan_mlperf.kernels.gemm import format_of
+from wan_mlperf.step_plan import Layers
 from wan_mlperf.workload import Workload
 
 FILE = Path(__file__).with_name("wan22.json")
@@ -93,6 +96,18 @@ def forward_flops(tokens: int, size: ExpertSize = WAN22) -> Flops:
         gemm=size.layers * (12.0 * tokens * width**2 + 4.0 * tokens * width * size.ffn),
         cross_attention=size.layers * 4.0 * tokens * size.text_tokens * width,
     )
+
+
+@cache
+def gemm_shares(name: str, layers: Layers = (), size: ExpertSize = WAN22) -> dict[str, float]:
+    """Format -> its share of the linear layers' FLOPs in a forward of an expert in format `name`, with a step's `layers`."""
+    square = dict.fromkeys((*(f"attn1.to_{one}" for one in ("q", "k", "v", "out.0")), "attn2.to_q", "attn2.to_out.0"), size.width)
+    outputs = {**square, "ffn.net.0.proj": size.ffn, "ffn.net.2": size.ffn}  # times the width
+    shares: Counter[str] = Counter()
+    for block in range(size.layers):
+        for part, numbers in outputs.items():
+            shares[format_of(f"blocks.{block}.{part}", name, layers)] += numbers
+    return {one: numbers / shares.total() for one, numbers in shares.items()}
 
 
 def text_keys_flops(size: ExpertSize = WAN22) -> float:

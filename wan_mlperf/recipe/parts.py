@@ -116,16 +116,37 @@ class Reuse:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Keep:
+    """Another format for the layers whose names match a pattern: of one expert or both, in steps `[first, last]` or in all."""
+
+    layers: str
+    format: GemmName
+    expert: Literal["high_noise", "low_noise"] | None = None
+    steps: tuple[StepIndex, StepIndex] | None = None
+
+    @model_validator(mode="after")
+    def _rising(self) -> Keep:
+        if self.steps is not None and self.steps[0] > self.steps[1]:
+            raise ValueError("steps ends before it starts; allowed: the first and the last step, both included")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Gemm:
-    """Format of each expert's linear layers. `keep` maps name patterns to another format; the first match counts.
+    """Format of each expert's linear layers. `keep` gives some another one, as [pattern, format] or a `Keep`; the first counts.
 
     `fp8_scales`: one per row of the weight and per token, or one per tensor.
     """
 
     high_noise: GemmName = "bf16"
     low_noise: GemmName = "bf16"
-    keep: tuple[tuple[str, Literal["bf16", "fp8"]], ...] = ()
+    keep: tuple[tuple[str, Literal["bf16", "fp8"]] | Keep, ...] = ()
     fp8_scales: Literal["row", "tensor"] = "row"
+
+    @property
+    def rules(self) -> tuple[Keep, ...]:
+        """`keep`, all written out."""
+        return tuple(one if isinstance(one, Keep) else Keep(layers=one[0], format=one[1]) for one in self.keep)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

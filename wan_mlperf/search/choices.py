@@ -55,6 +55,8 @@ class Schedule:
             values.pop(filled)
         values["attention"] |= {"steps": list(self.attention)}
         values["gemm"] |= {"high_noise": self.high_noise, "low_noise": self.low_noise}
+        if self.formats() == (EXACT_GEMM, EXACT_GEMM):
+            values["gemm"] |= {"keep": []}  # no layer of an exact model has a format
         values["guidance"] = {"off": list(self.off)}
         values["reuse"] = {"steps": list(self.reuse), "factors": list(self.factors) or None}
         return dataclasses.replace(parse(values, source="schedule"), folder=recipe.folder)

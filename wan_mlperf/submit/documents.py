@@ -35,7 +35,7 @@ def measurements(recipe: Mapping[str, Any], result: Result) -> dict[str, str]:
     own = {"bf16": dtype}
     formats = dict.fromkeys(own.get(gemm[name], gemm[name]) for name in ("high_noise", "low_noise"))
     quantised = [name for name in formats if name in ("fp8", "mxfp4")]
-    kept = [f"those that match {pattern} as {name}" for pattern, name in gemm["keep"]]
+    kept = [f"{which} as {name}" for which, name in map(_rule, gemm["keep"])]
     words = f"linear layers of the experts to {' and '.join(quantised)} when they are loaded" if quantised else "none"
     return {
         "input_data_types": dtype,
@@ -44,6 +44,19 @@ def measurements(recipe: Mapping[str, Any], result: Result) -> dict[str, str]:
         "weight_data_types": ", ".join(dict.fromkeys([*formats, dtype, f"{vae_dtype} (VAE)"])),
         "weight_transformations": "; ".join([words, *(kept if quantised else [])]),
     }
+
+
+def _rule(rule: Any) -> tuple[str, str]:
+    """(which layers, in words; their format) of an entry of `gemm.keep`."""
+    if not isinstance(rule, Mapping):
+        pattern, name = rule
+        return f"those whose name matches `{pattern}`", name
+    words = f"those whose name matches `{rule['layers']}`"
+    if rule.get("expert"):
+        words += f", of the {rule['expert'].replace('_', '-')} expert"
+    if rule.get("steps"):
+        words += f", in steps {rule['steps'][0]} to {rule['steps'][1]}"
+    return words, rule["format"]
 
 
 def readme(scenario: str, recipe: Mapping[str, Any], result: Result, notes: Mapping[str, str]) -> str:
@@ -83,7 +96,7 @@ def calibration(recipes: Mapping[str, Mapping[str, Any]], results: Mapping[str, 
             f"- Linear layers of the {name.replace('_', '-')} expert: {numerics[gemm[name]]}."
             for name in ("high_noise", "low_noise")
         ]
-        lines += [f"- Except those whose name matches `{pattern}`: {numerics[name]}." for pattern, name in gemm["keep"]]
+        lines += [f"- Except {which}: {numerics[name]}." for which, name in map(_rule, gemm["keep"])]
         if attention["steps"]:
             lines.append(f"- Self-attention, step by step: {', '.join(attention['steps'])}.")
             used = dict.fromkeys(attention["steps"])
