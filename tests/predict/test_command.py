@@ -50,7 +50,7 @@ def test_several_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_floor_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--floor", "--hardware=mi355x", "--set=mesh.cfg=1"]) == 0
+    assert main(["--floor", "--hardware=mi355x", "--set=mesh.cfg=1", "--set=exchange=bf16"]) == 0
     out = capsys.readouterr().out
     assert "CFG 2 x Ulysses 4" in out and "100.8" in out and "attention 187.28 PFLOP, linear layers 72.30, decode 0.64" in out
 
