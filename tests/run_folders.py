@@ -22,6 +22,7 @@ from tests.engine_stub import make_logs
 from wan_mlperf.division import division_of
 from wan_mlperf.kernels import attention, gemm
 from wan_mlperf.kernels.device import Device
+from wan_mlperf.kernels.numerics import exchange_text
 from wan_mlperf.kernels.probe import missing, missing_gemm
 from wan_mlperf.recipe import load_recipe, to_yaml
 from wan_mlperf.step_plan import make_plan
@@ -38,6 +39,7 @@ KERNELS = describe_kernels(
     gemm.resolve(TINY.gemm, CPU, allow_reference=True, probe=missing_gemm),
     TINY.gemm.fp8_scales,
 )
+KERNELS["numerics"]["exchange"] = exchange_text(TINY.exchange, 1)  # CFG 2 x Ulysses 1
 RECIPE = to_yaml(TINY)
 RECIPE_VALUES = yaml.safe_load(RECIPE)
 PLAN = make_plan(TINY, TINY.effective_workload)

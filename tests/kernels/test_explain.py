@@ -15,7 +15,7 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels.attention import Kernel
 from wan_mlperf.kernels.backends import ATTENTION
 from wan_mlperf.kernels.device import gpu_count
-from wan_mlperf.kernels.numerics import GEMM_TEXTS, SIXTEEN_BITS
+from wan_mlperf.kernels.numerics import GEMM_TEXTS, SIXTEEN_BITS, exchange_text
 from wan_mlperf.parallel import survey
 from wan_mlperf.recipe import CONFIGS, load_recipe
 from wan_mlperf.step_plan import make_plan
@@ -95,6 +95,26 @@ def test_the_calibration_text_is_the_tables(key: str) -> None:
     assert ("minus its mean" in text) == numerics.smoothed and ("Hadamard" in text) == numerics.rotated
     assert text.count(GEMM_TEXTS["mxfp4", ""]) == 2
     assert f"Cross-attention (xDiT SDPA): {SIXTEEN_BITS.text}." in text
+
+
+def test_the_exchange_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """By --explain, and by the calibration document in the words of what ran; where it cannot run, so."""
+    shown = explain(capsys, "--recipe", "mi355x-singlestream", "--as", "gfx950")
+    assert "exchange fp8 Q, K and V as FP8 E4M3 with one scale" in shown
+    recipe, result = run_folders.RECIPE_VALUES, run_folders.result("singlestream", "performance")
+    for ranks, name, words in ((8, "fp8", "as FP8 E4M3"), (8, "bf16", "not quantised"), (1, "fp8", "neither sent nor rounded")):
+        result["numerics"] = {**result["numerics"], "exchange": exchange_text(name, ranks)}
+        made = TypeAdapter(Result).validate_json(json.dumps(result))
+        (line,) = [
+            one for one in documents.calibration({"SingleStream": recipe}, {"SingleStream": made}).splitlines() if "GPUs" in one
+        ]
+        assert line.startswith("- Between the GPUs that share a video's tokens: ") and words in line
+    del result["numerics"]["exchange"]  # as of a run before there was a choice
+    made = TypeAdapter(Result).validate_json(json.dumps(result))
+    assert "Between the GPUs" not in documents.calibration({"SingleStream": recipe}, {"SingleStream": made})
+    large = load_recipe("mi355x-singlestream")
+    lacking = {one.name: one for one in survey.there(large, make_plan(large, large.effective_workload), "sm80")[0]}["exchange"]
+    assert not lacking.runs and "torch.compile has no E4M3" in lacking.lacks[0]
 
 
 HARDWARE = {"mi355x": "gfx950", "mi350x": "gfx950", "h100": "sm90", "h200": "sm90", "b200": "sm100"}

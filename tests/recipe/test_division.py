@@ -38,7 +38,10 @@ def test_an_open_choice_is_named(override: str, says: str) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["attention.early=sdpa", "attention.late=sage_fp4", "gemm.high_noise=fp8", "trim_text=false", "vae.chunk=1", "mesh.cfg=1"],
+    [
+        *("attention.early=sdpa", "attention.late=sage_fp4", "gemm.high_noise=fp8", "trim_text=false", "vae.chunk=1"),
+        *("mesh.cfg=1", "exchange=bf16", "exchange=fp8"),
+    ],
 )
 def test_numerics_and_parallelism_are_free(override: str) -> None:
     assert of("mi355x-singlestream", LATENT, override).name == "closed"
