@@ -47,7 +47,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
             temporary = target.parent / name
             _note(temporary)
             try:
-                yield Path(f"/proc/self/fd/{handle}") if os.path.exists(f"/proc/self/fd/{handle}") else temporary
+                yield temporary if is_named else Path(f"/proc/self/fd/{handle}")
                 os.fsync(handle)
                 if not is_named:
                     # linkat follows /proc's link only with a folder's descriptor; without one Python calls link.

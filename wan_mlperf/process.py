@@ -7,6 +7,7 @@ the file and the reason.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import resource
@@ -91,8 +92,25 @@ def why(error: BaseException) -> str | None:
     if (memory := _memory(error)) is not None:
         return memory
     if isinstance(error, OSError):
-        place = "".join(f"{shown(str(name))}: " for name in (error.filename,) if name is not None)
+        name = error.filename if error.filename is not None else _file_of(error)
+        place = "" if name is None else f"{shown(str(name))}: "
         return f"{place}{one_line(Exception(error.strerror or error))}"
+    return None
+
+
+def _file_of(error: BaseException) -> str | None:
+    """Return the file of an error that names none, as those of `read` and `write`: the code that called them knows it."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        values = list(frame.f_locals.values())
+        names = [
+            one.name
+            for one in values
+            if isinstance(one, io.FileIO | io.BufferedIOBase | io.TextIOWrapper) and hasattr(one, "name")
+        ]
+        names += [str(one) for one in values if isinstance(one, Path)]
+        for name in names:
+            if isinstance(name, str) and not name.startswith("/proc/self/fd/"):
+                return name
     return None
 
 
