@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo.utils import counters
 
 from wan_mlperf.kernels import attention, gemm
 from wan_mlperf.kernels.device import probe
@@ -61,8 +62,10 @@ def compare(
     eager = forward(expert, latents, texts, kernel)
     order, made_of = list(events), [eager]
     if made.shape.ulysses > 1 and form == "bf16":  # other formats are compiled in tests/kernels/test_products.py
+        counters.clear()
         expert.compile(backend="aot_eager", fullgraph=True)
         made_of.append(forward(expert, latents, texts, kernel))
+        assert counters["stats"]["unique_graphs"] == 4, "one for each piece, whatever the block and the branch"
     pairs = [all(torch.equal(*two) for two in zip(some, expected, strict=True)) for some in made_of]
     return {"equal": pairs, "differ": not torch.equal(*expected), "order": order}
 

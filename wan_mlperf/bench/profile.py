@@ -32,7 +32,10 @@ PARTS = ("text_encode", "attention", "gemm", "exchange", "elementwise", "vae_dec
 PROMPT = "a red circle moving left on a blue background"
 STAGE = "stage: "  # begins the name of a stage's range in the trace, PART that of a part
 PART = "part: "
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", "mkldnn::_linear_pointwise", "xfuser::mxfp4_gemm")
+PRODUCTS = (
+    *("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", "mkldnn::_linear_pointwise"),
+    *("xfuser::mxfp4_gemm", "wan_mlperf::mxfp4_products"),  # with the quantisation of their input
+)
 KERNELS = ("scaled_dot_product", "attn", "sage_", "attention_forward")  # inside compiled code there are no names of ours
 MESSAGES = ("c10d::", "_c10d_functional::", "gloo:", "nccl:")
 
@@ -149,6 +152,11 @@ def _label_calls(pipeline: Pipeline) -> None:
     for expert in pipeline.experts.values():
         label(expert, "self_attend", "attention")
         label(expert, "cross_attend", "attention")
+    taking_turns: Any = pipeline.experts["high_noise"].together  # both experts' own
+    if taking_turns is not None:
+        label(taking_turns, "attend", "attention")
+        begin = _labelled(taking_turns.start, "exchange")
+        taking_turns.start = lambda packed: _labelled(begin(packed), "exchange")
     label(pipeline.mesh, "all_branches", "exchange")
     label(pipeline.mesh, "gather_to_first", "exchange")
     if pipeline.mesh.exchange is not None:

@@ -124,8 +124,10 @@ def _middle(
 
     `packed`: they are E4M3's bytes of numbers in this dtype.
     """
-    arrived = arrived if packed is None else e4m3.unpack(arrived, packed)
-    query, key, value = arrived.permute(1, 2, 3, 0, 4, 5).flatten(3, 4).unbind(0)
+    by_head = arrived.permute(1, 2, 3, 0, 4, 5)
+    if packed is not None:
+        by_head = e4m3.unpack(by_head.contiguous(), packed)
+    query, key, value = by_head.flatten(3, 4).unbind(0)
     # The zero tokens that pad the last shard have keys, too.
     out = attend(query, key[:, :, :tokens], value[:, :, :tokens], kernel)
     return out.unflatten(2, (len(arrived), -1)).permute(2, 0, 1, 3, 4).contiguous()
