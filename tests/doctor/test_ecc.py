@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.doctor.test_doctor import amd_host, lay, no_smi
+from tests.doctor.hosts import amd_host, lay, no_smi
 from wan_mlperf.doctor import ecc
 
 DIMM = "sys/devices/system/edac/mc/mc0/{}/dimm_edac_mode"

@@ -18,7 +18,7 @@ from tests import run_folders
 from tests.conftest import ROOT
 from tests.replicas import jobs
 from tests.run_folders import rewrite
-from tests.submit.test_submission import PERSON, SCENARIOS, git, make_real, pack
+from tests.submit.packing import PERSON, SCENARIOS, git, make_real, pack
 from wan_mlperf import process
 from wan_mlperf.errors import BadInput
 from wan_mlperf.submit import __main__ as submit
