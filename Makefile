@@ -3,6 +3,9 @@ PYTHON ?= python3
 # Another index to take torch from, for its small CPU build: see docs/install.md.
 TORCH_INDEX ?=
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+# Two test files at a time, each on one core: see tests/conftest.py.
+BOTH := -n 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 READY := .venv/ready
 
@@ -15,19 +18,19 @@ help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 check: lint  ## before each commit: lint, types, unit tests; under two minutes on two cores
-	$(BIN)/python -m pytest -m "not job and not slow and not gpu"
+	$(PYTEST) $(BOTH) -m "not job and not slow and not gpu"
 
 test: $(READY)  ## what CI runs: all but slow and GPU tests, under 12 minutes on two cores
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) $(BOTH) -m "not slow and not gpu"
 
 test-all: $(READY)  ## the slow tests too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-aiter: $(READY)  ## AITER's own kernels on a CPU: make test-aiter AITER_SRC=FOLDER, a checkout of AITER
-	AITER_SRC=$(AITER_SRC) $(BIN)/python -m pytest tests/aiter
+	AITER_SRC=$(AITER_SRC) $(PYTEST) tests/aiter
 
 test-gpu: $(READY)  ## what only a GPU can show
-	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(PYTEST) -m gpu tests/gpu
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from wan_mlperf.inputs.records import read_record, write_record
-from wan_mlperf.predict.own_run import Predicted
+from wan_mlperf.predict.predicted import Predicted
 from wan_mlperf.step_plan import Step
 
 VERSION = 1

@@ -29,7 +29,7 @@ from wan_mlperf.kernels import attention, gemm, vae
 from wan_mlperf.kernels.numerics import exchange_text, gemm_text
 from wan_mlperf.pipeline import Pipeline
 from wan_mlperf.predict import own_run
-from wan_mlperf.predict.own_run import Predicted
+from wan_mlperf.predict.predicted import Predicted
 from wan_mlperf.recipe import to_yaml
 from wan_mlperf.spans import STAGES
 from wan_mlperf.step_plan import any_unguided, as_table

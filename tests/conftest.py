@@ -7,8 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of two test processes on two cores; read when torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 # A video of 5 frames of 32 x 32 in 2 steps: seconds become tenths.
@@ -18,6 +22,19 @@ SMALL = (
     "--set=workload.width=32",
     "--set=workload.frames=5",
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out the tests by file, and those of the server by their folder, so that one server is started for all of them."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/serve" if nodeid.startswith("tests/serve/") else str(super()._split_scope(nodeid))
+
+    config.option.loadscopereorder = False  # by default, files of few tests come last, and those are the long ones
+    return ByServer(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -108,6 +108,25 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exact", action="store_true", help="turn every approximation off")
 
 
+def check_recipe(options: argparse.Namespace) -> None:
+    """Check the recipe that the flags name, if they name one, before torch is imported for anything else. Raises BadInput."""
+    if options.recipe is not None and not ranks.under_torchrun():  # all ranks of a job check together
+        from wan_mlperf.recipe import load_recipe
+
+        load_recipe(options.recipe, overrides=options.set, model=options.model, exact=options.exact)
+
+
+def workload_changes(size: str | None, **others: object) -> dict[str, object]:
+    """Return what flags change in the workload: `size` is HEIGHTxWIDTH, None is a flag that was not given. Raises BadInput."""
+    changed = {name: value for name, value in others.items() if value is not None}
+    if size is not None:
+        height, _, width = size.lower().partition("x")
+        if not (height.isascii() and height.isdigit() and width.isascii() and width.isdigit()):
+            raise BadInput(f"--size: {size!r} is not allowed; allowed: HEIGHTxWIDTH, such as 720x1280")
+        changed |= {"height": int(height), "width": int(width)}
+    return changed
+
+
 def add_arch_argument(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the flag that names an architecture; `what` says what is done for it."""
     parser.add_argument("--as", dest="arch", metavar="ARCH", help=f"{what} (gfx950, gfx942, sm90, sm100, ...)")
@@ -125,7 +144,7 @@ def console(*, width: int = 120, file: TextIO | None = None) -> Console:
     return Console(file=stream, width=fixed, markup=False, emoji=False, highlight=False)
 
 
-def explain(recipe: Recipe, workload: Workload, command: Mapping[str, Any], *, as_json: bool, arch: str | None = None) -> int:
+def explain(recipe: Recipe, workload: Workload, command: Mapping[str, object], *, as_json: bool, arch: str | None = None) -> int:
     """Print what would be done, and return the exit code. Reads no weights. `command` has what the recipe does not.
 
     It says what every kernel name of the plan is on this machine; or with `arch` what it is there, and what of it is missing

@@ -23,6 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the benchmark and return the exit code: 0 VALID, 1 INVALID."""
     started = time.perf_counter()
     options = parse(arguments)
+    cli.check_recipe(options)
     from sut import session
     from wan_mlperf.parallel.launch import launch
     from wan_mlperf.replicas import together
@@ -48,8 +49,6 @@ def check(options: argparse.Namespace, started: float) -> tuple[Test, Setup] | i
     from wan_mlperf.kernels.backends import ARCHS
     from wan_mlperf.recipe import to_yaml
 
-    choose("scenario", options.scenario, loadgen.SCENARIOS)
-    choose("mode", options.mode, loadgen.MODES)
     recipe = preflight.recipe_from(options, scenario=options.scenario)
     arch = None if options.arch is None else choose("--as", options.arch, ARCHS)
     if options.explain and not options.json and options.prompts is None:
@@ -94,6 +93,8 @@ def check(options: argparse.Namespace, started: float) -> tuple[Test, Setup] | i
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
+    from sut import loadgen
+
     parser = cli.Parser(prog="python -m wan_mlperf.run", description=__doc__)
     parser.add_argument("--scenario", default="singlestream", help="singlestream or offline")
     parser.add_argument("--mode", default="performance", help="performance or accuracy")
@@ -113,6 +114,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="with --explain: print everything that was understood, as JSON")
     cli.add_arch_argument(parser, "with --explain: what would run on another GPU, and what of that is missing here")
     options = parser.parse_args(arguments)
+    choose("scenario", options.scenario, loadgen.SCENARIOS)
+    choose("mode", options.mode, loadgen.MODES)
     if options.arch is not None and not options.explain:
         raise BadInput(f"--as {options.arch!r} has no effect; allowed: only together with --explain")
     if options.test04 and options.mode != "performance":

@@ -6,7 +6,6 @@ channels last, the band's attention. What it cannot show: NCCL, and kernels that
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -31,10 +30,8 @@ def layout_of_a_gpu(vae: torch.nn.Module) -> torch.memory_format:
 
 
 @torch.inference_mode()
-def main() -> None:
-    """Arguments: a checkpoint's folder, and the file in which the first rank leaves the frames."""
-    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
-    world = int(sys.argv[3])
+def main(folder: Path, output: Path, world: int) -> None:
+    """Decode noise by the VAE of a checkpoint's `folder` on `world` ranks; the first one saves the frames as `output`."""
     mesh.connect = lambda group, **_: exchange.ProcessGroupExchange(group)
     kernels.prepare = layout_of_a_gpu
     kernels.fast = lambda device: nullcontext()
@@ -47,7 +44,3 @@ def main() -> None:
     if groups.rank == 0:
         torch.save(torch.cat(chunks, 1), output)
     groups.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as processes
 
+from tests.ranks import run_ranks
 from wan_mlperf.parallel import exchange
 
 RANKS = 3
@@ -23,16 +24,15 @@ def tensors(rank: int, number: int) -> torch.Tensor:
     return torch.randn(SHAPES[number % len(SHAPES)], generator=generator).to((torch.float32, torch.bfloat16)[number % 2])
 
 
-def join(rank: int, folder: str) -> dist.ProcessGroup:
-    store = dist.FileStore(str(Path(folder, "store")), RANKS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=datetime.timedelta(seconds=60))
+def join() -> tuple[int, dist.ProcessGroup]:
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     assert dist.group.WORLD is not None
-    return dist.group.WORLD
+    return dist.get_rank(), dist.group.WORLD
 
 
-def hand_around(rank: int, folder: str) -> None:
+def hand_around(_folder: Path) -> None:
     """Each with its neighbours in a row, of which the ends have one, then the ends with each other; the middle is slow."""
-    group = join(rank, folder)
+    rank, group = join()
     ways = [exchange.connect(group, is_gpu=False, timeout_s=60), exchange.ProcessGroupExchange(group)]
     assert isinstance(ways[0], exchange.SharedMemoryExchange)
     for number in range(20):
@@ -51,8 +51,9 @@ def hand_around(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def lose_a_rank(rank: int, folder: str) -> None:
-    memory = exchange.connect(join(rank, folder), is_gpu=False, timeout_s=0.5 if rank == 0 else 60)
+def lose_a_rank(folder: Path) -> None:
+    rank, group = join()
+    memory = exchange.connect(group, is_gpu=False, timeout_s=0.5 if rank == 0 else 60)
     noticed = Path(folder, "noticed")
     if rank == 2:
         memory.start({1: tensors(2, 0)})
@@ -74,5 +75,5 @@ def lose_a_rank(rank: int, folder: str) -> None:
 
 @pytest.mark.job
 @pytest.mark.parametrize("job", [hand_around, lose_a_rank])
-def test_exchange(job: object, tmp_path: Path) -> None:
-    processes.start_processes(job, args=(str(tmp_path),), nprocs=RANKS, start_method="spawn")
+def test_exchange(job: Callable[[Path], None], tmp_path: Path) -> None:
+    run_ranks(job, tmp_path, ranks=RANKS)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import ROOT, run_module
+from tests.conftest import ROOT
+from tests.parallel import decode_as_on_a_gpu
+from tests.ranks import run_ranks
 from wan_mlperf.kernels import vae as kernels
 
 
@@ -19,8 +21,7 @@ def test_over_the_process_group_with_pytorchs_own_operations(model: Path, tmp_pa
     videos: list[torch.Tensor] = []
     for ranks in (1, 2):
         file = tmp_path / f"{ranks}.pt"
-        done = run_module(["tests.parallel.decode_as_on_a_gpu", str(model), str(file), str(ranks)], ranks=ranks)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_ranks(decode_as_on_a_gpu.main, model, file, ranks, ranks=ranks)
         videos.append(torch.load(file, weights_only=True).int())
     difference = (videos[0] - videos[1]).abs()
     assert difference.max() <= 1 and (difference > 0).double().mean() < 1e-3

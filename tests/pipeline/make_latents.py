@@ -1,9 +1,10 @@
-"""Run on every rank by test_equal.py: for each case, the latents and frames of one prompt, saved by the first rank."""
+"""Run on every rank by tests of pipelines: for each case, the latents and frames of one prompt, saved by the first rank."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from wan_mlperf import Pipeline, load_recipe
 from wan_mlperf.pipeline import Query
 
+Cases = Mapping[str, tuple[Sequence[str], bool, str, int]]  # name -> overrides, exact, prompt, seed
 
-def main() -> None:
-    """Arguments: the output folder, and cases as JSON: name -> [overrides, exact, prompt, seed]."""
-    folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
+
+def main(folder: Path, cases: Cases) -> None:
+    """Make each case and save it in `folder`, under its name."""
     pipeline, loaded = None, None
     kept: list[torch.Tensor] = []
 
@@ -33,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

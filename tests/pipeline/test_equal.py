@@ -15,7 +15,9 @@ from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 
 from sut.prompts import benchmark_prompts
-from tests.conftest import run_module
+from tests.pipeline import make_latents
+from tests.pipeline.make_latents import Cases
+from tests.ranks import run_ranks
 from wan_mlperf import Pipeline, checkpoint, load_recipe, preflight
 from wan_mlperf.pipeline import Query
 from wan_mlperf.workload import NEGATIVE_PROMPT
@@ -125,14 +127,13 @@ def rehearsed(mixed: Path) -> Callable[[str, int], torch.Tensor]:
     return latents
 
 
-def ours(folder: Path, ranks: int, cases: dict[str, list[Any]]) -> dict[str, Made]:
-    done = run_module(["tests.pipeline.make_latents", str(folder), json.dumps(cases)], ranks=ranks)
-    assert done.returncode == 0, done.stderr[-4000:]
+def ours(folder: Path, ranks: int, cases: Cases) -> dict[str, Made]:
+    run_ranks(make_latents.main, folder, cases, ranks=ranks)
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in cases}
 
 
-def case(model: Path, size: str, *more: str, exact: bool = True) -> list[Any]:
-    return [overrides(model, size, *more), exact, benchmark_prompts()[PROMPTS[size]], SEEDS[size]]
+def case(model: Path, size: str, *more: str, exact: bool = True) -> tuple[list[str], bool, str, int]:
+    return overrides(model, size, *more), exact, benchmark_prompts()[PROMPTS[size]], SEEDS[size]
 
 
 def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -149,11 +150,11 @@ def test_the_embedded_model_is_bit_for_bit(tmp_path: Path) -> None:
     """As it is packed, in bfloat16 with a configuration that says so, and as it is expanded, in fp32 throughout."""
     expanded = checkpoint.find("embedded").folder
     prompts = [benchmark_prompts()[index] for index in (3, 70, 200)] + list(UNTAUGHT)
-    cases: dict[str, list[Any]] = {
-        str(number): [overrides(checkpoint.EMBEDDED, "square", "workload.frames=5"), True, prompt, 42]
+    cases = {
+        str(number): (overrides(checkpoint.EMBEDDED, "square", "workload.frames=5"), True, prompt, 42)
         for number, prompt in enumerate(prompts)
     }
-    cases["expanded"] = [overrides(expanded, "square", "workload.frames=5"), True, UNTAUGHT[0], 42]
+    cases["expanded"] = (overrides(expanded, "square", "workload.frames=5"), True, UNTAUGHT[0], 42)
     made = ours(tmp_path, 1, cases)
     for folder, dtype in ((checkpoint.EMBEDDED, torch.bfloat16), (expanded, torch.float32)):
         pipeline = WanPipeline.from_pretrained(folder)

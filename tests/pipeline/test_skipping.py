@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import run_module
+from tests.pipeline import make_latents
+from tests.ranks import run_ranks
 from wan_mlperf import Pipeline, load_recipe
 from wan_mlperf.errors import BadInput
 from wan_mlperf.pipeline import Query
@@ -126,9 +126,8 @@ def test_it_is_what_diffusers_transformer_gives(
 def test_every_mesh_gives_the_same(
     ranks: int, mesh: list[str], model: Path, tmp_path: Path, one_rank: dict[str, torch.Tensor]
 ) -> None:
-    cases = {name: [[*overrides(model, name), *mesh], False, PROMPT, SEED] for name in PLANS}
-    done = run_module(["tests.pipeline.make_latents", str(tmp_path), json.dumps(cases)], ranks=ranks)
-    assert done.returncode == 0, done.stderr[-4000:]
+    cases = {name: ([*overrides(model, name), *mesh], False, PROMPT, SEED) for name in PLANS}
+    run_ranks(make_latents.main, tmp_path, cases, ranks=ranks)
     for name in PLANS:
         made = torch.load(tmp_path / f"{name}.pt", weights_only=True)["latents"]
         assert error(made, one_rank[name]) < TOLERANCE, name
@@ -148,9 +147,8 @@ def test_a_batch_is_its_single_videos(model: Path, one_rank: dict[str, torch.Ten
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_compiled_gives_the_same(ranks: int, model: Path, tmp_path: Path, one_rank: dict[str, torch.Tensor]) -> None:
-    cases = {"both": [[*overrides(model, "both"), "compile.experts=true"], False, PROMPT, SEED]}
-    done = run_module(["tests.pipeline.make_latents", str(tmp_path), json.dumps(cases)], ranks=ranks, timeout=500)
-    assert done.returncode == 0, done.stderr[-4000:]
+    cases = {"both": ([*overrides(model, "both"), "compile.experts=true"], False, PROMPT, SEED)}
+    run_ranks(make_latents.main, tmp_path, cases, ranks=ranks, timeout=500)
     assert error(torch.load(tmp_path / "both.pt", weights_only=True)["latents"], one_rank["both"]) < TOLERANCE
 
 

@@ -19,7 +19,7 @@ from wan_mlperf.parallel.mesh import Shape
 from wan_mlperf.predict import fit_command, own_run, work
 from wan_mlperf.predict.from_recipe import kernels_of, prices_of
 from wan_mlperf.predict.hardware import find
-from wan_mlperf.predict.own_run import STAGES, Predicted
+from wan_mlperf.predict.predicted import STAGES, Predicted
 from wan_mlperf.recipe import load_recipe, to_yaml
 from wan_mlperf.report import run_folder
 from wan_mlperf.step_plan import make_plan

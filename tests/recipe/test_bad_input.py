@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import SMALL, run_module
+from tests.conftest import ROOT, SMALL
 from wan_mlperf import checkpoint, run
 from wan_mlperf.errors import BadInput
 from wan_mlperf.generate import __main__ as generate
@@ -163,10 +167,19 @@ def test_folders_that_do_not_fit(model: Path, tmp_path: Path) -> None:
         checkpoint.find(str(tmp_path))
 
 
-@pytest.mark.job
-def test_it_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    done = run_module(["wan_mlperf.run", "--recipe", recipe_file(tmp_path, "atention: {}")])
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: recipe ")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["wan_mlperf.run", "--recipe", "my.yaml"], "error: recipe 'my.yaml': atention: no such key"),
+        (["wan_mlperf.generate", "a cat", "-o", "x.mp4", "--recipe", "tinny"], "error: recipe 'tinny': no such file"),
+        (["wan_mlperf.run", "--scenario", "singlestrem"], "error: scenario: 'singlestrem' is not known"),
+    ],
+)
+def test_it_is_one_line_and_exit_code_2_before_torch_is_imported(words: list[str], says: str, tmp_path: Path) -> None:
+    recipe_file(tmp_path, "atention: {}")
+    command = [sys.executable, "-X", "importtime", "-m", *words]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert (done.returncode, done.stdout, len(lines)) == (2, "", 1), lines
+    assert lines[0].startswith(says)
+    assert len(done.stderr.splitlines()) > 100 and not re.search(r"\| +(torch|diffusers)$", done.stderr, re.MULTILINE)

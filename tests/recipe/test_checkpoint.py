@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.ranks import run_ranks
 from wan_mlperf import checkpoint
 
 
-def folder_of(cache: str) -> str:
-    os.environ["WAN_MLPERF_CACHE"] = cache
-    return str(checkpoint.find("embedded").folder)
+def expand(cache: Path, told: Path) -> None:
+    os.environ["WAN_MLPERF_CACHE"] = str(cache)
+    (told / os.environ["RANK"]).write_text(str(checkpoint.find("embedded").folder))
 
 
 @pytest.mark.job
 def test_several_ranks_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(3, mp_context=context) as pool:
-        folders = set(pool.map(folder_of, [str(tmp_path)] * 3))
-    assert len(folders) == 1
-    assert [one.name for one in tmp_path.iterdir()] == [Path(folders.pop()).name]  # nothing half-built is left
+    cache, told = tmp_path / "cache", tmp_path / "told"
+    told.mkdir()
+    run_ranks(expand, cache, told, ranks=3)
+    folders = {file.read_text() for file in told.iterdir()}
+    assert len(list(told.iterdir())) == 3 and len(folders) == 1
+    assert [one.name for one in cache.iterdir()] == [Path(folders.pop()).name]  # nothing half-built is left
 
 
 def test_a_damaged_file_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

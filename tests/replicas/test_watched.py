@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_module
-from tests.replicas import jobs
+from tests.ranks import run_ranks
+from tests.replicas import jobs, watched_jobs
 from tests.replicas.watched_jobs import GIVEN_UP, NEVER_BEGUN
 
 
@@ -16,9 +16,7 @@ from tests.replicas.watched_jobs import GIVEN_UP, NEVER_BEGUN
 def test_watched_jobs(tmp_path: Path, model: Path, replicas: int) -> None:
     recipe = jobs.write_recipe(tmp_path, model, replicas=replicas)
     recipe.write_text(recipe.read_text().replace("steps: 2", "steps: 12"))
-    ended = run_module(["tests.replicas.watched_jobs", str(recipe)], ranks=2)
-    assert ended.returncode == 0, ended.stderr
-    seen = json.loads(ended.stdout.splitlines()[-1])
+    seen = json.loads(run_ranks(watched_jobs.main, recipe, ranks=2).splitlines()[-1])
     assert seen["done"] == [0, 1, 3, 5] and seen["lost"] == {str(GIVEN_UP): "cancelled", str(NEVER_BEGUN): "cancelled"}
     assert seen["other_equal"] is True, "bands of a size that the ranks do not divide, as loaded for that size"
     progress = {int(ticket): [tuple(one) for one in steps] for ticket, steps in seen["progress"].items()}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,9 @@ GIVEN_UP = 2
 NEVER_BEGUN = 4
 
 
-def main() -> None:
-    """Argument: the recipe file."""
-    recipe = load_recipe(sys.argv[1])
+def main(file: Path) -> None:
+    """Run the jobs by the recipe in `file`."""
+    recipe = load_recipe(file)
     with Watch(recipe.faults) as watch:
         engine = Pipeline.load(prepare(recipe))
         watch.follow(engine.spans)
@@ -43,7 +43,7 @@ def main() -> None:
             dispatcher.serve()
         else:
             dispatcher.run(seen.ask)
-    fresh = Pipeline.load(load_recipe(sys.argv[1], overrides=[f"workload.{key}={value}" for key, value in OTHER.items()]))
+    fresh = Pipeline.load(load_recipe(file, overrides=[f"workload.{key}={value}" for key, value in OTHER.items()]))
     expected = fresh.generate("a red circle", seed=7)
     fresh.mesh.close()
     if not engine.mesh.rank:
@@ -85,7 +85,3 @@ class Seen:
     def _failed(self, job: Job, reason: str) -> None:
         self.lost[job.ticket] = reason
         self._over.release()
-
-
-if __name__ == "__main__":
-    main()

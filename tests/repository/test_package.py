@@ -80,17 +80,25 @@ def test_a_wheel_has_every_file(wheel: Path) -> None:
 
 
 def test_recipes_are_found_from_another_folder(elsewhere: Path) -> None:
-    done = module(elsewhere, "wan_mlperf.run", "--explain")
-    assert done.returncode == 0 and "sage_fp4" in done.stdout, done.stderr
-    where = run([sys.executable, "-c", WHERE], cwd=elsewhere, env={"PYTHONPATH": str(elsewhere / "site")}).stdout.split()
-    assert where == [str(elsewhere / "site" / "wan_mlperf"), (elsewhere / "site/wan_mlperf/COMMIT").read_text().strip()]
+    done = run([sys.executable, "-c", WHERE], cwd=elsewhere, env={"PYTHONPATH": str(elsewhere / "site")})
+    site = elsewhere / "site" / "wan_mlperf"
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(site), (site / "COMMIT").read_text().strip(), "sage_fp4", str(site / "configs")]
 
 
-WHERE = "import pathlib, wan_mlperf.identity as one; print(pathlib.Path(one.__file__).parent, one.commit())"
+WHERE = """
+from pathlib import Path
+from wan_mlperf import identity
+from wan_mlperf.recipe import load_recipe
+recipe = load_recipe("mi355x-offline")
+print(Path(identity.__file__).parent, identity.commit(), recipe.attention.early, recipe.folder)
+"""
 
 
 @pytest.mark.slow
 def test_commands_from_another_folder(elsewhere: Path, model: Path) -> None:
+    done = module(elsewhere, "wan_mlperf.run", "--explain")
+    assert done.returncode == 0 and "sage_fp4" in done.stdout, done.stderr
     small = [*SMALL, "--set=workload.seed=1", "--model", str(model)]
     done = module(elsewhere, "wan_mlperf.generate", "a red circle", "-o", "circle.mp4", *small)
     assert done.returncode == 0 and (elsewhere / "circle.mp4").stat().st_size, done.stderr

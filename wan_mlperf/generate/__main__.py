@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wan_mlperf import cli, process, ranks
 from wan_mlperf.errors import BadInput, Failed
@@ -33,6 +33,7 @@ COLLECTIVE_S = 24 * 3600.0  # as in sut/session.py: finding a rank that hangs is
 def main(arguments: Sequence[str]) -> int:
     """Make the video or videos and return the exit code."""
     options = parse(arguments)
+    cli.check_recipe(options)
     from wan_mlperf import preflight
     from wan_mlperf.parallel.launch import launch
     from wan_mlperf.pipeline import Pipeline
@@ -205,20 +206,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def changes(options: argparse.Namespace) -> dict[str, Any]:
+def changes(options: argparse.Namespace) -> dict[str, object]:
     """Return what the flags change in the workload. Raises BadInput."""
-    changed: dict[str, Any] = {
-        "seed": options.seed,
-        "steps": options.steps,
-        "frames": options.frames,
-        "negative_prompt": options.negative,
-    }
-    if options.size is not None:
-        height, _, width = options.size.lower().partition("x")
-        if not (height.isascii() and height.isdigit() and width.isascii() and width.isdigit()):
-            raise BadInput(f"--size: {options.size!r} is not allowed; allowed: HEIGHTxWIDTH, such as 720x1280")
-        changed |= {"height": int(height), "width": int(width)}
-    return {name: value for name, value in changed.items() if value is not None}
+    more = {"seed": options.seed, "negative_prompt": options.negative}
+    return cli.workload_changes(options.size, steps=options.steps, frames=options.frames, **more)
 
 
 def check_output(path: Path, force: bool) -> Path:

@@ -144,15 +144,9 @@ def load_recipes(options: argparse.Namespace) -> list[Recipe]:
     return [load_recipe(name, overrides=options.set, model=options.model, exact=options.exact) for name in names]
 
 
-def changes(options: argparse.Namespace) -> dict[str, Any]:
-    """What the flags change of the workload, as for `generate`. Raises BadInput."""
-    changed: dict[str, Any] = {"steps": options.steps, "frames": options.frames}
-    if options.size is not None:
-        height, _, width = options.size.lower().partition("x")
-        if not (height.isascii() and height.isdigit() and width.isascii() and width.isdigit()):
-            raise BadInput(f"--size: {options.size!r} is not allowed; allowed: HEIGHTxWIDTH, such as 720x1280")
-        changed |= {"height": int(height), "width": int(width)}
-    return {name: value for name, value in changed.items() if value is not None}
+def changes(options: argparse.Namespace) -> dict[str, object]:
+    """Return what the flags change in the workload. Raises BadInput."""
+    return cli.workload_changes(options.size, steps=options.steps, frames=options.frames)
 
 
 def check_memory(one: Forecast) -> None:

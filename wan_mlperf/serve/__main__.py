@@ -16,6 +16,7 @@ STOP_S = 5  # for the last answers, once the running jobs are done
 def main(arguments: Sequence[str]) -> int:
     """Serve until a signal, and return the exit code."""
     options = parse(arguments)
+    cli.check_recipe(options)
     from wan_mlperf import preflight, video
     from wan_mlperf.parallel.launch import launch
     from wan_mlperf.replicas import together
