@@ -18,7 +18,7 @@ ExpertName = Literal["high_noise", "low_noise"]
 Layers = tuple[tuple[str, str], ...]
 
 # Wan2.2-T2V-A14B's published scheduler settings, for a plan without its checkpoint (--explain on a laptop).
-WAN22_SCHEDULER: Mapping[str, Any] = {
+WAN22_SCHEDULER: Mapping[str, object] = {
     "num_train_timesteps": 1000,
     "prediction_type": "flow_prediction",
     "use_flow_sigmas": True,
@@ -65,7 +65,7 @@ def any_unguided(plan: Sequence[Step]) -> bool:
     return any(not step.guided and step.source is None for step in plan)
 
 
-def make_scheduler(config: Mapping[str, Any], workload: Workload) -> Any:
+def make_scheduler(config: Mapping[str, object], workload: Workload) -> Any:
     """Return a new scheduler for the workload's steps. It holds the state of one query.
 
     Its class is the one that the model names, as in diffusers' own pipeline. Raises BadInput for a class that is not supported.
@@ -92,7 +92,7 @@ def make_scheduler(config: Mapping[str, Any], workload: Workload) -> Any:
     return scheduler
 
 
-def make_plan(recipe: Recipe, workload: Workload, scheduler_config: Mapping[str, Any] = WAN22_SCHEDULER) -> tuple[Step, ...]:
+def make_plan(recipe: Recipe, workload: Workload, scheduler_config: Mapping[str, object] = WAN22_SCHEDULER) -> tuple[Step, ...]:
     """Return one Step per denoising step, first to last.
 
     The expert follows diffusers' WanPipeline: high noise while timestep >= boundary_ratio x num_train_timesteps.

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +66,7 @@ class VaeDecoder:
         latents = latents.to(self._mean.dtype) / self._scale + self._mean
         hidden = self.vae.post_quant_conv(latents)
         self.gather.fit(*hidden.shape[-2:])
-        features: list[Any] = [None] * self._slots
+        features: list[object] = [None] * self._slots
         count = hidden.shape[2]
         starts = [0, *range(1, count, self.chunk)]
         for start, stop in zip(starts, [*starts[1:], count], strict=True):

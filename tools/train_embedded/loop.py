@@ -98,7 +98,7 @@ def fit(
         for name, value in step(i).items():
             sums.setdefault(name, []).append(value)
         if (i + 1) % every == 0 or i + 1 == steps:
-            line: dict[str, Any] = {"stage": stage, "step": i + 1, "seconds": round(spent + time.monotonic() - start, 1)}
+            line: dict[str, object] = {"stage": stage, "step": i + 1, "seconds": round(spent + time.monotonic() - start, 1)}
             line |= {name: round(sum(values) / len(values), 6) for name, values in sums.items()}
             sums.clear()
             with open(work / "log.jsonl", "a", encoding="utf-8") as log:

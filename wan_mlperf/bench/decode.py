@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 @torch.inference_mode()
-def measure(mesh: meshes.Mesh, folder: Path, workload: Workload, chunk: int, rounds: int) -> dict[str, Any]:
+def measure(mesh: meshes.Mesh, folder: Path, workload: Workload, chunk: int, rounds: int) -> dict[str, object]:
     """Time both ways. Every rank calls it; the first one gets the figures. Raises Failed if the frames differ."""
     from diffusers import AutoencoderKLWan
 

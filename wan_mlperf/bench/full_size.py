@@ -126,7 +126,7 @@ def expert_calls(workload: Workload, device: Device, *, layers: int, **sizes: in
     return calls
 
 
-def vae_calls(workload: Workload, device: Device, *, chunks: tuple[int, ...] = (1, 2, 4), **sizes: Any) -> dict[str, Call]:
+def vae_calls(workload: Workload, device: Device, *, chunks: tuple[int, ...] = (1, 2, 4), **sizes: object) -> dict[str, Call]:
     """Return the decode of one video to uint8 in host memory: diffusers' in one piece, ours in chunks."""
     with torch.device(device.torch):
         vae = AutoencoderKLWan(**sizes).to(torch.bfloat16).eval()

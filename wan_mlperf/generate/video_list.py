@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from wan_mlperf import process
 from wan_mlperf.errors import BadInput
@@ -24,7 +23,14 @@ class VideoList:
     """The videos of `prompts` in `folder`. Writing needs `lock`; without `locked`, that may do without a lock."""
 
     def __init__(
-        self, folder: Path, prompts: Sequence[str], *, seed: int, recipe: dict[str, Any], force: bool = False, locked: bool = True
+        self,
+        folder: Path,
+        prompts: Sequence[str],
+        *,
+        seed: int,
+        recipe: dict[str, object],
+        force: bool = False,
+        locked: bool = True,
     ) -> None:
         self.folder = folder
         self._prompts = prompts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 HUB_NAME = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
 PIPELINE = "WanPipeline"
@@ -57,7 +56,7 @@ def without_index(folder: Path) -> str:
     return "has no model_index.json; allowed: a folder in the Diffusers layout" + (" (it is empty)" if not names else "")
 
 
-def other_model(index: Mapping[str, Any], z_dim: object) -> str | None:
+def other_model(index: Mapping[str, object], z_dim: object) -> str | None:
     """Say which other model a model_index.json describes; None if it is ours. `z_dim` is the VAE's, if there is a VAE."""
     name = index.get("_class_name")
     needs = f"allowed: a Wan2.2 text-to-video model, such as {HUB_NAME}"

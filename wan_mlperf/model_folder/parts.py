@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -125,7 +124,7 @@ def refuse_pointer(file: Path, model: Path, part: str) -> None:
         raise BadInput(f"{where(model, part)}: {file.name} is a Git LFS pointer; allowed: the file itself (git lfs pull)")
 
 
-def read_json(file: Path, model: Path, part: str | None) -> dict[str, Any]:
+def read_json(file: Path, model: Path, part: str | None) -> dict[str, object]:
     """Return a configuration. Raises BadInput if it is not a JSON object."""
     whose = where(model, part) if part else f"model {str(model)!r}"
     if part:

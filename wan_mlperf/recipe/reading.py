@@ -53,12 +53,12 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), model: str |
     return make_exact(recipe) if exact else recipe
 
 
-def parse(values: dict[str, Any], *, source: str) -> Recipe:
+def parse(values: dict[str, object], *, source: str) -> Recipe:
     """Build a Recipe from plain values. The error line begins with `source`. Raises BadInput."""
     return _parse(Recipe, values, source)
 
 
-def replace_workload(workload: Workload, **changes: Any) -> Workload:
+def replace_workload(workload: Workload, **changes: object) -> Workload:
     """Return the workload with `changes`, checked. Raises BadInput."""
     return _parse(Workload, {**dataclasses.asdict(workload), **changes}, "workload")
 
@@ -70,7 +70,7 @@ def to_yaml(recipe: Recipe) -> str:
     return heading + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _parse(kind: type[Any], values: dict[str, Any], source: str) -> Any:
+def _parse(kind: type[object], values: dict[str, object], source: str) -> Any:
     try:
         # As JSON, because a strict check of JSON takes a mapping for a nested part and a list for a tuple, and nothing else.
         return TypeAdapter(kind).validate_json(json.dumps(values, default=str))
@@ -97,13 +97,13 @@ def _find(path: str | Path) -> Path:
     )
 
 
-def _set(recipe: dict[str, Any], override: str) -> None:
+def _set(recipe: dict[str, object], override: str) -> None:
     key, equals, value = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
         raise BadInput(f"--set {override!r}: allowed: key.path=value, such as attention.early_fraction=0.8")
     paths.utf8(override, what="--set")
-    kind: Any = Recipe
+    kind: object = Recipe
     place = recipe
     for number, part in enumerate(parts):
         kind = values.field_type(kind, part)
@@ -121,7 +121,7 @@ def _set(recipe: dict[str, Any], override: str) -> None:
         raise BadInput(f"--set {override!r}: {value!r} is not a value of {key} ({error})") from None
 
 
-def _explain(kind: type[Any], error: ValidationError) -> str:
+def _explain(kind: type[object], error: ValidationError) -> str:
     """Return one line for the first thing that is wrong: key, value, what is allowed."""
     first = error.errors()[0]
     # Pydantic adds the branch of a union it tried to the location: only real keys are shown.
@@ -150,12 +150,12 @@ def _explain(kind: type[Any], error: ValidationError) -> str:
     return f"{key}: {_short(first['input'])} is not allowed; {message}"
 
 
-def _dataclass_of(annotation: Any) -> Any:
+def _dataclass_of(annotation: object) -> Any:
     """Return the nested dataclass in a field's type, if there is one."""
     return next((one for one in (annotation, *get_args(annotation)) if dataclasses.is_dataclass(one)), None)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -64,7 +64,7 @@ class ServingDispatcher(Dispatcher, Protocol):
         """Rank 0: keep idle ranks from timing out. To be called about once an hour, from the thread that runs `run`'s test."""
 
 
-def ignore(*_: Any) -> None:
+def ignore(*_: object) -> None:
     """Do nothing: the callback until rank 0 sets its own."""
 
 

@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from wan_mlperf.replicas import transport
 from wan_mlperf.replicas.dispatcher import ATTEMPTS, FinishedSample, OnLost, OnProgress, OnResult, Pack, ignore, say_retry
@@ -154,7 +153,7 @@ class Pull:
         thread.start()
         return thread
 
-    def _or_fail(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _or_fail(self, function: Callable[..., None], *arguments: object) -> None:
         try:
             function(*arguments)
         except BaseException as error:

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -185,7 +185,7 @@ class Replica:
         self._watch.idle()
         return attempt
 
-    def _pipeline_for(self, changes: dict[str, Any] | None) -> Pipeline:
+    def _pipeline_for(self, changes: dict[str, object] | None) -> Pipeline:
         if changes is None:
             return self.pipeline
         return self.pipeline.with_workload(replace_workload(self.pipeline.workload, **changes))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import Any
 
 
 class Note:
@@ -49,7 +48,7 @@ class Note:
         return stage, sample
 
 
-def whereabouts(heartbeat: dict[str, Any]) -> str:
+def whereabouts(heartbeat: dict[str, object]) -> str:
     """Say in words the rank, host, stage and sample of a heartbeat."""
     sample = f"sample {heartbeat['sample']}" if heartbeat.get("sample") else "no sample"
     return f"rank {heartbeat.get('rank')} on {heartbeat.get('host')}, stage {heartbeat.get('stage')}, {sample}"

@@ -64,7 +64,7 @@ def streams(paths: Sequence[str | None]) -> None:
         text.remember(path, base64.b64decode(content))
 
 
-def _from_first(value: Any) -> Any:
+def _from_first(value: object) -> Any:
     store, key = _store(), f"first/{next(_times)}"
     if ranks.is_first():
         store.set(key, json.dumps(value))

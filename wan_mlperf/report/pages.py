@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
@@ -38,7 +37,7 @@ class Run:
 
     folder: Path
     result: Result
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     vbench: Summary | None
 
 
@@ -210,7 +209,7 @@ def _change(before: float | None, after: float | None) -> float | None:
     return after / before - 1 if before and after else None
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in values.items():
         flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from sut.result import Result
 from wan_mlperf.checkpoint import HUB_NAME
@@ -76,7 +75,9 @@ def link_problems(results: Mapping[str, Result], measured: Mapping[str, str], st
     return [Problem(what=what, seen=False) for what in lacks]
 
 
-def reproducibility(results: Mapping[str, Result], vbench: Mapping[str, Summary], harness: Mapping[str, str]) -> dict[str, Any]:
+def reproducibility(
+    results: Mapping[str, Result], vbench: Mapping[str, Summary], harness: Mapping[str, str]
+) -> dict[str, object]:
     """Return REPRODUCIBILITY.json: what to install to do it again.
 
     `results`: the performance run per scenario; `harness`: version of LoadGen or of the endpoints client, by its name.

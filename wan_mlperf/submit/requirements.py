@@ -146,7 +146,7 @@ def _kept(run: Path) -> list[str]:
     return found
 
 
-def _log(stage: Stage, detail: Mapping[str, Any]) -> list[str]:
+def _log(stage: Stage, detail: Mapping[str, object]) -> list[str]:
     """What LoadGen's detail log of a run lacks."""
     found = []
     if stage.kind == "accuracy":
@@ -216,7 +216,7 @@ def _one_system(results: Sequence[Result]) -> list[Problem]:
     return found
 
 
-def of_description(description: Mapping[str, Any], measured: Mapping[str, str], division: str) -> list[Problem]:
+def of_description(description: Mapping[str, object], measured: Mapping[str, str], division: str) -> list[Problem]:
     """Where a person's description is empty or contradicts what ran, and what it has to say where the run could not tell."""
     found = []
     if empty := system_description.unfilled(description):

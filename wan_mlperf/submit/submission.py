@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -99,7 +98,7 @@ def performance_results(states: Mapping[Stage, State]) -> dict[str, Result]:
 
 def _describe(
     states: Mapping[Stage, State], system: Path, *, division: str, submitter: str
-) -> tuple[dict[str, Any], Mapping[str, str]]:
+) -> tuple[dict[str, object], Mapping[str, str]]:
     """Return the whole system description, and what the runs measured of the system."""
     measured: Mapping[str, str] = next((one.result.system for one in states.values() if one.result and one.result.system), {})
     person = system_description.read(system)
@@ -133,7 +132,7 @@ def _write_documents(
     _write(root / "README.md", provenance.readme(root.name, system, root.parent.name, notes))
 
 
-def _reproducibility(states: Mapping[Stage, State]) -> dict[str, Any]:
+def _reproducibility(states: Mapping[Stage, State]) -> dict[str, object]:
     scored = {loadgen.SCENARIOS[stage.scenario]: state.vbench for stage, state in states.items() if state.vbench is not None}
     results = performance_results(states)
     run = next(state.run for stage, state in states.items() if stage.kind == "performance" and state.run is not None)
@@ -195,5 +194,5 @@ def _write(file: Path, text: str) -> None:
     atomic_write(file, text)
 
 
-def _write_json(file: Path, values: Any) -> None:
+def _write_json(file: Path, values: object) -> None:
     _write(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

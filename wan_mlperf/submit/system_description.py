@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from wan_mlperf.errors import BadInput, did_you_mean
 
@@ -55,13 +54,13 @@ OPTIONAL = (
 )
 
 
-def template(measured: Mapping[str, Any]) -> dict[str, str]:
+def template(measured: Mapping[str, object]) -> dict[str, str]:
     """Return a description to edit: measured fields are filled, all others are empty."""
     own = [field for field in (*REQUIRED, *OPTIONAL) if field not in ("division", "submitter")]
     return {field: str(measured.get(field, "")) for field in own}
 
 
-def read(file: Path) -> dict[str, Any]:
+def read(file: Path) -> dict[str, object]:
     """Read the description that a person filled in: any of the fields, but no others. Raises BadInput."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -80,7 +79,7 @@ def read(file: Path) -> dict[str, Any]:
     return values
 
 
-def complete(person: Mapping[str, Any], measured: Mapping[str, Any], *, division: str, submitter: str) -> dict[str, Any]:
+def complete(person: Mapping[str, object], measured: Mapping[str, object], *, division: str, submitter: str) -> dict[str, object]:
     """Return every field that the checker reads: what a person wrote, or else the measured value, or else empty."""
     fixed = {"division": division, "submitter": submitter}
     for field, value in fixed.items():
@@ -89,6 +88,6 @@ def complete(person: Mapping[str, Any], measured: Mapping[str, Any], *, division
     return {field: fixed.get(field) or person.get(field) or measured.get(field, "") for field in (*REQUIRED, *OPTIONAL)}
 
 
-def unfilled(description: Mapping[str, Any]) -> list[str]:
+def unfilled(description: Mapping[str, object]) -> list[str]:
     """Return the fields that a person still has to fill in."""
     return [field for field in REQUIRED if not description[field]]

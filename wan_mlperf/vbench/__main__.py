@@ -17,7 +17,6 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sut import accuracy_log
 from sut import result as results
@@ -163,7 +162,7 @@ def score(
     return failures
 
 
-def run_worker(environment: Environment, job: Mapping[str, Any], log: Path) -> str | None:
+def run_worker(environment: Environment, job: Mapping[str, object], log: Path) -> str | None:
     """Run one dimension's process, with output to `log` and progress to the terminal. Returns what went wrong, or None."""
     start = time.perf_counter()
     last, done = "no message", 0

@@ -127,7 +127,7 @@ def _problems(
     found = [f"{len(lines)} {what}" for lines, what in kinds if lines]
     if videos.not_in_run:
         found.append(f"the run has {answered} of the benchmark's {len(prompts)} prompts")
-    same: dict[str, list[Any]] = {
+    same: dict[str, list[object]] = {
         "versions": [raw["versions"] for raw in raws.values()],
         "checkpoints": [raw["checkpoints"] for raw in raws.values()],
         "devices": [raw["device"] for raw in raws.values()],

@@ -139,7 +139,7 @@ def _once(file: Path, videos: list[Video]) -> list[Video]:
     return videos
 
 
-def _entry(one: Any, number: int, file: Path) -> Video:
+def _entry(one: object, number: int, file: Path) -> Video:
     kinds = {"index": int, "prompt": str, "video": str}
     if not isinstance(one, dict) or any(type(one.get(key)) is not kind for key, kind in kinds.items()):
         raise BadInput(f"{str(file)!r}: entry {number} is {one!r}; {FORMAT}")

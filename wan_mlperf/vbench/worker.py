@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("vbench", "torch", "torchvision", "transformers", "timm", "openai-clip", "numpy", "opencv-python-headless")
-_declared: list[Any] = []
+_declared: list[object] = []
 
 
 def declare_torchvision_operators() -> None:

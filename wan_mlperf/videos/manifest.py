@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.errors import BadInput
@@ -37,9 +36,9 @@ class Entry:
 class Manifest:
     """The content of a manifest."""
 
-    recipes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    recipes: dict[str, dict[str, object]] = dataclasses.field(default_factory=dict)
     videos: dict[str, Entry] = dataclasses.field(default_factory=dict)
-    jobs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    jobs: dict[str, dict[str, object]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path, *, force: bool = False) -> Manifest:
@@ -77,7 +76,7 @@ class Manifest:
         )
 
 
-def line(name: str, value: Mapping[str, Any]) -> str:
+def line(name: str, value: Mapping[str, object]) -> str:
     """Return one item of a section."""
     return f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}"
 
@@ -88,7 +87,7 @@ def written(**sections: Iterable[str]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def identity(recipe: Recipe, workload: Workload, checkpoint: Checkpoint) -> dict[str, Any]:
+def identity(recipe: Recipe, workload: Workload, checkpoint: Checkpoint) -> dict[str, object]:
     """Return everything that decides how a video looks, apart from prompt and seed, as "key.path" -> value."""
     values = dataclasses.asdict(recipe)
     for name in NOT_IN_A_VIDEO:
@@ -98,13 +97,13 @@ def identity(recipe: Recipe, workload: Workload, checkpoint: Checkpoint) -> dict
     return json.loads(json.dumps(_flat(values)))
 
 
-def key_of(recipe: Mapping[str, Any]) -> str:
+def key_of(recipe: Mapping[str, object]) -> str:
     """Return the key that an identity has in `recipes`."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
