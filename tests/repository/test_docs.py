@@ -72,6 +72,8 @@ def check_module(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatc
     """Run the module's `main` until its parser has taken the arguments, and check the recipe that they name."""
     spec = importlib.util.find_spec(name)
     assert spec is not None, name
+    if name.startswith("tests."):  # it reads its arguments without a parser
+        return
     module = importlib.import_module(f"{name}.__main__" if spec.submodule_search_locations else name)
     parse = argparse.ArgumentParser.parse_args
 
@@ -95,6 +97,7 @@ def test_commands_parse(monkeypatch: pytest.MonkeyPatch) -> None:
     for page in PAGES:
         for words in commands(page):
             count += 1
+            words = words[2:] if words[:3] == ["python", "-m", "pytest"] else words
             command = module_of(words)
             if command is not None:
                 check_module(*command, monkeypatch)
