@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.brought import command
-from tests.vbench.test_vbench import PROMPTS, RECORDED, digest
+from tests.vbench.recorded import PROMPTS, RECORDED, digest
 from wan_mlperf.generate.video_list import VideoList
 from wan_mlperf.vbench import __main__ as vbench
 from wan_mlperf.vbench import videos as vbench_videos
