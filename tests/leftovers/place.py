@@ -19,6 +19,7 @@ from wan_mlperf.files import TEMPORARY
 
 HOOKS = ROOT / "tests" / "leftovers" / "hooks"
 SHARED_MEMORY = Path("/dev/shm")
+SHARED_S = 15.0  # what a process of somebody else may take from its last use to the removal
 CACHE = "home/.cache/wan_mlperf"
 
 
@@ -72,7 +73,16 @@ class Place:
             for name in sorted(self.files())
             if f"/{TEMPORARY}" in f"/{name}" or not any(pattern.fullmatch(name) for pattern in allowed)
         ]
-        return left + [f"{SHARED_MEMORY}/{name}" for name in sorted(self._shared_names() - self._shared) if not _is_used(name)]
+        return left + [f"{SHARED_MEMORY}/{name}" for name in self._shared_left()]
+
+    def _shared_left(self) -> list[str]:
+        """New shared memory that nobody uses. Other processes of this machine come and go, so it must stay for a while."""
+        until = time.monotonic() + SHARED_S
+        while (left := [name for name in sorted(self._shared_names() - self._shared) if not _is_used(name)]) != []:
+            if time.monotonic() > until:
+                break
+            time.sleep(0.5)
+        return left
 
     @staticmethod
     def _shared_names() -> set[str]:

@@ -221,7 +221,7 @@ def check_end(job: jobs.Job, way: str) -> None:
 
 
 LASTING = [(name, way) for name, command in COMMANDS.items() for way in command.ways]
-IN_MAKE_TEST = [("generate", "kill 0")]
+IN_MAKE_TEST = [("generate on one rank", "SIGTERM")]
 
 
 @pytest.mark.job
