@@ -84,6 +84,10 @@ def _set_up_miopen() -> None:
 
 
 _set_up_miopen()
+if sys.argv[:1] == ["-m"]:  # a command of ours, and torch is not imported yet; a program decides for itself
+    from wan_mlperf.files import keep_compiled
+
+    keep_compiled(os.environ)
 
 __all__ = ["Pipeline", "Workload", "load_recipe"]
 

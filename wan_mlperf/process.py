@@ -154,7 +154,6 @@ def _prepare() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    files.keep_compiled(os.environ)
     for number in STOPS:
         if signal.getsignal(number) is signal.SIG_DFL:  # one that is ignored stays so: nohup
 

@@ -47,7 +47,6 @@ def run(main: Callable[[Sequence[str]], int], *arguments: str) -> Ended:
             contextlib.redirect_stderr(err),
             mock.patch.object(sys, "argv", ["command", *arguments]),
             mock.patch.object(process, "leave", leave),
-            mock.patch.object(process.files, "keep_compiled", lambda _: None),
         ):
             process.entry(main)
     except SystemExit as end:

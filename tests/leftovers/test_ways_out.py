@@ -152,7 +152,7 @@ COMMANDS = {
     "serve": Command(
         words=lambda place, model: ["wan_mlperf.serve", "--recipe", recipe(place, model), "--port", "0"],
         moment=says("ready at"),
-        outputs=("cwd/served/manifest.json",),
+        outputs=("cwd/served/", "cwd/served/manifest.json"),
         ways=(*SIGNALS, *KILLED),
     ),
     "vbench": Command(

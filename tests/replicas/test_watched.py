@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from tests.ranks import run_ranks
 from tests.replicas import jobs, watched_jobs
 from tests.replicas.watched_jobs import GIVEN_UP, NEVER_BEGUN
+from wan_mlperf.recipe import Faults
+from wan_mlperf.replicas.watch import Watch
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -24,3 +28,16 @@ def test_watched_jobs(tmp_path: Path, model: Path, replicas: int) -> None:
     assert progress[1] == [*((step, 0) for step in range(4)), (3, 1), (3, 9)]
     assert 3 not in progress and NEVER_BEGUN not in progress
     assert len(progress[GIVEN_UP]) < 12, "it was made to its end"
+
+
+def test_no_thread_of_the_watch_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is inside the job's store when Python ends would abort the process, after all was well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    for _ in range(3):
+        with Watch(Faults(dead_s=3.0, hang_s=8.0, start_s=60.0)):
+            assert sum(one.name.startswith("watch-") for one in threading.enumerate()) == 2
+        assert not [one for one in threading.enumerate() if one.name.startswith("watch-")]

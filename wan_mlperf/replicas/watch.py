@@ -52,6 +52,7 @@ class Watch:
         self._tick_s = min(1.0, faults.dead_s / 5)
         self._active = ranks.under_torchrun()
         self._closed = threading.Event()
+        self._threads: list[threading.Thread] = []
         self._leaving = threading.Lock()
         self._beats = 0
         self._peers: dict[int, dict[str, Any]] = {}
@@ -66,13 +67,16 @@ class Watch:
         self._signals = Signals()
         self._show()
         for loop in (self._look_around, self._look_inside):
-            threading.Thread(target=loop, name=f"watch-{loop.__name__}", daemon=True).start()
+            self._threads.append(threading.Thread(target=loop, name=f"watch-{loop.__name__}", daemon=True))
+            self._threads[-1].start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> None:
         if error is not None:
             self.fail(error)
         self._closed.set()
+        for thread in self._threads:  # one that is still inside the store when Python ends aborts the process
+            thread.join(self._faults.dead_s)
         if self._active:
             self._store.set(f"heartbeat/{self._rank}", json.dumps({"done": True}))
             self._signals.close()
