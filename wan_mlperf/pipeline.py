@@ -260,6 +260,8 @@ def _load_experts(
         if recipe.compile.experts:
             experts[name].compile()
         on_part()
+    if together is not None:
+        summary.append("branches of guidance take turns: while one exchanges, the other computes")
     return experts, summary
 
 

@@ -14,6 +14,7 @@ B batch, H heads, T tokens of a rank, D head dim, U Ulysses degree.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -97,18 +98,19 @@ class Interleaved:
             return lambda: packed
         received = torch.empty_like(packed)
         work = dist.all_to_all_single(received, packed, group=self.group, async_op=True)
-
-        def wait() -> torch.Tensor:
-            work.wait()
-            return received
-
-        return wait
+        return functools.partial(_arrived, work, packed, received)
 
     def _static(self, tensor: torch.Tensor) -> torch.Tensor:
         """Compiled, a graph per number of tokens: with a second one the compiler would make the length dynamic."""
         if self.compiled:
             torch._dynamo.mark_static(tensor)
         return tensor
+
+
+def _arrived(work: Any, _packed: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
+    """Wait for an exchange, whose tensors stay until then. On a GPU it is the stream that waits, not the host."""
+    work.wait()
+    return received
 
 
 def _first(block: Any, hidden: torch.Tensor, inputs: BlockInputs, size: int, fp8: bool) -> torch.Tensor:
