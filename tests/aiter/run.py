@@ -39,6 +39,7 @@ def calls(here: Device, output: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from wan_mlperf.kernels.linear import AiterLinear, products
     from wan_mlperf.parallel import mesh, xdit
 
     mesh.start(mesh.Shape(replicas=1, cfg=1, ulysses=1, ring=1), here)
@@ -54,6 +55,8 @@ def calls(here: Device, output: Path) -> None:
     layer.weight.data = torch.randn(64, 256, generator=numbers).bfloat16()
     hidden = torch.randn(96, 256, generator=numbers).bfloat16()
     saved |= {"weight": layer.weight.data.clone(), "hidden": hidden, "AITER_A4W4": xdit.mxfp4_linear(layer)(hidden)}
+    sharing = [AiterLinear(xdit.mxfp4_linear(layer)) for _ in range(2)]  # one call of AITER's quantiser for both
+    assert all(torch.equal(out, saved["AITER_A4W4"]) for out in products(hidden, sharing))
     save_file({name: tensor.detach().contiguous() for name, tensor in saved.items()}, output)
 
 
