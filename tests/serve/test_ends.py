@@ -179,6 +179,16 @@ def test_ctrl_c_ends_at_once_with_every_request_answered(tmp_path: Path, model: 
 
 
 @pytest.mark.slow
+def test_ctrl_c_while_loading_is_one_line(tmp_path: Path, model: Path) -> None:
+    folder = tmp_path / "videos"
+    server = Server(jobs.write_recipe(tmp_path, model), folder)
+    server.job.await_line("loading: ")
+    assert server.stop(signal.SIGINT) == 128 + signal.SIGINT
+    assert len(server.job.failures()) == 1 and "stopped by SIGINT" in server.job.failures()[0], server.job.output
+    assert "ready at" not in server.job.output and list(folder.glob("*.mp4")) == []
+
+
+@pytest.mark.slow
 def test_a_full_disk_fails_a_job_and_not_the_server(tmp_path: Path, model: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
