@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.submit import __main__ as submit
 from wan_mlperf.submit import client, client_results
 from wan_mlperf.submit.campaign import Campaign, Stage
-from wan_mlperf.workload import MLPERF, Workload
+from wan_mlperf.workload import DIMENSIONS, MLPERF, Workload
 
 STAND_IN = Path(__file__).with_name("stand_in_client.py")
 # Of `wan22_prompts.jsonl` in MLCommons' endpoints at ea332753.
@@ -91,6 +93,17 @@ def test_the_configuration(tmp_path: Path, scenario: Any) -> None:
     short = client.configuration(scenario, rows=tmp_path / "rows", run=tmp_path, dry_run=True)
     assert short["settings"]["runtime"]["scheduler_random_seed"] == client_results.SEEDS["scheduler_random_seed"]
     assert sum(client.samples(short, 248).values()) < 400
+
+
+def test_the_score_is_left_open_in_a_way_that_the_client_reads(tmp_path: Path) -> None:
+    """The real client's reader refuses NaN in JSON, and calls float() on what it finds [tried with it at ea332753]."""
+    client.write_scorer(tmp_path)
+    place = tmp_path / client.SCORER
+    words = [str(place / "uv"), "run", "--project", str(place), "python", str(place / "vbench_runner.py")]
+    subprocess.run([*words, "--out-dir", str(tmp_path), "--name", "x", "--dims", "a,b"], check=True, stdout=subprocess.DEVNULL)
+    text = (tmp_path / "x_eval_results.json").read_text()
+    assert "NaN" not in text
+    assert set(json.loads(text)) == set(DIMENSIONS) and all(math.isnan(float(one[0])) for one in json.loads(text).values())
 
 
 def summary(**changes: Any) -> dict[str, Any]:

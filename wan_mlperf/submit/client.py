@@ -34,12 +34,12 @@ DRY_SAMPLES, DRY_AUDIT, DRY_WARMUP = 24, 16, 2
 SCORER = "scorer"
 ACCURACY = "wan22_vbench"  # the accuracy data set's name in the configurations
 # The client has its VBench scored by `uv run --project FOLDER python FOLDER/vbench_runner.py`. This stands in for uv: it leaves
-# the score open (NaN), because the server still holds the GPUs; the campaign's VBench stage fills it in.
+# the score open ("nan", as JSON has no NaN), because the server still holds the GPUs; the campaign's VBench stage fills it in.
 SCORED_LATER = f"""#!/usr/bin/env python3
 import json, pathlib, sys
 given = dict(zip(sys.argv, sys.argv[1:]))
 file = pathlib.Path(given["--out-dir"]) / (given["--name"] + "_eval_results.json")
-file.write_text(json.dumps({{name: [float("nan"), []] for name in {list(DIMENSIONS)!r}}}))
+file.write_text(json.dumps({{name: ["nan", []] for name in {list(DIMENSIONS)!r}}}))
 print("not scored yet: the campaign's VBench stage does it when the server has left the GPUs")
 """
 
