@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import run_module
+from tests.parallel import turns
+from tests.ranks import run_ranks
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels.device import Device
 from wan_mlperf.parallel.interleave import chosen
@@ -23,8 +24,7 @@ LAYERS = 3
 def test_turns(ranks: int, tmp_path: Path) -> None:
     """In fp32, eager and in whole graphs; with four ranks, also tokens that do not divide."""
     file = tmp_path / "outcomes.json"
-    done = run_module(["tests.parallel.turns", str(file)], ranks=ranks)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(turns.main, file, ranks=ranks)
     for name, outcome in json.loads(file.read_text()).items():
         assert outcome["equal"] == [True] * (2 if ranks > 1 and name == "sdpa bf16 bf16" else 1), name
         assert outcome["differ"], "the branches have texts of their own"

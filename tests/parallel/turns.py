@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ LATENTS = (1, 16, 2, 6, 10)  # 30 tokens, which four ranks must pad
 CHOICES: list[tuple[str, GemmName, ExchangeName]] = [("sdpa", "bf16", "bf16"), ("sage_fp4", "mxfp4", "fp8")]
 
 
-def main() -> None:
-    """Argument: the file that rank 0 writes."""
+def main(file: Path) -> None:
+    """Compare on every rank; rank 0 writes the outcomes to `file`."""
     here, ranks = probe(), world_size()
     shape = mesh.Shape(replicas=1, cfg=1, ulysses=ranks, ring=1)
     made = mesh.start(shape, here)
@@ -30,7 +29,7 @@ def main() -> None:
     with torch.inference_mode():
         outcomes = {" ".join(one): compare(made, kernels, *one) for one in CHOICES}
     if made.rank == 0:
-        Path(sys.argv[1]).write_text(json.dumps(outcomes))
+        file.write_text(json.dumps(outcomes))
     made.close()
 
 
@@ -97,7 +96,3 @@ def watch(together: interleave.Interleaved, events: list[str]) -> None:
     together.start = starting  # type: ignore[method-assign]
     for piece in ("first", "middle", "turn", "last"):
         setattr(together, piece, noted(piece, getattr(together, piece)))
-
-
-if __name__ == "__main__":
-    main()
