@@ -10,6 +10,8 @@ T tokens of the sending rank, D head dim; leading dimensions have a scale each.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -25,8 +27,10 @@ def missing(arch: str, *, compiled: bool) -> str | None:
 
 def pack(x: torch.Tensor) -> torch.Tensor:
     """Round x [..., T, D] to E4M3: bytes [..., T + 1, D], whose last row is the scale's exponent as in E8M0. NaN stays NaN."""
-    scale = power_of_two(x.abs().amax((-2, -1), keepdim=True).float() / E4M3_MAX)
-    values = (x.float() * torch.where(scale == 0, 0.0, 1 / scale)).to(torch.float8_e4m3fn).view(torch.uint8)
+    wide = _wide(x.dtype)
+    amax = torch.linalg.vector_norm(x, math.inf, dim=(-2, -1), keepdim=True)
+    scale = power_of_two(amax.float() / E4M3_MAX)
+    values = (x.to(wide) * torch.where(scale == 0, 0.0, 1 / scale).to(wide)).to(torch.float8_e4m3fn).view(torch.uint8)
     exponent = (scale.view(torch.int32) >> 23).to(torch.uint8)
     return torch.cat([values, exponent.expand(*x.shape[:-2], 1, x.shape[-1])], dim=-2)
 
@@ -34,7 +38,13 @@ def pack(x: torch.Tensor) -> torch.Tensor:
 def unpack(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Bytes [..., T + 1, D] of `pack` -> what they stand for, [..., T, D]."""
     scale = (packed[..., -1:, :1].to(torch.int32) << 23).view(torch.float32)
-    return (packed[..., :-1, :].view(torch.float8_e4m3fn).float() * scale).to(dtype)
+    wide = _wide(dtype)
+    return (packed[..., :-1, :].view(torch.float8_e4m3fn).to(wide) * scale.to(wide)).to(dtype)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    # Multiplying with a power of two is exact where its exponents fit: float16 has too few of them.
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def as_sent(x: torch.Tensor, ranks: int) -> torch.Tensor:
