@@ -175,7 +175,7 @@ def test_what_is_left_out_is_missing(
 @pytest.mark.slow
 def test_the_benchmarks_own_size_on_eight_ranks() -> None:
     """FLOPs within 1 % of first principles, the exchange exactly, and both experts beside the rest in 288 GB."""
-    subject = full_size("mi355x-singlestream", "mesh.cfg=1", "mesh.ulysses=8", "exchange=bf16")
+    subject = full_size("mi355x-singlestream", "mesh.cfg=1", "mesh.ulysses=8", "mesh.interleave=false")
     ranks = {one.rank: one for one in rehearsal.rehearse(subject, workers=rehearsal.cores())}
     assert sorted(ranks) == [0, 1, 7]
     first = ranks[0].total.flops
