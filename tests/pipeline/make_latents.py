@@ -1,4 +1,4 @@
-"""Run on every rank by tests of pipelines: for each case, the latents and frames of one prompt, saved by the first rank."""
+"""Run on every rank by tests of pipelines: for each case, the latents of its prompts and the first frames, saved by rank 0."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from wan_mlperf import Pipeline, load_recipe
 from wan_mlperf.pipeline import Query
 
-Cases = Mapping[str, tuple[Sequence[str], bool, str, int]]  # name -> overrides, exact, prompt, seed
+Cases = Mapping[str, tuple[Sequence[str], bool, str | Sequence[str], int]]  # name -> overrides, exact, prompt or several, seed
 
 
 def main(folder: Path, cases: Cases) -> None:
@@ -28,7 +28,8 @@ def main(folder: Path, cases: Cases) -> None:
     for name, (overrides, exact, prompt, seed) in cases.items():
         if pipeline is None or loaded != (overrides, exact):
             pipeline, loaded = Pipeline.load(load_recipe("tiny", overrides=overrides, exact=exact)), (overrides, exact)
-        chunks = [chunk[0] for chunk in pipeline.stream_batch([Query(prompt, seed)], on_step=keep)]
+        queries = [Query(one, seed) for one in ([prompt] if isinstance(prompt, str) else prompt)]
+        chunks = [chunk[0] for chunk in pipeline.stream_batch(queries, on_step=keep)]
         if pipeline.mesh.is_replica_first:
             frames = torch.from_numpy(np.concatenate(chunks))
             torch.save({"latents": kept[0].clone(), "frames": frames}, folder / f"{name}.pt")

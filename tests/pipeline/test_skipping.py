@@ -126,11 +126,17 @@ def test_it_is_what_diffusers_transformer_gives(
 def test_every_mesh_gives_the_same(
     ranks: int, mesh: list[str], model: Path, tmp_path: Path, one_rank: dict[str, torch.Tensor]
 ) -> None:
-    cases = {name: ([*overrides(model, name), *mesh], False, PROMPT, SEED) for name in PLANS}
+    """Also two videos at once, and a query after others."""
+    settings = {name: [*overrides(model, name), *mesh] for name in PLANS}
+    cases: dict[str, Any] = {name: (settings[name], False, PROMPT, SEED) for name in PLANS}
+    # The last of them is "both", whose pipeline has the next two queries as well.
+    cases |= {"two": (settings["both"], False, [PROMPT, "a blue square"], SEED), "again": cases["both"]}
     run_ranks(make_latents.main, tmp_path, cases, ranks=ranks)
+    made = {name: torch.load(tmp_path / f"{name}.pt", weights_only=True)["latents"] for name in cases}
     for name in PLANS:
-        made = torch.load(tmp_path / f"{name}.pt", weights_only=True)["latents"]
-        assert error(made, one_rank[name]) < TOLERANCE, name
+        assert error(made[name], one_rank[name]) < TOLERANCE, name
+    assert error(made["two"][:1], one_rank["both"]) < TOLERANCE and len(made["two"]) == 2
+    assert torch.equal(made["again"], made["both"]), "a query is not touched by those before it"
 
 
 def test_a_query_leaves_nothing_behind(model: Path, one_rank: dict[str, torch.Tensor]) -> None:
@@ -145,9 +151,9 @@ def test_a_batch_is_its_single_videos(model: Path, one_rank: dict[str, torch.Ten
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_compiled_gives_the_same(ranks: int, model: Path, tmp_path: Path, one_rank: dict[str, torch.Tensor]) -> None:
-    cases = {"both": ([*overrides(model, "both"), "compile.experts=true"], False, PROMPT, SEED)}
+@pytest.mark.parametrize(("ranks", "mesh"), [(1, "mesh.cfg=1"), (2, "mesh.cfg=2"), (2, "mesh.cfg=1"), (4, "mesh.cfg=2")])
+def test_compiled_gives_the_same(ranks: int, mesh: str, model: Path, tmp_path: Path, one_rank: dict[str, torch.Tensor]) -> None:
+    cases = {"both": ([*overrides(model, "both"), "compile.experts=true", mesh], False, PROMPT, SEED)}
     run_ranks(make_latents.main, tmp_path, cases, ranks=ranks, timeout=500)
     assert error(torch.load(tmp_path / "both.pt", weights_only=True)["latents"], one_rank["both"]) < TOLERANCE
 
