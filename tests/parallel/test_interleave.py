@@ -20,7 +20,7 @@ LAYERS = 3
 
 
 @pytest.mark.job
-@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 4))])
 def test_turns(ranks: int, tmp_path: Path) -> None:
     """In fp32, eager and in whole graphs; with four ranks, also tokens that do not divide."""
     file = tmp_path / "outcomes.json"
