@@ -22,11 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
+from wan_mlperf import ranks
 from wan_mlperf.errors import BadInput, did_you_mean
 from wan_mlperf.files import cache_folder, reason, scratch
 from wan_mlperf.identity import revision_of
 from wan_mlperf.inputs.paths import expand, is_file, is_folder, utf8
 from wan_mlperf.model_folder import content, parts
+from wan_mlperf.model_folder.experts import CPU, Convert, load_expert, unchanged
 from wan_mlperf.model_folder.kinds import HUB, HUB_NAME
 from wan_mlperf.model_folder.parts import Shape, find_weights, read_json
 from wan_mlperf.model_folder.verify import config_of
@@ -96,18 +98,23 @@ class Checkpoint:
             why = " ".join(str(error).split())[:160]
             raise BadInput(f"{parts.where(self.folder, 'tokenizer')} cannot be loaded ({type(error).__name__}: {why})") from None
 
-    def load_text_encoder(self, dtype: Dtype) -> UMT5EncoderModel:
-        """Return the UMT5 encoder on the CPU."""
+    def load_text_encoder(self, dtype: Dtype, *, device: torch.device = CPU) -> UMT5EncoderModel:
+        """Return the UMT5 encoder on `device`, each tensor of which goes there by itself: 11.4 GB in bf16."""
         transformers.utils.logging.disable_progress_bar()
+        folder, variant = self.folder / "text_encoder", self._variant("text_encoder")
         return UMT5EncoderModel.from_pretrained(
-            self.folder / "text_encoder", torch_dtype=_DTYPES[dtype], variant=self._variant("text_encoder")
+            folder, torch_dtype=_DTYPES[dtype], variant=variant, device_map={"": device}
         ).eval()
 
-    def load_transformer(self, part: str, dtype: Dtype) -> WanTransformer3DModel:
-        """Return one expert on the CPU. diffusers keeps norms and modulation in fp32."""
-        return WanTransformer3DModel.from_pretrained(
-            self.folder, subfolder=part, torch_dtype=_DTYPES[dtype], variant=self._variant(part)
-        ).eval()
+    def load_transformer(
+        self, part: str, dtype: Dtype, *, convert: Convert = unchanged, device: torch.device = CPU
+    ) -> WanTransformer3DModel:
+        """Return one expert on `device`, its modules as `convert` makes them; norms and modulation stay in fp32 as in diffusers.
+
+        A few layers at a time are in host memory in the dtype that they are computed in, none in the one they are stored in.
+        """
+        threads = ranks.own_cores()
+        return load_expert(self.folder, part, _DTYPES[dtype], convert=convert, device=device, threads=threads)
 
     def load_vae(self, dtype: Dtype) -> AutoencoderKLWan:
         """Return the VAE on the CPU."""

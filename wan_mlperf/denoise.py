@@ -9,12 +9,14 @@ Shapes: B batch, T video tokens (of this rank), C channels of the expert.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from diffusers import UniPCMultistepScheduler
+from torch.overrides import TorchFunctionMode
 
 from wan_mlperf.experts import Expert, TextKeys
+from wan_mlperf.kernels import padding
 from wan_mlperf.spans import Spans
 from wan_mlperf.step_plan import Layers, Step
 from wan_mlperf.text_encoder import Embeds
@@ -72,6 +74,9 @@ def denoise(
     """
     texts: Texts = {}
     kept: Kept | None = None
+    if isinstance(scheduler, UniPCMultistepScheduler):
+        # It keeps its noise levels on the CPU and copies some to the device in each step, which waits for the device each time.
+        scheduler.sigmas = scheduler.sigmas.to(latents.device)
     for step in plan:
         expert = experts[step.expert]
         with spans("denoise_high" if step.expert == "high_noise" else "denoise_low"):
@@ -87,10 +92,20 @@ def denoise(
                 noise, unconditional = branches.all_branches(own)
                 if step.guided:
                     noise = unconditional + step.guidance * (noise - unconditional)
-            latents = scheduler.step(noise, scheduler.timesteps[step.index], latents, return_dict=False)[0]
+            with _SolvesUnchecked():
+                latents = scheduler.step(noise, scheduler.timesteps[step.index], latents, return_dict=False)[0]
         if on_step is not None:
             on_step(step, latents)
     return latents
+
+
+class _SolvesUnchecked(TorchFunctionMode):
+    """UniPC solves two equations per step. `torch.linalg.solve` waits for the device, to raise if they have no solution."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.linalg.solve:
+            return torch.linalg.solve_ex(*args, **(kwargs or {}))[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _compute(
@@ -109,6 +124,29 @@ def _compute(
     after = expert.run_branches(tokens, inputs, step.timestep, wanted, step.attention, split)
     own = [expert.predict(one, inputs, step.timestep, split) for one in after]
     return own, Kept([one - tokens for one in after], step.guided) if step.kept else None
+
+
+def warm_lengths(
+    plan: Sequence[Step], experts: Mapping[str, Expert], latents: torch.Tensor, hidden: torch.Tensor, branches: int
+) -> None:
+    """Run one block with each length that a text is rounded up to, so that no query plans or compiles kernels for one.
+
+    `latents` and the text encoder's output `hidden` have a query's shapes; this rank computes so many `branches` of guidance. A
+    text that is not trimmed has one length; one that is not rounded has any, which costs nothing on a CPU.
+    """
+    kinds = {(step.expert, step.attention, step.layers, step.guided): step for step in plan if step.source is None}
+    for step in kinds.values():
+        expert = experts[step.expert]
+        if not (expert.trim_text and expert.round_text):
+            continue
+        expert.select(step.layers)
+        split = expert.split if step.guided else expert.unguided_split
+        tokens = expert.embed(latents, split)
+        for length in padding.LENGTHS:
+            longest = min(length, hidden.shape[1]) - 1  # one for the padding, where it is not merged in
+            keys = expert.text_keys(Embeds(hidden, (longest,) * len(hidden)))[:1]
+            texts = [keys] * (branches if step.guided else 1)
+            expert.run_branches(tokens, latents, step.timestep, texts, step.attention, split)
 
 
 def _apply_again(step: Step, expert: Expert, inputs: torch.Tensor, kept: Kept) -> list[torch.Tensor]:

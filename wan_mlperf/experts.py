@@ -1,8 +1,7 @@
 """The two transformers: one forward pass as the denoising loop needs it, from the parts of diffusers' blocks.
 
 A block is `project` (norm, Q, K, V, rotation), self-attention, and `finish` (all that follows): in two pieces, so that ranks can
-exchange tokens for heads around attention while the other branch of guidance computes (parallel/interleave.py). The arithmetic is
-that of diffusers' block, bit for bit.
+exchange tokens for heads around attention while the other branch computes (parallel/interleave.py). Bit for bit as in diffusers.
 
 What depends only on the text (keys and values of cross-attention) is computed once per query. What depends only on shapes and
 the schedule (rotary tables, modulation of the timesteps) is computed once per process.
@@ -22,6 +21,7 @@ from diffusers import WanTransformer3DModel
 from torch import nn
 
 from wan_mlperf.kernels import padding
+from wan_mlperf.kernels.device import OVERLAP
 from wan_mlperf.kernels.linear import ByStep, products
 from wan_mlperf.kernels.padding import Padding
 from wan_mlperf.step_plan import Layers
@@ -126,13 +126,13 @@ class Expert(nn.Module):
         self.run_block: Callable[..., torch.Tensor] = run_block  # replaced by its compiled version
         self.compiled = False
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile one block for all layers. The first call with each kernel, GEMM format and shape then takes seconds."""
+    def compile(self, **how: Any) -> None:
+        """Compile one block for all layers, `how` torch.compile is told. Each kernel, format and shape first takes seconds."""
         # Both experts share the code, and beyond this limit torch would silently run eagerly.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        self.run_block = torch.compile(run_block, *args, **kwargs)
+        self.run_block = torch.compile(run_block, **(how or {"options": OVERLAP}))
         if self.together is not None:
-            self.together.compile(*args, **kwargs)
+            self.together.compile(**how)  # pieces without an exchange
         self.compiled = True
 
     def select(self, layers: Layers) -> None:
@@ -183,7 +183,8 @@ class Expert(nn.Module):
             return [self.run_blocks(tokens, latents, timestep, text, kernel, split) for text in texts]
         with split.in_force():
             inputs = self._inputs_of(latents, timestep, kernel, split)
-            return self.together(self.transformer.blocks, tokens, texts, inputs, self.cross_attend)
+            blocks = list(self.transformer.blocks)[: len(texts[0])]
+            return self.together(blocks, tokens, texts, inputs, self.cross_attend)
 
     def run_blocks(
         self, tokens: torch.Tensor, latents: torch.Tensor, timestep: float, text: Sequence[TextKeys], kernel: str, split: Split
@@ -193,7 +194,7 @@ class Expert(nn.Module):
         if self.compiled:  # a graph per number of tokens: with a second one the compiler would make the length dynamic
             torch._dynamo.mark_static(tokens, 1)
         with split.in_force():
-            for block, keys in zip(self.transformer.blocks, text, strict=True):
+            for block, keys in zip(self.transformer.blocks, text, strict=False):  # to warm up, the first one only
                 tokens = self.run_block(block, tokens, keys, inputs, self.self_attend, self.cross_attend)
         return tokens
 
@@ -294,7 +295,6 @@ def _rotate(hidden: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
 def _any_length(keys: Sequence[TextKeys]) -> None:
     """Make the text's length dynamic for the compiler: else the first prompt of another length would compile in its query."""
     for key, value, bias, _ in keys:
-        torch._dynamo.maybe_mark_dynamic(key, 2)
-        torch._dynamo.maybe_mark_dynamic(value, 2)
-        if bias is not None:
-            torch._dynamo.maybe_mark_dynamic(bias, 3)
+        for tensor, dim in ((key, 2), (value, 2), (bias, 3)):
+            if tensor is not None:
+                torch._dynamo.maybe_mark_dynamic(tensor, dim)

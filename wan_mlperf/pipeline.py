@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from wan_mlperf.checkpoint import Checkpoint
-from wan_mlperf.denoise import Prompt, Start, denoise
+from wan_mlperf.denoise import Prompt, Start, denoise, warm_lengths
 from wan_mlperf.errors import BadInput
 from wan_mlperf.experts import Expert
 from wan_mlperf.kernels import attention, device, gemm
@@ -178,13 +178,15 @@ class Pipeline:
         return replace(self, workload=workload, plan=make_plan(self.recipe, workload, self.checkpoint.config("scheduler")))
 
     def warm_up(self, queries: int, *, batch: int = 1) -> float | None:
-        """Run whole queries before the timing, so that every kernel, both experts and the decoder have run.
+        """Run whole queries before the timing, so that every kernel, both experts, the decoder and all text lengths have run.
 
         With a `batch` above 1, as many queries with that many samples follow, because they have another shape. Returns the
         seconds per sample of the last query, or None without one. Every rank calls it.
         """
         seconds = None
         for size in dict.fromkeys((1, batch)):
+            if queries:
+                self._warm_lengths(size)
             for _ in range(queries):
                 start = time.perf_counter()
                 for _ in self.stream_batch(["warm-up"] * size):
@@ -192,6 +194,14 @@ class Pipeline:
                 seconds = (time.perf_counter() - start) / size
         self.spans.take()
         return seconds
+
+    @torch.inference_mode()
+    def _warm_lengths(self, batch: int) -> None:
+        """Every rank takes part: attention exchanges its tokens."""
+        with device.alone():
+            embeds = self.text_encoder.encode(["warm-up"] * batch)
+            latents = torch.cat([self.noise(0)] * batch).to(self.mesh.device.torch, embeds.hidden.dtype)
+            warm_lengths(self.plan, self.experts, latents, embeds.hidden, 2 // self.mesh.shape.cfg)
 
 
 def load(setup: Setup, timeout_s: float, on_part: OnPart) -> Pipeline:
@@ -204,7 +214,7 @@ def load(setup: Setup, timeout_s: float, on_part: OnPart) -> Pipeline:
     experts, summary = _load_experts(setup, mesh, kernels, gemms, bitwise=bitwise, on_part=on_part)
     decoder = _load_decoder(setup, mesh, bitwise=bitwise)
     on_part()
-    text_model = found.load_text_encoder(recipe.model.dtype).to(here.torch)
+    text_model = found.load_text_encoder(recipe.model.dtype, device=here.torch)
     dtype = experts["high_noise"].transformer.dtype  # what diffusers' pipeline hands the embeddings over in
     text_encoder = TextEncoder(found.load_tokenizer(), text_model if recipe.exact else gemm.widen(text_model), dtype)
     on_part()
@@ -241,11 +251,11 @@ def _load_experts(
     experts: dict[str, Expert] = {}
     summary: list[str] = []
     for name, part in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
-        transformer = found.load_transformer(part, recipe.model.dtype)
-        chosen = getattr(recipe.gemm, name)
-        variants = layers_of(setup.plan, name)
-        summary.append(f"{name}: {gemm.convert(transformer, chosen, recipe.gemm, gemms, here, xdit.mxfp4_linear, variants)}")
-        transformer = transformer.to(here.torch)
+        conversion = gemm.Conversion(
+            getattr(recipe.gemm, name), recipe.gemm, gemms, here, xdit.mxfp4_linear, layers_of(setup.plan, name)
+        )
+        transformer = found.load_transformer(part, recipe.model.dtype, convert=conversion, device=here.torch)
+        summary.append(f"{name}: {conversion.summary()}")
         experts[name] = Expert(
             transformer if recipe.exact else gemm.widen(transformer),
             split=split,

@@ -79,6 +79,12 @@ def prepare(
 def _check_kernels(recipe: Recipe, plan: Sequence[Step]) -> None:
     """Raise BadInput if this device cannot run what the recipe names."""
     here = device.probe()
+    low = sorted({step.attention for step in plan} - {"sdpa"}) + sorted(set(gemm.names(recipe.gemm)) - {"bf16"})
+    if low and recipe.stands_for is None and checkpoints.expert_dtype(recipe.model.dtype) == torch.float32:
+        raise BadInput(
+            f"model.dtype {recipe.model.dtype!r}: computes in fp32, and {', '.join(low)} take 16 bits; "
+            "allowed: bfloat16, or attention sdpa and gemm bf16"
+        )
     attention.check([step.attention for step in plan], here, references=recipe.stands_for, smooth_k=recipe.attention.smooth_k)
     gemm.check(recipe.gemm, here, allow_reference=recipe.stands_for is not None)
     if recipe.exchange == "fp8" and (problem := e4m3.missing(here.arch, compiled=recipe.compile.experts)):

@@ -77,6 +77,11 @@ def local_world_size(world: int) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or world) if under_torchrun() else world
 
 
+def own_cores() -> int:
+    """How many of this host's cores there are for each of its ranks, at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // local_world_size(world_size()))
+
+
 def is_first() -> bool:
     """True on rank 0 and outside torchrun."""
     return rank() == 0

@@ -9,10 +9,10 @@ Shapes: B videos, Z latent channels, F latent frames, h w latent height and widt
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class VaeDecoder:
         self._scale = 1.0 / torch.tensor(config.latents_std).view(shape).to(**to)
         vae.clear_cache()
         self._kernels: Callable[[], AbstractContextManager[object]] = (
-            nullcontext if bitwise else partial(kernels.fast, parameter.device)
+            nullcontext if bitwise else functools.partial(kernels.fast, parameter.device)
         )
         self._layout = torch.contiguous_format if bitwise else kernels.prepare(vae)
         self._slots: int = len(vae._feat_map)  # number of convolutions that keep features
@@ -90,7 +90,7 @@ def to_host(chunks: Iterator[torch.Tensor | None], device: torch.device, spans: 
                     host = chunk.contiguous()
                 yield host.numpy()
         return
-    copies = torch.cuda.Stream(device)
+    copies = _copy_stream(device)
     waiting: tuple[torch.Tensor, torch.cuda.Event] | None = None
     for chunk in chunks:
         if chunk is None:
@@ -108,6 +108,12 @@ def to_host(chunks: Iterator[torch.Tensor | None], device: torch.device, spans: 
         waiting = host, done
     if waiting is not None:
         yield _landed(*waiting, spans)
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all queries: each new stream would bring a pool of pinned and device memory of its own."""
+    return torch.cuda.Stream(device)
 
 
 def _landed(host: torch.Tensor, done: torch.cuda.Event, spans: Spans) -> np.ndarray:

@@ -125,6 +125,15 @@ def test_a_container_limit_counts_as_the_memory(tmp_path: Path) -> None:
     assert host_checks.memory(root, AMD).value == "64 GiB"
 
 
+def test_the_memory_that_loading_takes_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint in the page cache, and per rank what does not depend on an expert's size: 17 layers at most."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(256)))
+    check = host_checks.memory(lay(tmp_path, {"proc/meminfo": f"MemTotal: {200 * 2**20} kB"}), AMD[:1] * 8)
+    assert check.recommended == "198 GiB or more" and check.ok == "ok"
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert host_checks.memory(tmp_path, AMD[:1] * 8).recommended == "181 GiB or more"
+
+
 def test_the_wrong_aiter_is_told_from_the_right_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda module: None)
     assert (doctor.aiter(()).ok, doctor.aiter(H100).ok, doctor.aiter(AMD).ok) == ("ok", "ok", "missing")

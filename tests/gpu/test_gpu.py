@@ -61,10 +61,7 @@ def test_linear_layers(name: GemmName) -> None:
     hidden = torch.randn(1, 256, 512, device=probe().torch, dtype=torch.bfloat16)
     exact = layer(hidden)
     reference = {"fp8": Fp8Linear, "mxfp4": Mxfp4Linear}[name](layer)(hidden)
-    holder = torch.nn.Module()
-    holder.blocks = torch.nn.ModuleList([layer])
-    gemm.convert(holder, name, recipe, table, probe(), xdit.mxfp4_linear)
-    native = holder.blocks[0](hidden)
+    native = gemm.Conversion(name, recipe, table, probe(), xdit.mxfp4_linear)("blocks.0", layer)(hidden)
     assert error(native, exact) < 1.2 * error(reference, exact) + 0.01
 
 

@@ -75,12 +75,14 @@ def test_a_token_does_not_see_the_others() -> None:
 def test_packed_weights_are_small(model: Path) -> None:
     from wan_mlperf.checkpoint import Checkpoint
 
-    expert = Checkpoint("test", model).load_transformer("transformer", "bfloat16")
+    found = Checkpoint("test", model)
+    expert = found.load_transformer("transformer", "bfloat16")
     before = {name for name, one in expert.named_modules() if isinstance(one, nn.Linear)}
     recipe = Gemm(high_noise="mxfp4", keep=(("blocks.1.ffn.*", "bf16"), ("blocks.0.attn1.to_q", "fp8")))
     table = gemm.resolve(recipe, CPU, allow_reference=True, probe=probe.missing_gemm)
     assert table == {"mxfp4": None, "bf16": "TORCH", "fp8": None}
-    summary = gemm.convert(expert, "mxfp4", recipe, table, CPU, no_aiter)
+    conversion = gemm.Conversion("mxfp4", recipe, table, CPU, no_aiter)
+    expert = found.load_transformer("transformer", "bfloat16", convert=conversion)
     kinds = {name: type(one) for name, one in expert.named_modules()}
     assert kinds["blocks.0.attn1.to_q"] is Fp8Linear
     assert kinds["blocks.1.ffn.net.2"] is nn.Linear
@@ -88,7 +90,7 @@ def test_packed_weights_are_small(model: Path) -> None:
     for name in before:
         if not name.startswith("blocks."):
             assert kinds[name] is nn.Linear, name  # embeddings, modulation, output projection
-    assert "1 fp8, 17 mxfp4" in summary
+    assert "1 fp8, 17 mxfp4" in conversion.summary()
     packed = [one for one in expert.modules() if isinstance(one, Mxfp4Linear)]
     numbers = sum(one.in_features * one.out_features for one in packed)
     assert sum(gemm.weight_bytes(one) for one in packed) <= 0.28 * 2 * numbers

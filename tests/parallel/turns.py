@@ -46,7 +46,10 @@ def compare(
         num_attention_heads=4, attention_head_dim=32, ffn_dim=192, num_layers=3, text_dim=32
     ).requires_grad_(False)
     table = gemm.resolve(Gemm(high_noise=form, low_noise=form), probe(), allow_reference=True, probe=lambda _key: None)
-    gemm.convert(model, form, Gemm(), table, probe(), xdit.mxfp4_linear)
+    conversion = gemm.Conversion(form, Gemm(), table, probe(), xdit.mxfp4_linear)
+    for name, layer in dict(model.named_modules()).items():
+        if (new := conversion(name, layer)) is not layer:
+            model.set_submodule(name, new)
     recipe = Recipe(name="turns", mesh=MeshRecipe(interleave=True), exchange=exchange)
     self_attend, cross_attend = split_experts.attends(kernels, exchange=exchange, rehearsed_ranks=2)
     together = split_experts.together(kernels, recipe, made.shape, probe(), rehearsed_ranks=2)

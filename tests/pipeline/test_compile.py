@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
 from sut.prompts import benchmark_prompts
-from tests.conftest import run_module
-from wan_mlperf import Pipeline, load_recipe
+from tests.conftest import SMALL, run_module
 
 pytestmark = pytest.mark.slow
 
@@ -55,16 +53,26 @@ def kernels(cache: Path) -> dict[str, int]:
     return {file.relative_to(cache).as_posix(): file.stat().st_mtime_ns for file in cache.rglob("*.so")}
 
 
-def test_a_prompt_of_another_length_compiles_nothing(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:
-    """With CFG on two ranks, a rank sees one prompt alone per query: the warm-up's length must do for every other."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    overrides = [f"model.checkpoint={model}", "mesh.ranks=1", "compile.experts=true"]
-    pipeline = Pipeline.load(load_recipe("tiny", overrides=overrides))
-    expert, noise = pipeline.experts["high_noise"], pipeline.noise().to(pipeline.text_encoder.dtype)
-    counters.clear()
-    graphs = []
-    for prompt in ("warm-up", "a red circle", "a blue square that moves to the left", benchmark_prompts()[0]):
-        with torch.inference_mode():
-            expert(noise, 900.0, expert.text_keys(pipeline.text_encoder.encode([prompt])), "sage_fp8")
-        graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs == [1] * 4  # one for all layers
+def graphs(model: Path, cache: Path, *overrides: str, ranks: int) -> list[int]:
+    """How many are compiled after the warm-up, and after each of several prompts."""
+    small = [flag.removeprefix("--set=") for flag in SMALL]
+    done = run_module(
+        ["tests.pipeline.count_graphs", f"model.checkpoint={model}", "compile.experts=true", *small, *overrides],
+        ranks=ranks,
+        timeout=1800,
+        env={"TORCHINDUCTOR_CACHE_DIR": str(cache)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(one for one in done.stdout.splitlines() if one.startswith("graphs "))
+    counted: list[int] = json.loads(line.removeprefix("graphs "))
+    return counted
+
+
+@pytest.mark.parametrize("cross", ["sdpa", "native"])
+def test_as_many_graphs_on_two_ranks_as_on_one_and_none_after_the_warm_up(cross: str, model: Path, tmp_path: Path) -> None:
+    """Whatever the prompts' lengths. With CFG on two ranks, a rank sees one prompt alone per query."""
+    kernel = f"attention.cross={cross}"
+    (one, *later) = graphs(model, tmp_path, kernel, "mesh.ranks=1", ranks=1)
+    assert one > 0 and later == [one] * 3
+    assert graphs(model, tmp_path, kernel, "mesh.cfg=1", "mesh.ulysses=2", ranks=2) == [one] * 4
+    assert graphs(model, tmp_path, kernel, "mesh.cfg=2", ranks=2) == [one] * 4

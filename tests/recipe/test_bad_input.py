@@ -78,6 +78,10 @@ def test_recipes(text: str, message: str, tmp_path: Path) -> None:
             ["--set=references=forbid", "--set=attention.early=sdpa", "--set=attention.late=sdpa"],
             r"gemm 'mxfp4'.*AITER.*gfx950",
         ),
+        (
+            ["--set=references=forbid", "--set=model.dtype=float32"],
+            r"model.dtype 'float32': computes in fp32, and sage_fp4, mxfp4 take 16 bits; allowed: bfloat16, or",
+        ),
         (["--set", "model.fixed_latent=none.pt"], r"model.fixed_latent 'none.pt': cannot be read"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`python -m wan_mlperf.bench speed | decode | fidelity | embedded | profile | serve`."""
+"""`python -m wan_mlperf.bench speed | decode | load | fidelity | embedded | profile | serve`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from wan_mlperf import process
 from wan_mlperf.errors import choose
 
-COMMANDS = ("speed", "decode", "fidelity", "embedded", "profile", "serve")
+COMMANDS = ("speed", "decode", "load", "fidelity", "embedded", "profile", "serve")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,6 +24,10 @@ def main(arguments: Sequence[str]) -> int:
         from wan_mlperf.bench import decode
 
         return decode.main(arguments[1:])
+    if command == "load":
+        from wan_mlperf.bench import load
+
+        return load.main(arguments[1:])
     if command == "profile":
         from wan_mlperf.bench import profile
 

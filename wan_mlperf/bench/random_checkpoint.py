@@ -39,15 +39,19 @@ def write(
     vae_base: int = 16,
     text_dim: int = 128,
     dtype: torch.dtype = torch.float32,
+    shard: str = "10GB",
 ) -> Path:
-    """Write a checkpoint of these sizes into `folder` and return the folder. The same arguments give the same checkpoint."""
+    """Write a checkpoint of these sizes into `folder` and return the folder. The same arguments give the same checkpoint.
+
+    An expert's files are not larger than `shard`.
+    """
     with torch.random.fork_rng(devices=[]):
         for offset, part in enumerate(("transformer", "transformer_2")):
             torch.manual_seed(seed + offset)
             transformer = WanTransformer3DModel(
                 num_attention_heads=heads, attention_head_dim=head_dim, ffn_dim=ffn, num_layers=layers, text_dim=text_dim
             )
-            transformer.to(dtype).save_pretrained(folder / part)
+            transformer.to(dtype).save_pretrained(folder / part, max_shard_size=shard)
         torch.manual_seed(seed + 2)
         AutoencoderKLWan(base_dim=vae_base, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1).to(dtype).save_pretrained(
             folder / "vae"

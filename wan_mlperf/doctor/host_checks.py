@@ -4,6 +4,7 @@ The recommended kernel, governor and C-state values are the usual ones for nodes
 and only `nvidia_smi` starts a process.
 """
 
+import math
 import os
 import re
 import shutil
@@ -14,11 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from wan_mlperf.model_folder.parts import on_the_way
+
 Status = Literal["ok", "warn", "missing"]
 Smi = Callable[..., str | None]
 
 GIB = 2**30
 UNSEEN = "not exposed here: look on the host"
+RANK_GIB = 6  # libraries, the GPU's context, pinned buffers: an estimate, as no GPU was at hand
+LARGEST_LAYER = 5120 * 13_824  # numbers: an expert's feed-forward layer
 CHECKPOINT_GIB = 130  # two experts of 14.3 B parameters in fp32, UMT5 in bf16, the VAE: about 126 GB
 HUB_FOLDER = "models--Wan-AI--Wan2.2-T2V-A14B-Diffusers"
 DEEP_US = 10  # exit latency above which an idle state delays a launch: C1 is 1 to 2 us, AMD's C2 100 and more
@@ -171,12 +176,17 @@ def peer_links(gpus: tuple[Gpu, ...], smi: Smi = nvidia_smi) -> Check:
     return Check("GPU peer links", f"{linked} of {pairs} pairs by {kind}", want, ok, source, fix)
 
 
+def rank_gib(threads: int) -> float:
+    """What a rank with a GPU needs beside the checkpoint, which should stay in the page cache while the ranks read it."""
+    return RANK_GIB + on_the_way(LARGEST_LAYER, max(1, threads)) / GIB
+
+
 def memory(root: Path, gpus: tuple[Gpu, ...]) -> Check:
     """Check the host's memory, or its container's limit."""
     text = re.search(r"^MemTotal:\s+(\d+) kB", read(root / "proc/meminfo") or "", re.M)
     total, limit = int(text[1]) * 1024 if text else 0, read(root / "sys/fs/cgroup/memory.max") or ""
     total = min(total, int(limit)) if limit.isdigit() else total
-    want = 256 if gpus else 4  # with GPUs the checkpoint should stay in the page cache while the ranks run
+    want = math.ceil(CHECKPOINT_GIB + len(gpus) * rank_gib(len(os.sched_getaffinity(0)) // len(gpus))) if gpus else 4
     value = f"{total / GIB:.0f} GiB" if total else "not readable"
     ok: Status = "ok" if total >= want * GIB else "warn"
     source, fix = "/proc/meminfo, cgroup memory.max", "raise the memory limit of the container or the job"

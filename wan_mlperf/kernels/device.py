@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -22,6 +22,10 @@ from wan_mlperf import ranks
 Fabric = Literal["links", "switch"]
 T = TypeVar("T")
 
+# What inductor is told: to start an exchange early and wait for it late. PyTorch recommends these passes, and AMD sets them.
+_EARLY, _LATE = "reorder_communication_preserving_peak_memory", "sink_waits_iterative"
+_OVERLAP = "reorder_for_compute_comm_overlap"
+OVERLAP: dict[str, Any] = {_OVERLAP: True, f"{_OVERLAP}_passes": [_EARLY, _LATE, _EARLY]}
 # Variables that say which of a host's GPUs a build of torch may see.
 VISIBLE = {"CUDA": ("CUDA_VISIBLE_DEVICES",), "ROCm": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")}
 

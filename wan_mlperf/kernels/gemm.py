@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MethodType
 from typing import Any
@@ -98,44 +99,55 @@ def _in(products: torch.dtype, layer: nn.Linear | nn.Conv3d, hidden: torch.Tenso
     return out.to(hidden.dtype)
 
 
-def convert(
-    expert: nn.Module,
-    name: str,
-    recipe: Gemm,
-    table: Backends,
-    device: Device,
-    aiter_linear: NativeLinear,
-    variants: Sequence[Layers] = (),
-) -> str:
-    """Convert the linear layers of an expert's blocks to the format `name`, in place. Returns one line for the load summary.
+class Conversion:
+    """Makes of each linear layer of an expert's blocks what the recipe says; `convert` of model_folder/experts.py.
 
     `variants` are what the steps of a plan have as `layers`: patterns of layer names (such as "blocks.0.*" or "*.ffn.*") with
-    another format; without a plan, those of `recipe.keep` for every step. A layer whose format changes over the steps is held in
-    each (`ByStep`). `table` is what `resolve` returned. Norms, embeddings, modulation and the output projection stay as they are.
-    Each layer is packed, and its 16-bit copy freed, before the next one. `aiter_linear` makes xDiT's layer for gfx950.
+    another format than `name`; without a plan, those of `recipe.keep` for every step. A layer whose format changes over the steps
+    is held in each (`ByStep`). `table` is what `resolve` returned. Norms, embeddings, modulation and the output projection stay
+    as they are. `aiter_linear` makes xDiT's layer for gfx950. Safe to call from several threads.
     """
-    variants = variants or [tuple((rule.layers, rule.format) for rule in recipe.rules if rule.steps is None)]
-    layers = [
-        (full, layer) for full, layer in expert.named_modules() if full.startswith("blocks.") and isinstance(layer, nn.Linear)
-    ]
-    numbers = packed = 0
-    counts: dict[str, int] = {}
-    for full, layer in layers:
-        chosen = {rules: format_of(full, name, rules) for rules in variants}
-        kinds = list(dict.fromkeys(chosen.values()))
-        text = " and ".join(kinds)
-        counts[text] = counts.get(text, 0) + 1
-        numbers += layer.weight.numel()
-        made = {
-            one: _make(_again(layer) if len(kinds) > 1 else layer, one, recipe.fp8_scales, table[one], device, aiter_linear)
-            for one in kinds
-        }
+
+    def __init__(
+        self,
+        name: str,
+        recipe: Gemm,
+        table: Backends,
+        device: Device,
+        aiter_linear: NativeLinear,
+        variants: Sequence[Layers] = (),
+    ) -> None:
+        self._name, self._scales, self._table, self._device, self._aiter_linear = (
+            name,
+            recipe.fp8_scales,
+            table,
+            device,
+            aiter_linear,
+        )
+        self._variants = variants or [tuple((rule.layers, rule.format) for rule in recipe.rules if rule.steps is None)]
+        self._made: dict[str, tuple[str, int, int]] = {}  # layer -> formats, numbers, bytes
+
+    def __call__(self, full: str, layer: nn.Module) -> nn.Module:
+        """Return what takes the place of the module `full`; the caller frees the 16-bit one."""
+        if not full.startswith("blocks.") or not isinstance(layer, nn.Linear):
+            return layer
+        chosen = {rules: format_of(full, self._name, rules) for rules in self._variants}
+        kinds, numbers = list(dict.fromkeys(chosen.values())), layer.weight.numel()
+        made = {one: self._make(_again(layer) if len(kinds) > 1 else layer, one) for one in kinds}
         new = made[kinds[0]] if len(kinds) == 1 else ByStep(made, chosen)
-        parent, _, leaf = full.rpartition(".")
-        setattr(expert.get_submodule(parent), leaf, new)
-        packed += weight_bytes(new)
-    formats = ", ".join(f"{count} {chosen}" for chosen, count in sorted(counts.items()))
-    return f"{formats} linear layers, {packed / 1e6:.1f} MB of weights, {packed / max(1, 2 * numbers):.3f} of bf16's"
+        self._made[full] = " and ".join(kinds), numbers, weight_bytes(new)
+        return new
+
+    def _make(self, layer: nn.Linear, name: str) -> nn.Module:
+        return _make(layer, name, self._scales, self._table[name], self._device, self._aiter_linear)
+
+    def summary(self) -> str:
+        """One line for the load summary."""
+        counts = Counter(kinds for kinds, _, _ in self._made.values())
+        numbers = sum(one for _, one, _ in self._made.values())
+        packed = sum(one for _, _, one in self._made.values())
+        formats = ", ".join(f"{count} {kinds}" for kinds, count in sorted(counts.items()))
+        return f"{formats} linear layers, {packed / 1e6:.1f} MB of weights, {packed / max(1, 2 * numbers):.3f} of bf16's"
 
 
 def format_of(layer: str, name: str, rules: Layers) -> str:

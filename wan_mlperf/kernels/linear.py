@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from wan_mlperf.kernels import sage
 from wan_mlperf.step_plan import Layers
 
 BLOCK = 32
+PIECE = 1 << 18  # numbers of a weight that a reference quantises at a time, at 40 bytes each on the way
 
 
 @functools.cache
@@ -112,6 +113,14 @@ class _Reference(Quantised):
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
 
 
+def _by_rows(
+    weight: torch.Tensor, quantise: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantise(weight)` of a format whose scales span no rows, a few rows at a time."""
+    codes, scales = zip(*map(quantise, weight.split(max(1, PIECE // weight.shape[1]))), strict=True)
+    return torch.cat(codes), torch.cat(scales)
+
+
 class Fp8Linear(_Reference):
     """Float8 reference: E4M3 with one scale per row of the weight and per token, or one per tensor, as torchao's."""
 
@@ -122,8 +131,9 @@ class Fp8Linear(_Reference):
         super().__init__(layer)
         self.per_row = scales == "row"
         self.quantises = "fp8", scales, self.products
-        values, weight_scales = self._rounded(layer.weight.detach())
-        self.register_buffer("weight", values.to(torch.float8_e4m3fn))
+        weight = layer.weight.detach()
+        values, weight_scales = _by_rows(weight, self._packed) if self.per_row else self._packed(weight)
+        self.register_buffer("weight", values)
         self.register_buffer("scales", weight_scales)
 
     def quantise(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -136,6 +146,10 @@ class Fp8Linear(_Reference):
         values, scales = operands
         out = F.linear(values, self.weight.to(self.products)).float() * scales * self.scales.squeeze(-1)
         return (out if self.bias is None else out + self.bias).to(self.dtype)
+
+    def _packed(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, scales = self._rounded(weight)
+        return values.to(torch.float8_e4m3fn), scales
 
     def _rounded(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return sage.quantise_e4m3(values, (-1,) if self.per_row else tuple(range(values.ndim)))
@@ -152,7 +166,7 @@ class Mxfp4Linear(_Reference):
         if layer.in_features % BLOCK:
             raise BadInput(f"gemm 'mxfp4': a layer of {layer.in_features} input features; allowed: a multiple of {BLOCK}")
         self.quantises = "mxfp4", self.products
-        codes, scales = sage.quantise_mxfp4(layer.weight.detach(), ties_away=False)
+        codes, scales = _by_rows(layer.weight.detach(), functools.partial(sage.quantise_mxfp4, ties_away=False))
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
 

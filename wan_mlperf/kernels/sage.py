@@ -41,6 +41,7 @@ ROUNDING = {"fp8": (3, E4M3_SMALLEST), "fp16": (10, 2.0**-14), "16 bits": (7, 2.
 _EXPONENT = 0x7F800000  # the exponent bits of a float32
 _MANTISSA = 0x007FFFFF
 _SMALLEST_NORMAL = 2.0**-126
+_BELOW_HALF = (0x3F000000 >> 22) - 1  # exponent and first bit of the mantissa of what is just below 0.5
 
 
 @lru_cache(maxsize=32)
@@ -93,13 +94,12 @@ def quantise_mxfp4(x: Tensor, *, ties_away: bool = True) -> tuple[Tensor, Tensor
     blocks = x.float().contiguous().unflatten(-1, (-1, MX_BLOCK))
     scales = _mx_scales(blocks)
     scaled = blocks * torch.where(scales == 0, 0.0, 1 / scales)
-    midpoints = torch.tensor(E2M1_MIDPOINTS, device=x.device)
-    magnitudes = scaled.abs()
-    codes = torch.bucketize(magnitudes, midpoints, right=True)
-    if not ties_away:
-        codes = torch.where(torch.isin(magnitudes, midpoints), codes - codes % 2, codes)
-    codes = codes.to(torch.uint8)
-    codes |= scaled.signbit().to(torch.uint8) << 3
+    signs = (scaled.view(torch.int32) >> 28).bitwise_and_(8)
+    if ties_away:  # see `round_to_mxfp4`
+        scaled = (scaled.view(torch.int32) | 1).view(torch.float32)
+    # Exponent and first bit of the mantissa count E2M1's numbers from 1 on; below it are 0.5, and zero.
+    codes = (_round_mantissa_(scaled, 1.0, 1).abs_().view(torch.int32) >> 22).sub_(_BELOW_HALF).clamp_(min=0)
+    codes = codes.sub_((codes > 1).int()).bitwise_or_(signs).to(torch.uint8)
     low, high = codes.flatten(-2).unflatten(-1, (-1, 2)).unbind(-1)
     return low | high << 4, (scales.view(torch.int32) >> 23).squeeze(-1).to(torch.uint8)
 

@@ -19,6 +19,8 @@ from wan_mlperf.inputs import text
 Shape = tuple[int, ...]
 DTYPES = ("BF16", "F16", "F32")  # that weights may be stored in
 POINTER = b"version https://git-lfs"  # how the placeholder of a file starts that Git LFS has not fetched
+PIECE = 1 << 22  # numbers of a weight that are read and cast at a time
+MOST_THREADS = 16  # that do it; each holds a layer: 141 MB in bf16 at the benchmark's size, and its packed copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,14 @@ def _shards(model: Path, part: str, index: str) -> tuple[Path, ...]:
     if missing:
         raise BadInput(f"{where(model, part)} lacks {', '.join(missing[:3])}; allowed: a complete download")
     return tuple(model / part / file for file in files)
+
+
+def on_the_way(numbers: int, threads: int) -> int:
+    """Bytes of host memory, at most, for layers on their way to a GPU, in bf16 and while they are cast; see experts.py.
+
+    The largest layer has so many `numbers`. One more than the threads may be waiting.
+    """
+    return (min(threads, MOST_THREADS) + 1) * 2 * numbers + min(threads, MOST_THREADS) * 4 * PIECE
 
 
 def headers(model: Path, part: str, files: tuple[Path, ...]) -> dict[str, tuple[str, Shape]]:

@@ -38,7 +38,9 @@ def fake_mesh(shape: Shape, device: Device, rank: int, *, unguided: bool = False
             unguided_groups = None
             if unguided and shape.cfg == 2:
                 degrees = {"ulysses": 2 * shape.ulysses, "ring": shape.ring}
-                unguided_groups = xdit_groups.make_sequence_groups(device, **degrees, rank=rank, world=shape.world)
+                unguided_groups = xdit_groups.make_sequence_groups(
+                    device, **degrees, rank=rank, world=shape.world, timeout_s=60.0
+                )
         exchange: Exchange | None = None
         if shape.per_replica > 1:
             exchange = ProcessGroupExchange(distributed.get_vae_parallel_group().device_group)

@@ -251,7 +251,7 @@ def start(shape: Shape, device: Device, *, timeout_s: float = 600.0, unguided: b
     unguided_groups = None
     if unguided and shape.cfg == 2:
         unguided_groups = xdit_groups.make_sequence_groups(
-            device, ulysses=2 * shape.ulysses, ring=shape.ring, rank=rank, world=world
+            device, ulysses=2 * shape.ulysses, ring=shape.ring, rank=rank, world=world, timeout_s=timeout_s
         )
     return Mesh(shape, device, rank, distributed, exchange, unguided_groups)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 
 from wan_mlperf import ranks
+from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels.device import Device
 from wan_mlperf.parallel import xdit
 
@@ -43,7 +46,7 @@ def start_groups(device: Device, *, replicas: int, cfg: int, ulysses: int, ring:
     xdit.load()
     state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
     distributed = importlib.import_module("xfuser.core.distributed")
-    with _one_gloo_device():
+    with _our_groups(timeout_s):
         _start_world(device, distributed, state, timeout_s)
         if distributed.model_parallel_is_initialized():
             state.destroy_model_parallel()
@@ -97,24 +100,53 @@ def _store(timeout: datetime.timedelta) -> tuple[Any, int, int]:
 
 
 @contextmanager
-def _one_gloo_device() -> Iterator[None]:
+def _our_groups(timeout_s: float) -> Iterator[None]:
+    """While groups are made: those of gloo share a device, and all new ones get our time-out. xDiT has no option for either."""
     # By default every gloo group opens its own device, whose thread wakes up a hundred times a second. xDiT makes about twenty
     # groups, so two ranks woke two busy cores 4,800 times a second. Groups can share a device, but torch has no option for it.
     c10d: Any = importlib.import_module("torch.distributed.distributed_c10d")
     gloo: Any = c10d.ProcessGroupGloo
-    device = gloo.create_default_device()
+    devices, timeout = _gloo_devices(gloo), datetime.timedelta(seconds=timeout_s)
+    before = set(c10d._world.pg_map)
 
-    class OnOneDevice(gloo):  # a class, because torch asks whether groups are instances of this name
+    class OnOurDevices(gloo):  # a class, because torch asks whether groups are instances of this name
         def __init__(self, store: Any, rank: int, size: int, *, timeout: datetime.timedelta) -> None:
             options = gloo._Options()
-            options._devices, options._timeout = [device], timeout
+            options._devices, options._timeout = devices, timeout
             super().__init__(store, rank, size, options)
 
-    c10d.ProcessGroupGloo = OnOneDevice
+    c10d.ProcessGroupGloo = OnOurDevices
     try:
         yield
     finally:
         c10d.ProcessGroupGloo = gloo
+    for group in set(c10d._world.pg_map) - before:
+        if dist.get_backend(group) != "fake":
+            c10d._set_pg_timeout(timeout, group)
+
+
+def _gloo_devices(gloo: Any) -> list[Any]:
+    """The network interfaces that GLOO_SOCKET_IFNAME names, as torch itself takes it; else the one of this host's name."""
+    if dist.is_initialized() and dist.get_backend() == "fake":  # a rehearsal of other ranks
+        return [gloo.create_default_device()]
+    wanted = [name.strip() for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name.strip()]
+    there = sorted(name for _, name in socket.if_nameindex())
+    for name in wanted:
+        if name not in there:
+            raise BadInput(f"GLOO_SOCKET_IFNAME: {name!r} is no network interface of this host; allowed: {', '.join(there)}")
+    if not wanted and ranks.world_size() > ranks.local_world_size(ranks.world_size()) and _is_loopback(socket.gethostname()):
+        raise BadInput(
+            f"host name {socket.gethostname()!r} resolves to this host's loopback address, where ranks of other hosts would "
+            f"wait for ever; allowed: with GLOO_SOCKET_IFNAME=<interface>, one of {', '.join(there)}"
+        )
+    return [gloo.create_device(interface=name) for name in wanted] or [gloo.create_default_device()]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return all(info[4][0] == "::1" or str(info[4][0]).startswith("127.") for info in socket.getaddrinfo(host, None))
+    except OSError:
+        return False  # a name that does not resolve: gloo looks for an address by itself
 
 
 class SequenceGroups(NamedTuple):
@@ -132,13 +164,13 @@ def sequence_groups() -> SequenceGroups:
     return SequenceGroups(state.get_sp_group(), process_groups.ULYSSES_PG, process_groups.RING_PG)
 
 
-def make_sequence_groups(device: Device, *, ulysses: int, ring: int, rank: int, world: int) -> SequenceGroups:
+def make_sequence_groups(device: Device, *, ulysses: int, ring: int, rank: int, world: int, timeout_s: float) -> SequenceGroups:
     """Make another set of groups, of consecutive ranks, and leave those in use alone. Every rank of the world calls it."""
     state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
     globals_: Any = importlib.import_module("yunchang.globals")
     before = globals_.PROCESS_GROUP.ULYSSES_PG, globals_.PROCESS_GROUP.RING_PG
     size = ulysses * ring
-    with _one_gloo_device():
+    with _our_groups(timeout_s):
         globals_.set_seq_parallel_pg(sp_ulysses_degree=ulysses, sp_ring_degree=ring, rank=rank, world_size=world)
         made = globals_.PROCESS_GROUP.ULYSSES_PG, globals_.PROCESS_GROUP.RING_PG
         globals_.PROCESS_GROUP.ULYSSES_PG, globals_.PROCESS_GROUP.RING_PG = before

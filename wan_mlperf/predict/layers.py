@@ -45,7 +45,7 @@ class RecordedLinear(Quantised):
 
 
 def convert(expert: nn.Module, form: str, variants: Sequence[Layers], counting: Counting) -> None:
-    """Replace the linear layers of an expert's blocks by records of their format, as kernels/gemm.py's `convert` chooses it."""
+    """Replace the linear layers of an expert's blocks by records of their format, as kernels/gemm.py chooses it."""
     for name, layer in list(expert.named_modules()):
         if name.startswith("blocks.") and isinstance(layer, nn.Linear):
             chosen = {rules: format_of(name, form, rules) for rules in variants}
