@@ -95,11 +95,11 @@ def most_memory(reset: bool = False) -> int:
 
 
 def test_a_few_layers_are_in_memory_at_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """19 million numbers, of which a layer has 2: 77 MB in fp32, 39 in bf16, 11 in mxfp4, which is what stays."""
+    """29 million numbers, of which a layer has 2: 115 MB in fp32, 58 in bf16, 17 in mxfp4, which is what stays."""
     monkeypatch.setattr(linear, "PIECE", 1 << 16)
     monkeypatch.setattr("wan_mlperf.model_folder.experts.PIECE", 1 << 18)
     with torch.device("meta"):
-        large = WanTransformer3DModel(num_attention_heads=8, attention_head_dim=32, ffn_dim=8192, num_layers=4, text_dim=128)
+        large = WanTransformer3DModel(num_attention_heads=8, attention_head_dim=32, ffn_dim=8192, num_layers=6, text_dim=128)
     for weight in large.to_empty(device="cpu").parameters():
         weight.data.uniform_(-1, 1)
     large.save_pretrained(tmp_path / "transformer")
@@ -110,7 +110,7 @@ def test_a_few_layers_are_in_memory_at_once(model: Path, tmp_path: Path, monkeyp
     before = most_memory(reset=True)
     expert = load_expert(tmp_path, "transformer", torch.bfloat16, convert=streamed)
     stays = sum(one.nbytes for one in values(expert).values())
-    assert most_memory() - before < stays + stored / 8 < stored / 2.5, "a quarter of the expert in bf16, beside what stays"
+    assert most_memory() - before < stays + stored / 4 < stored / 2.4, "half of the expert in bf16, beside what stays"
 
 
 @pytest.mark.slow
