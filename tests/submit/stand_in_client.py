@@ -135,6 +135,7 @@ class Client:
         wanted = self.config["audit"]
         reference = self.phase(range(wanted["samples"]))
         same = self.phase([wanted["sample_index"]] * wanted["audit_samples"])
+        assert reference["n_samples_failed"] == same["n_samples_failed"] == 0
         self.write(folder / "reference", reference)
         self.write(folder / "output_caching", same)
         rates = [one["n_samples_completed"] / one["duration_ns"] for one in (reference, same)]

@@ -95,7 +95,10 @@ class Measurement:
         try:
             yield self._await_server()
             self._server.send_signal(signal.SIGTERM)
-            self._server.wait(STOP_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._server.wait(STOP_S)
+            if client_results.read_result(run).valid:  # what counts has been moved to videos/
+                shutil.rmtree(run / "served", ignore_errors=True)
         finally:
             if self._server.poll() is None:
                 self._server.terminate()
@@ -141,8 +144,6 @@ class Measurement:
             system=machine.measure(run, world=made_by["world_size"]),
             stopped=stopped,
         )
-        if not stopped:
-            shutil.rmtree(run / "served", ignore_errors=True)
         run_record.print_summary(result, run)
 
     def audit(self, run: Path, address: str) -> None:
