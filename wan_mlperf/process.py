@@ -94,8 +94,19 @@ def why(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         name = error.filename if error.filename is not None else _file_of(error)
         place = "" if name is None else f"{shown(str(name))}: "
-        return f"{place}{one_line(Exception(error.strerror or error))}"
+        cause = "" if error.strerror else _cause(error)
+        return f"{place}{one_line(Exception(error.strerror or error))}{cause}"
     return None
+
+
+def _cause(error: BaseException) -> str:
+    """Return the system's reason that a library put its own words before."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.strerror:
+            return f" ({seen.strerror})"
+        seen = seen.__cause__ or seen.__context__
+    return ""
 
 
 def _file_of(error: BaseException) -> str | None:
