@@ -77,7 +77,8 @@ def path(text: str) -> str:
     try:
         found = paths.expand(text, what="path")
         paths.look(found, what="path")
-        return str(found)
+        # `./~` is a folder of this name, and must not become the home folder where the path is used.
+        return str(found.absolute() if str(found).startswith("~") and not text.startswith("~") else found)
     except BadInput as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

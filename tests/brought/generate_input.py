@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 REFUSED = object()  # in the place of a meaning: this must be refused
@@ -33,7 +33,10 @@ names = names.filter(lambda one: one not in ("", ".", "..") and len(one.encode()
 def examples(number: int) -> Callable[[Any], Any]:
     """Settings: the same examples each time."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    return settings(max_examples=number, deadline=None, derandomize=True, database=None, suppress_health_check=checks)
+    phases = [Phase.explicit, Phase.generate]  # to make a failing command line shorter would take longer than to find it
+    return settings(
+        max_examples=number, deadline=None, derandomize=True, database=None, suppress_health_check=checks, phases=phases
+    )
 
 
 def numbers(

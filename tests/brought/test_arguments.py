@@ -149,6 +149,14 @@ def test_a_tilde_is_the_home_folder(model: Path, tmp_path: Path, monkeypatch: py
     refused(call(generate.main, "a", "--model=~/mine"), "no home folder")
 
 
+def test_a_folder_named_tilde_is_not_the_home_folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/none")
+    (tmp_path / "~").symlink_to(model)
+    end = call(generate.main, "a red circle", "--model=./~", "--explain", "--json")
+    assert end.code == 0, end.err
+    assert json.loads(end.out)["recipe"]["model"]["checkpoint"] == str(tmp_path / "~")
+
+
 @pytest.mark.parametrize(
     "text",
     [
