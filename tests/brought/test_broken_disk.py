@@ -216,7 +216,7 @@ def walk(runner: tuple[Runner, Path], materials: Path, name: str, chosen: Callab
     assert not problems, f"{len(problems)} of {len(chosen(places(log)))}:\n" + "\n".join(problems)
 
 
-@pytest.mark.job
+@pytest.mark.slow
 def test_some_calls_fail(runner: tuple[Runner, Path], materials: Path) -> None:
     walk(runner, materials, "report", lambda numbers: numbers[::3])
     walk(runner, materials, "generate", lambda numbers: [numbers[10], numbers[len(numbers) // 2], numbers[-3]])
