@@ -22,7 +22,7 @@ def write(folder: Path) -> None:
     try:
         atomic_write(folder / PAGE, render(read(folder)))
     except (OSError, ValueError, KeyError, jinja2.TemplateError) as error:
-        process.say(f"no {PAGE}: {process.one_line(error)}")
+        process.say(f"no {PAGE}: {process.why(error) or process.one_line(error)}")
 
 
 def read(folder: Path) -> Run:
