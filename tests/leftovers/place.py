@@ -19,6 +19,8 @@ from wan_mlperf.files import TEMPORARY
 
 HOOKS = ROOT / "tests" / "leftovers" / "hooks"
 SHARED_MEMORY = Path("/dev/shm")
+# What our libraries name there. Of other names nobody can tell whose they are: other processes of the machine have some, too.
+OUR_SHARED = ("torch_", "psm_", "nccl", "gloo", "wan_mlperf")
 SHARED_S = 15.0  # what a process of somebody else may take from its last use to the removal
 CACHE = "home/.cache/wan_mlperf"
 
@@ -86,7 +88,8 @@ class Place:
 
     @staticmethod
     def _shared_names() -> set[str]:
-        return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else set()
+        found = os.listdir(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else []
+        return {name for name in found if name.startswith(OUR_SHARED)}
 
 
 def _is_used(name: str) -> bool:
