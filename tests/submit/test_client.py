@@ -203,6 +203,10 @@ def test_stages_are_read_from_the_clients_files(made: tuple[Path, Path]) -> None
         notes["singlestream performance"] == "VALID, mean 2.100 s" and notes["offline performance"] == "VALID, 0.4000 samples/s"
     )
     assert notes["offline test04"] == "audit_qps=0.1 < 0.11" and len(notes) == 6
+    half = campaign / "20260101-000000-offline-performance" / "audit" / "output_caching" / "performance"
+    (half / "result_summary.json").write_text(json.dumps(summary(n_samples_failed=3)))  # the client lets it pass [seen]
+    assert not found.state(Stage(scenario="offline", kind="test04")).done
+    (half / "result_summary.json").unlink()
     (moved,) = found.set_aside(Stage(scenario="offline", kind="test04"))
     assert (moved / "audit_output_caching_test.json").is_file()
     assert found.state(Stage(scenario="offline", kind="test04")).note == "not run"
