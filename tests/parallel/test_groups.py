@@ -47,5 +47,8 @@ def test_a_loopback_name_is_refused_on_a_cluster(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("socket.gethostname", lambda: "localhost")
     monkeypatch.setattr("wan_mlperf.ranks.world_size", lambda: 16)
     monkeypatch.setattr("wan_mlperf.ranks.local_world_size", lambda _world: 8)
+    monkeypatch.setattr("wan_mlperf.ranks.master", lambda: ("192.0.2.1", 29500))
     with pytest.raises(BadInput, match=r"host name 'localhost' resolves to this host's loopback.*GLOO_SOCKET_IFNAME"):
         xdit_groups._gloo_devices(None)
+    monkeypatch.setattr("wan_mlperf.ranks.master", lambda: ("127.0.0.1", 29500))  # several agents of one host
+    assert len(xdit_groups._gloo_devices(dist.ProcessGroupGloo)) == 1

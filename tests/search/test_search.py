@@ -135,7 +135,7 @@ def test_two_replicas_find_what_one_finds(model: Path, tmp_path: Path) -> None:
         (["--forwards", "20"], "--division closed: every schedule of it has the same forward passes"),
         (["--seconds", "9"], "--seconds with --hardware or --seconds-from"),
         (["--seconds", "-1", "--hardware", "mi355x"], "--seconds: -1 is not allowed"),
-        (["--seconds", "nan", "--hardware", "mi355x"], "--seconds: nan is not allowed"),
+        (["--seconds", "nan", "--hardware", "mi355x"], "--seconds: invalid float value: 'nan'"),
         (["--error", "0.1", "--hardware", "mi999"], "hardware 'mi999': is not known"),
         (["--error", "0.1", "--hardware", "mi355x", "--gpus", "0"], "--gpus: 0 is not allowed"),
         (["--error", "0.1", "--division", "opened"], "division: 'opened' is not known, did you mean 'open'"),

@@ -134,7 +134,11 @@ def _gloo_devices(gloo: Any) -> list[Any]:
     for name in wanted:
         if name not in there:
             raise BadInput(f"GLOO_SOCKET_IFNAME: {name!r} is no network interface of this host; allowed: {', '.join(there)}")
-    if not wanted and ranks.world_size() > ranks.local_world_size(ranks.world_size()) and _is_loopback(socket.gethostname()):
+    several = ranks.world_size() > ranks.local_world_size(ranks.world_size())
+    master = ranks.master()
+    # Where rank 0's address is a loopback one, too, several of torchrun's agents share this host: as in the tests.
+    elsewhere = several and master is not None and not _is_loopback(master[0])
+    if not wanted and elsewhere and _is_loopback(socket.gethostname()):
         raise BadInput(
             f"host name {socket.gethostname()!r} resolves to this host's loopback address, where ranks of other hosts would "
             f"wait for ever; allowed: with GLOO_SOCKET_IFNAME=<interface>, one of {', '.join(there)}"
