@@ -22,9 +22,9 @@ CRF = 16
 # Y'CbCr of BT.601 in the limited range; the RGB itself is sRGB, as of any picture that a model was trained on.
 COLOURS = {"colorspace": "smpte170m", "color_range": "tv", "color_primaries": "bt709", "color_trc": "iec61966-2-1"}
 ENCODER = "libx264"
-# A video of 720p takes seconds of one core, more than its decode, so a server's client would wait for the encoder. The number is
-# fixed because the file depends on it; with a fixed number x264 gives the same file every time, whatever the host's cores.
-THREADS = 8
+# x264's output depends on the number of its threads, and what VBench scores is what is decoded: with more than one, the pixels of
+# sizes from 192 x 320 on would be others, and scores not comparable with earlier ones (docs/results/serving-2026-11-26.md).
+THREADS = 1
 
 
 def check_encoder() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imageio.v3
@@ -32,15 +31,6 @@ def test_the_same_frames_are_the_same_file(tmp_path: Path) -> None:
     write_mp4(tmp_path / "a.mp4", [frames()], 8)
     write_mp4_in_background(tmp_path / "b.mp4", (frames()[start : start + 4] for start in range(0, 17, 4)), 8)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes() == to_mp4(frames(), 8)
-
-
-def test_the_encoders_threads_change_nothing() -> None:
-    """Four at once, each with several threads that get the processor in any order: the same file."""
-    rng = np.random.default_rng(0)
-    moving = np.stack([np.roll(rng.integers(0, 255, (192, 192, 3)).astype(np.uint8), 5 * number, axis=1) for number in range(24)])
-    with ThreadPoolExecutor(4) as pool:
-        files = list(pool.map(lambda _: to_mp4(moving, 8), range(4)))
-    assert len(set(files)) == 1
 
 
 @pytest.mark.parametrize("write", [write_mp4, write_mp4_in_background])
