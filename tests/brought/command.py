@@ -56,3 +56,11 @@ def run(main: Callable[[Sequence[str]], int], *arguments: str) -> Ended:
             signal.signal(number, handler)
     assert isinstance(code, int)
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+def refused(end: Ended, *words: str) -> None:
+    """Exit code 2 and one line that holds these words."""
+    assert (end.code, end.out) == (2, ""), end
+    assert end.line.startswith("error: ")
+    for word in words:
+        assert word in end.line, end.line

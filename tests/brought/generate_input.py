@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -169,3 +170,7 @@ def recipes(draw: st.DrawFn) -> tuple[list[str], dict[str, Any]]:
         explicit_start=draw(st.booleans()),
     )
     return text.split("\n"), meant
+
+
+def few(quick: int, all_of_them: int) -> Any:
+    return pytest.mark.parametrize("number", [quick, pytest.param(all_of_them, marks=pytest.mark.slow)])
