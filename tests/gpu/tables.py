@@ -252,6 +252,7 @@ def experts(device: Device, sizes: Sizes) -> Rows:
             if "compiled" in name and not sizes.compiled:
                 continue
             with rows.row(layers, name), torch.inference_mode():
+                torch._dynamo.reset()  # else the block that a row before compiled would be taken
                 counters.clear()
                 first, best = seconds(device, call, rounds=2)
                 graphs = counters["stats"]["unique_graphs"]
