@@ -121,9 +121,10 @@ def _backend(key: str) -> Function:
 
 
 def runnable(device: Device, head_dim: int) -> dict[str, str | None]:
-    """Key of each attention backend -> None, or what it lacks."""
+    """Key of each attention backend -> None, or what it lacks. Probes ask for packages: a CUDA build has cuDNN without a GPU."""
     meshes.start(ALONE, device)
-    return {key: xdit.check_backend(key, dtype=torch.bfloat16, head_dim=head_dim) for key in ATTENTION}
+    found = {key: xdit.check_backend(key, dtype=torch.bfloat16, head_dim=head_dim) for key in ATTENTION}
+    return found if device.is_gpu else {key: problem or {"SDPA": None}.get(key, "needs a GPU") for key, problem in found.items()}
 
 
 def probes(device: Device, sizes: Sizes) -> Rows:
