@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sut import loadgen, test04_reasons
+from sut import loadgen, test04_reasons, user_conf
 from sut import result as results
 from sut.result import FILE, Compliance
 from wan_mlperf.errors import BadInput
@@ -102,7 +102,7 @@ def verify(folder: Path, reference: Path, seconds: Sequence[float]) -> Complianc
 
 def check_samples(count: int) -> None:
     """Refuse a list of prompts that does not hold the one which the audit repeats. Raises BadInput."""
-    least = int(loadgen.check_user_conf(AUDIT)["SingleStream.performance_issue_same_index"]) + 1
+    least = int(user_conf.read(AUDIT).values["SingleStream.performance_issue_same_index"]) + 1
     if count < least:
         raise BadInput(f"--test04 with {count} prompts: it repeats prompt {least}; allowed: a list of at least {least}")
 

@@ -19,11 +19,6 @@ SCENARIOS: dict[Scenario, str] = {"singlestream": "SingleStream", "offline": "Of
 MODES = ("performance", "accuracy")
 
 
-def check_user_conf(file: Path) -> dict[str, float]:
-    """Read a user.conf strictly; return the "scenario.key" values that apply to this model. Raises BadInput."""
-    return dict(user_conf.read(file).values)
-
-
 def make_settings(scenario: Scenario, mode: Mode, conf: Path, samples: int) -> Any:
     """Return LoadGen's TestSettings for this scenario and mode; `samples` is the number of prompts. Raises BadInput."""
     name = SCENARIOS[choose("scenario", scenario, SCENARIOS)]

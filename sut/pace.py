@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sut import loadgen
+from sut import loadgen, user_conf
 from wan_mlperf.files import atomic_write
 
 SLACK = 1.1  # LoadGen's own
@@ -52,13 +52,13 @@ def expected_queries(
         return samples
     least = settings.min_query_count
     if audit is not None:
-        least = int(loadgen.check_user_conf(audit).get(f"{loadgen.SCENARIOS[scenario]}.min_query_count", least))
+        least = int(user_conf.read(audit).values.get(f"{loadgen.SCENARIOS[scenario]}.min_query_count", least))
     return offline_samples(settings, least=least, rate=rate) if scenario == "offline" else max(1, least)
 
 
-def is_stated(user_conf: Path) -> bool:
+def is_stated(conf: Path) -> bool:
     """True if a user.conf sets Offline's target itself."""
-    return not {"Offline.target_qps", "*.target_qps"}.isdisjoint(loadgen.check_user_conf(user_conf))
+    return not {"Offline.target_qps", "*.target_qps"}.isdisjoint(user_conf.read(conf).values)
 
 
 def matters(settings: Any, scenario: loadgen.Scenario, mode: loadgen.Mode) -> bool:
@@ -66,13 +66,13 @@ def matters(settings: Any, scenario: loadgen.Scenario, mode: loadgen.Mode) -> bo
     return scenario == "offline" and mode == "performance" and settings.min_duration_ms > 0
 
 
-def aim(settings: Any, user_conf: Path, rate: Rate) -> str:
+def aim(settings: Any, conf: Path, rate: Rate) -> str:
     """Set Offline's target for a system of this `rate`, in `settings` and in the run folder's user.conf. Returns a line about it.
 
     If user.conf states a target, that one stays, and the line says whether it is too low.
     """
     shown = f"{rate.per_second:.4g} samples/s ({rate.source})"
-    if is_stated(user_conf):
+    if is_stated(conf):
         seconds = offline_samples(settings) / rate.per_second
         if seconds * 1e3 >= settings.min_duration_ms:
             return f"target_qps {settings.offline_expected_qps:g}, as user.conf states, for {shown}"
@@ -83,7 +83,7 @@ def aim(settings: Any, user_conf: Path, rate: Rate) -> str:
     target = float(f"{MARGIN * rate.per_second:.4g}")
     settings.offline_expected_qps = target
     line = f"# By the run itself: {MARGIN} times {shown}.\n*.Offline.target_qps = {target}\n"
-    atomic_write(user_conf, f"{user_conf.read_text(encoding='utf-8').rstrip()}\n{line}")
+    atomic_write(conf, f"{conf.read_text(encoding='utf-8').rstrip()}\n{line}")
     return f"target_qps {target:g}, {MARGIN} times {shown}"
 
 
@@ -98,8 +98,9 @@ def explain(detail: Mapping[str, Any]) -> str | None:
             return None
         return (
             f"LoadGen asked for {samples} samples, done in {samples / rate:.4g} s of the {need_s:g} s that a test must take: "
-            f"target_qps {detail['requested_offline_expected_qps']:g} is below the {rate:.4g} samples/s reached. Take the line "
-            f"out of user.conf, or set *.Offline.target_qps = {MARGIN * rate:.4g}"
+            f"target_qps {detail['requested_offline_expected_qps']:g} is below the {rate:.4g} samples/s reached. If user.conf "
+            f"states it, take the line out, or set *.Offline.target_qps = {MARGIN * rate:.4g}; if the run set it by a rate that "
+            "was measured before, the machine was slower then: measure that again"
         )
     if "Ran out of generated queries" not in str(detail.get("error_runtime", "")):
         return None

@@ -28,7 +28,7 @@ from wan_mlperf.files import cache_folder, reason, scratch
 from wan_mlperf.identity import revision_of
 from wan_mlperf.inputs.paths import expand, is_file, is_folder, utf8
 from wan_mlperf.model_folder import content, parts
-from wan_mlperf.model_folder.experts import CPU, Convert, load_expert, unchanged
+from wan_mlperf.model_folder.expert_weights import CPU, Convert, load_expert, unchanged
 from wan_mlperf.model_folder.kinds import HUB, HUB_NAME
 from wan_mlperf.model_folder.parts import Shape, find_weights, read_json
 from wan_mlperf.model_folder.verify import config_of

@@ -46,7 +46,7 @@ class Kept(NamedTuple):
     guided: bool
 
 
-Texts = dict[tuple[str, Layers, int], list[TextKeys]]  # the text's keys and values by expert, formats and embeddings
+KeysOfTexts = dict[tuple[str, Layers, int], list[TextKeys]]  # the text's keys and values by expert, formats and embeddings
 
 
 class Start(NamedTuple):
@@ -72,7 +72,7 @@ def denoise(
 
     `latents` is fp32 noise. `scheduler` is a new one for each query. `on_step` gets each step and the latents after it.
     """
-    texts: Texts = {}
+    texts: KeysOfTexts = {}
     kept: Kept | None = None
     if isinstance(scheduler, UniPCMultistepScheduler):
         # It keeps its noise levels on the CPU and copies some to the device in each step, which waits for the device each time.
@@ -109,7 +109,7 @@ class _SolvesUnchecked(TorchFunctionMode):
 
 
 def _compute(
-    step: Step, expert: Expert, inputs: torch.Tensor, prompt: Prompt, texts: Texts
+    step: Step, expert: Expert, inputs: torch.Tensor, prompt: Prompt, texts: KeysOfTexts
 ) -> tuple[list[torch.Tensor], Kept | None]:
     """Run the expert. Returns this rank's predictions, and what its blocks changed if a later step applies it again."""
     split = expert.split if step.guided else expert.unguided_split

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sut import loadgen
+from sut import loadgen, user_conf
 from tests.brought.command import run as call
 from tests.brought.generate_input import KEYS, REFUSED, encoded, examples, few, means, names, numbers, recipes, texts
 from wan_mlperf import checkpoint, run
@@ -226,7 +226,7 @@ def test_user_confs(number: int, tmp_path: Path) -> None:
             )
         file = tmp_path / "user.conf"
         file.write_bytes(data.draw(encoded(lines)))
-        found = loadgen.check_user_conf(file)
+        found = user_conf.read(file).values
         meant = {f"{scenario}.{key}": value for (model, scenario, key), value in chosen.items() if model != "llama2-70b"}
         assert set(found) == set(meant)
         settings = loadgen.make_settings("singlestream", "performance", file, 248)

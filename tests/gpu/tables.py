@@ -11,19 +11,17 @@ import functools
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
 
+from tests.gpu.rows import Rows, error, peak, seconds
 from wan_mlperf import Pipeline, load_recipe
 from wan_mlperf.bench import full_size, load, random_checkpoint
 from wan_mlperf.experts import TextKeys
@@ -58,61 +56,6 @@ class Sizes:
     checkpoint: dict[str, Any] = field(default_factory=lambda: {"heads": 40, "head_dim": 128, "ffn": 13_824})
     recipe: tuple[str, ...] = tuple(f"workload.{one}" for one in ("height=720", "width=1280", "frames=81", "fps=16", "steps=2"))
     compiled: bool = True
-
-
-class Rows:
-    """A table that is filled as results come, and what was wrong with them."""
-
-    def __init__(self, title: str, *headings: str) -> None:
-        self.table = Table(title=title)
-        for heading in (*headings, "verdict"):
-            self.table.add_column(heading, justify="right")
-        self.wrong: list[str] = []
-
-    def add(self, *cells: object, ok: bool = True, why: str = "") -> None:
-        """Add a row. One that is not `ok` fails the part, after all its rows."""
-        shown = (f"{one:.4g}" if isinstance(one, float) else str(one) for one in cells)
-        self.table.add_row(*shown, "ok" if ok else why or "wrong")
-        if not ok:
-            self.wrong.append(f"{cells[0]}: {why or 'wrong'} ({', '.join(map(str, cells[1:]))})")
-
-    @contextmanager
-    def row(self, *names: object) -> Iterator[None]:
-        """What raises inside becomes a row, and the part goes on."""
-        try:
-            yield
-        except Exception as error:  # of any kind: a kernel that fails must not hide the others' figures
-            missing = len(self.table.columns) - 1 - len(names)
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            self.add(*names, *[""] * missing, ok=False, why=said)
-
-
-def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
-    """Relative error; infinite for what is not finite."""
-    if not torch.isfinite(ours).all():
-        return float("inf")
-    return float((ours.float() - exact.float()).norm() / exact.float().norm())
-
-
-def seconds(device: Device, call: Callable[..., object], *args: torch.Tensor, rounds: int = 3) -> tuple[float, float]:
-    """The first call's time, and the shortest of some later ones."""
-    taken = []
-    for _ in range(rounds + 1):
-        _wait(device)
-        start = time.perf_counter()
-        call(*args)
-        _wait(device)
-        taken.append(time.perf_counter() - start)
-    return taken[0], min(taken[1:])
-
-
-def _wait(device: Device) -> None:
-    if device.is_gpu:
-        torch.cuda.synchronize(device.torch)
-
-
-def _peak(device: Device) -> float:
-    return torch.cuda.max_memory_allocated(device.torch) / 1e9 if device.is_gpu else 0.0
 
 
 def _backend(key: str) -> Function:
@@ -240,7 +183,7 @@ def decodes(device: Device, sizes: Sizes) -> Rows:
         with rows.row(name), torch.inference_mode():
             if device.is_gpu:
                 torch.cuda.reset_peak_memory_stats(device.torch)
-            rows.add(name, torch.bfloat16, "", *seconds(device, call, rounds=1), _peak(device))
+            rows.add(name, torch.bfloat16, "", *seconds(device, call, rounds=1), peak(device))
     return rows
 
 
@@ -257,7 +200,7 @@ def experts(device: Device, sizes: Sizes) -> Rows:
                 counters.clear()
                 first, best = seconds(device, call, rounds=2)
                 graphs = counters["stats"]["unique_graphs"]
-                rows.add(layers, name, first, best, _peak(device), graphs, ok=graphs == ("compiled" in name))
+                rows.add(layers, name, first, best, peak(device), graphs, ok=graphs == ("compiled" in name))
         del calls
     return rows
 
@@ -276,7 +219,7 @@ def whole(device: Device, sizes: Sizes, folder: Path) -> Rows:
         first, second = seconds(device, functools.partial(pipeline.generate, "a red circle"), rounds=1)
         rows.add("first query, s", first)
         rows.add("second query, s", second)
-        rows.add("device memory at most, GB", _peak(device))
+        rows.add("device memory at most, GB", peak(device))
     return rows
 
 

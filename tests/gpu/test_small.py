@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.gpu.tables import PARTS, Rows, Sizes
+from tests.gpu.rows import Rows
+from tests.gpu.tables import PARTS, Sizes
 from wan_mlperf.kernels.device import probe
 from wan_mlperf.workload import MLPERF
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from wan_mlperf.kernels import gemm, sage
-from wan_mlperf.kernels.linear import AiterLinear, Fp8Linear, Mxfp4Linear, Quantised, TorchaoLinear, products
+from wan_mlperf.kernels.linear import AiterLinear, Fp8Linear, InTwoSteps, Mxfp4Linear, TorchaoLinear, products
 
 Make = Callable[[nn.Linear], nn.Module]
 
@@ -25,7 +25,7 @@ def plain(count: int = 3, dtype: torch.dtype = torch.bfloat16) -> tuple[list[nn.
     return layers, hidden
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, kind: type[Quantised]) -> list[int]:
+def counted(monkeypatch: pytest.MonkeyPatch, kind: type[InTwoSteps]) -> list[int]:
     """How often layers of this kind quantise from here on."""
     calls: list[int] = []
     whole = kind.quantise

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.replicas.jobs import Job
+from tests.replicas.jobs import Job, begin
 from wan_mlperf.files import TEMPORARY
 
 HOOKS = ROOT / "tests" / "leftovers" / "hooks"
@@ -41,20 +39,7 @@ class Place:
         env = {name: value for name, value in os.environ.items() if name not in dropped}
         env |= {"HOME": str(self.home), "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         env |= {"PYTHONPATH": f"{HOOKS}:{ROOT}", "WAN_MLPERF_TEST_JOB": token, "PYTHONDONTWRITEBYTECODE": "1", **variables}
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words],
-            cwd=self.working,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # so that a test can send Ctrl-C to the job and not to pytest
-        )
-        job = Job(process, token)
-        job.reader = threading.Thread(target=job.read, daemon=True)
-        job.reader.start()
-        return job
+        return begin([sys.executable, "-m", *words], env, token, working=self.working)
 
     def files(self) -> set[str]:
         """All files, links and empty folders, relative to the root."""

@@ -14,7 +14,7 @@ from torch import nn
 from wan_mlperf.bench import load, random_checkpoint
 from wan_mlperf.kernels import gemm, linear
 from wan_mlperf.kernels.device import Device
-from wan_mlperf.model_folder.experts import WeightFiles, load_expert
+from wan_mlperf.model_folder.expert_weights import WeightFiles, load_expert
 from wan_mlperf.recipe import Gemm
 
 CPU = Device(arch="cpu", name="CPU", torch=torch.device("cpu"))
@@ -69,7 +69,7 @@ def test_formats_are_those_of_whole_layers(recipe: Gemm, sharded: Path, monkeypa
         if isinstance(layer, nn.Linear):
             theirs.set_submodule(name, whole(name, layer))
     monkeypatch.setattr(linear, "PIECE", 1000)
-    monkeypatch.setattr("wan_mlperf.model_folder.experts.PIECE", 777)
+    monkeypatch.setattr("wan_mlperf.model_folder.expert_weights.PIECE", 777)
     streamed = conversion(recipe)
     same(load_expert(sharded, "transformer", torch.bfloat16, convert=streamed, threads=3), theirs.eval())
     assert streamed.summary() == whole.summary()
@@ -97,7 +97,7 @@ def most_memory(reset: bool = False) -> int:
 def test_a_few_layers_are_in_memory_at_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """29 million numbers, of which a layer has 2: 115 MB in fp32, 58 in bf16, 17 in mxfp4, which is what stays."""
     monkeypatch.setattr(linear, "PIECE", 1 << 16)
-    monkeypatch.setattr("wan_mlperf.model_folder.experts.PIECE", 1 << 18)
+    monkeypatch.setattr("wan_mlperf.model_folder.expert_weights.PIECE", 1 << 18)
     with torch.device("meta"):
         large = WanTransformer3DModel(num_attention_heads=8, attention_head_dim=32, ffn_dim=8192, num_layers=6, text_dim=128)
     for weight in large.to_empty(device="cpu").parameters():

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,10 +129,16 @@ def start(
     env = {**os.environ, "OMP_NUM_THREADS": "1", "WAN_MLPERF_TEST_JOB": token, "PYTHONWARNINGS": "ignore"}
     if fault or halves:
         env |= {"PYTHONPATH": str(HOOKS), "WAN_MLPERF_TEST_FAULT": fault, "WAN_MLPERF_TEST_HALVES": "1" if halves else ""}
+    return begin([*(command or [sys.executable, "-m"]), module, *arguments], env, token)
+
+
+def begin(words: Sequence[str], env: Mapping[str, str], token: str, *, working: Path = ROOT) -> Job:
+    """Start a command whose environment has the token, and read what it prints."""
     process = subprocess.Popen(
-        [*(command or [sys.executable, "-m"]), module, *arguments],
-        cwd=ROOT,
+        words,
+        cwd=working,
         env=env,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

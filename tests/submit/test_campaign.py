@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sut import loadgen
+from sut import user_conf
 from tests import run_folders
 from tests.conftest import ROOT
 from tests.submit.stand_in import ALL, RECIPE, Runs, begin, go, options, result
@@ -164,7 +164,7 @@ def test_a_failed_test04_says_what_it_looks_like(tmp_path: Path, monkeypatch: py
 def test_full_length_is_the_benchmarks_user_conf(tmp_path: Path) -> None:
     campaign, user_confs = submit.begin(options(tmp_path, "--full-length"))
     for conf in user_confs.values():
-        assert loadgen.check_user_conf(conf)["Offline.min_duration"] == 600_000
+        assert user_conf.read(conf).values["Offline.min_duration"] == 600_000
     words = submit.command(campaign, Stage(scenario="offline", kind="performance"), options(tmp_path, "--full-length"))
     assert "--set=user_conf=mlperf/user.conf" in words
     with pytest.raises(BadInput, match="another recipe for singlestream: user_conf"):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sut import result as results
 from sut import run_record
 from sut.prompts import benchmark_prompts
 from tests import run_folders
@@ -24,7 +25,7 @@ from tests.submit.packing import PERSON, SCENARIOS, git, make_real, pack
 from wan_mlperf import process
 from wan_mlperf.errors import BadInput
 from wan_mlperf.submit import __main__ as submit
-from wan_mlperf.submit import client, client_results
+from wan_mlperf.submit import client, client_results, requirements
 from wan_mlperf.submit.campaign import Campaign, Stage
 from wan_mlperf.workload import DIMENSIONS, MLPERF, Workload
 
@@ -91,7 +92,7 @@ def test_the_configuration(tmp_path: Path, scenario: Any) -> None:
     assert client.samples(config, 248)["performance"] == (248 if scenario == "offline" else 100)
     assert client.expected(scenario, "test04", dry_run=False) == 2 * 64 + 2 * 10
     short = client.configuration(scenario, rows=tmp_path / "rows", run=tmp_path, dry_run=True)
-    assert short["settings"]["runtime"]["scheduler_random_seed"] == client_results.SEEDS["scheduler_random_seed"]
+    assert short["settings"]["runtime"]["scheduler_random_seed"] == requirements.SEEDS["effective_schedule_rng_seed"]
     assert sum(client.samples(short, 248).values()) < 400
 
 
@@ -225,16 +226,18 @@ def test_stages_are_read_from_the_clients_files(made: tuple[Path, Path]) -> None
 def test_a_run_that_does_not_count(tmp_path: Path, change: dict[str, Any], says: str) -> None:
     """The real client ends with exit code 0 when samples have failed."""
     write_run(tmp_path / "run", "offline", "commit", **change)
-    result = client_results.read_result(tmp_path / "run")
+    result = results.read(tmp_path / "run")
     assert not result.valid and says in (result.invalid_reason or "")
 
 
 def test_what_the_rules_ask_for_beyond_the_clients_files(made: tuple[Path, Path]) -> None:
     _, campaign = made
     run = campaign / "20260101-000000-offline-performance"
-    assert client_results.log_problems(run, 248) == client_results.rule_problems(run, "offline") == []
+    asked: dict[str, Any] = {"duration_s": 600, "samples": 248}
+    seeds = {"scheduler_random_seed": 16159082839903944936, "dataloader_random_seed": 2747215439041700203}
+    assert client_results.log_problems(run, seeds=seeds, **asked) == client_results.rule_problems(run, **asked) == []
     rewrite(run / "performance" / "result_summary.json", duration_ns=10_000_000_000, n_samples_issued=24)
-    assert client_results.rule_problems(run, "offline") == [
+    assert client_results.rule_problems(run, **asked) == [
         "the performance run took 10 s; allowed: 600 s or more",
         "24 samples; allowed: 248 or more",
     ]
@@ -242,7 +245,7 @@ def test_what_the_rules_ask_for_beyond_the_clients_files(made: tuple[Path, Path]
     config["settings"]["runtime"].update(min_duration_ms=1000, dataloader_random_seed=42)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "accuracy" / "accuracy_results.json").unlink()
-    first, second, third = client_results.log_problems(run, 248)
+    first, second, third = client_results.log_problems(run, seeds=seeds, **asked)
     assert "min_duration_ms is 1000" in first and "dataloader_random_seed is 42" in second and "0 accuracy samples" in third
 
 
@@ -279,7 +282,7 @@ def test_the_whole_way_with_a_server_and_the_stand_in(tmp_path: Path, model: Pat
     words += ["--recipe", str(recipe), "--scenario", "offline"]
     assert submit.main(words) == process.DONE
     (run,) = campaign.glob("2*-performance")
-    result = client_results.read_result(run)
+    result = results.read(run)
     assert result.harness == "endpoints" and result.valid and result.queries == client.DRY_SAMPLES
     assert result.spans["denoise_low"] > 0 and result.generate_mean_s > 0 and result.world_size == 2
     assert len(list((run / "videos").glob("*.mp4"))) == 248 and not (run / "served").exists()

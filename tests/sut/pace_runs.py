@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from sut import compliance, loadgen, pace, response
+from sut import compliance, loadgen, pace, response, user_conf
 
 SAMPLES = 248
 FRAMES = np.full(64, 7, np.uint8)
 SCENARIOS: tuple[loadgen.Scenario, ...] = ("singlestream", "offline")
 
 
-def scaled(user_conf: Path, factor: float) -> str:
+def scaled(conf: Path, factor: float) -> str:
     """The user.conf with its times and rates scaled, and LoadGen's own 10 ms with it where the file leaves that to LoadGen."""
-    values = {"SingleStream.target_latency": 10.0, **loadgen.check_user_conf(user_conf)}
+    values = {"SingleStream.target_latency": 10.0, **user_conf.read(conf).values}
     scales = {"min_duration": factor, "target_latency": factor, "target_qps": 1 / factor}
     lines = []
     for key, value in values.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sut import compliance, loadgen, pace
+from sut import compliance, pace, user_conf
 from sut.loadgen import read_detail
 from tests.conftest import ROOT
 from tests.sut.pace_runs import SCENARIOS
@@ -50,7 +50,7 @@ def test_valid_at_every_speed(tmp_path: Path) -> None:
         assert int(single["early_stopping_result"].split("Would discard ")[1].split()[0]) >= 2
         # The run folder's user.conf is what LoadGen was told.
         offline = tmp_path / f"offline-{speed}-performance"
-        told = loadgen.check_user_conf(offline / "user.conf")["Offline.target_qps"]
+        told = user_conf.read(offline / "user.conf").values["Offline.target_qps"]
         assert read_detail(offline)["requested_offline_expected_qps"] == pytest.approx(told)
         assert told == pytest.approx(pace.MARGIN / (float(speed) * FACTOR), rel=1e-3)
     # No more samples than the rules ask for, once these take longer than the time that the rules ask for.

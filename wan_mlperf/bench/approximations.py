@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from wan_mlperf.kernels import gemm
 from wan_mlperf.recipe import Guidance, Recipe, Reuse, make_exact
 
 NOTHING = "dtype and order of rounding"
+SCHEDULE = "schedule: attention and linear layers"
 ALL = "all"
 
 
@@ -34,7 +36,7 @@ def parts_of(recipe: Recipe) -> dict[str, Recipe]:
     plain = replace(exact, exact=False, model=replace(exact.model, dtype=recipe.model.dtype))
     schedule = {"attention": recipe.attention, "gemm": recipe.gemm}
     skipping = {"guidance": recipe.guidance, "reuse": recipe.reuse}
-    quantised = (recipe.gemm.high_noise, recipe.gemm.low_noise) != ("bf16", "bf16")
+    quantised = set(gemm.names(recipe.gemm)) != {"bf16"}
     attended = recipe.attention.steps is not None or (recipe.attention.early, recipe.attention.late) != ("sdpa", "sdpa")
     found = {NOTHING: plain}
     if attended:
@@ -42,7 +44,7 @@ def parts_of(recipe: Recipe) -> dict[str, Recipe]:
     if quantised:
         found["linear layers"] = replace(plain, gemm=recipe.gemm)
     if attended and quantised:
-        found["schedule: attention and linear layers"] = replace(plain, **schedule)  # type: ignore[arg-type]
+        found[SCHEDULE] = replace(plain, **schedule)  # type: ignore[arg-type]
     if recipe.exchange != "bf16":
         found[f"exchange {recipe.exchange}"] = replace(plain, exchange=recipe.exchange)
     if recipe.model.vae_dtype != "checkpoint":
@@ -56,5 +58,5 @@ def parts_of(recipe: Recipe) -> dict[str, Recipe]:
 def expected(errors: Mapping[str, float]) -> float:
     """The error of all approximations from that of each alone (`parts_of`), as independent errors add: by their squares."""
     own = errors[NOTHING] ** 2
-    alone = [error for name, error in errors.items() if name not in (NOTHING, ALL) and not name.startswith("schedule")]
+    alone = [error for name, error in errors.items() if name not in (NOTHING, SCHEDULE, ALL)]
     return float((own + sum(max(0.0, error**2 - own) for error in alone)) ** 0.5)

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--ways", default=",".join(WAYS), help=f"some of {', '.join(WAYS)}")
     parser.add_argument("--cores", default="", metavar="N,...", help="how many cores each may use (default: 1, and all)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of recipe tiny")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=cli.output_file, metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
     there = len(os.sched_getaffinity(0))
     counts = options.cores.split(",") if options.cores else sorted({"1", str(there)}, key=int)

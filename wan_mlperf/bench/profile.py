@@ -32,10 +32,8 @@ PARTS = ("text_encode", "attention", "gemm", "exchange", "elementwise", "vae_dec
 PROMPT = "a red circle moving left on a blue background"
 STAGE = "stage: "  # begins the name of a stage's range in the trace, PART that of a part
 PART = "part: "
-PRODUCTS = (
-    *("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", "mkldnn::_linear_pointwise"),
-    *("xfuser::mxfp4_gemm", "wan_mlperf::mxfp4_products"),  # with the quantisation of their input
-)
+QUANTISING = ("xfuser::mxfp4_gemm", "wan_mlperf::mxfp4_products")  # products with the quantisation of their input
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", "mkldnn::_linear_pointwise", *QUANTISING)
 KERNELS = ("scaled_dot_product", "attn", "sage_", "attention_forward")  # inside compiled code there are no names of ours
 MESSAGES = ("c10d::", "_c10d_functional::", "gloo:", "nccl:")
 

@@ -100,7 +100,7 @@ def _in(products: torch.dtype, layer: nn.Linear | nn.Conv3d, hidden: torch.Tenso
 
 
 class Conversion:
-    """Makes of each linear layer of an expert's blocks what the recipe says; `convert` of model_folder/experts.py.
+    """Makes of each linear layer of an expert's blocks what the recipe says; `convert` of model_folder/expert_weights.py.
 
     `variants` are what the steps of a plan have as `layers`: patterns of layer names (such as "blocks.0.*" or "*.ffn.*") with
     another format than `name`; without a plan, those of `recipe.keep` for every step. A layer whose format changes over the steps
@@ -117,13 +117,8 @@ class Conversion:
         aiter_linear: NativeLinear,
         variants: Sequence[Layers] = (),
     ) -> None:
-        self._name, self._scales, self._table, self._device, self._aiter_linear = (
-            name,
-            recipe.fp8_scales,
-            table,
-            device,
-            aiter_linear,
-        )
+        self._name, self._scales, self._table = name, recipe.fp8_scales, table
+        self._device, self._aiter_linear = device, aiter_linear
         self._variants = variants or [tuple((rule.layers, rule.format) for rule in recipe.rules if rule.steps is None)]
         self._made: dict[str, tuple[str, int, int]] = {}  # layer -> formats, numbers, bytes
 

@@ -8,6 +8,7 @@ Shapes: M tokens, K input features, N output features.
 
 from __future__ import annotations
 
+import abc
 import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -34,29 +35,37 @@ def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-class Quantised(nn.Module):
+class Quantised(nn.Module, abc.ABC):
     """A linear layer that quantises its input. Layers whose `quantises` are equal make the same operands of the same input."""
 
     in_features: int
     out_features: int
     quantises: tuple[Any, ...]
 
-    def quantise(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """[..., K] -> the operands of `multiply`."""
-        raise NotImplementedError
-
-    def multiply(self, *operands: torch.Tensor) -> torch.Tensor:
-        """What `quantise` returned -> [..., N]."""
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def multiply_all(self, hidden: torch.Tensor, layers: Sequence[Any]) -> list[torch.Tensor]:
         """[..., K] -> [..., N] of each of the layers, which quantise as this one does."""
-        operands = self.quantise(hidden)
-        return [layer.multiply(*operands) for layer in layers]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N]."""
-        return self.multiply(*self.quantise(hidden))
+        return self.multiply_all(hidden, [self])[0]
+
+
+class InTwoSteps(Quantised):
+    """Such a layer whose quantisation is a step of its own."""
+
+    @abc.abstractmethod
+    def quantise(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[..., K] -> the operands of `multiply`."""
+
+    @abc.abstractmethod
+    def multiply(self, *operands: torch.Tensor) -> torch.Tensor:
+        """What `quantise` returned -> [..., N]."""
+
+    def multiply_all(self, hidden: torch.Tensor, layers: Sequence[Any]) -> list[torch.Tensor]:
+        """See `Quantised.multiply_all`."""
+        operands = self.quantise(hidden)
+        return [layer.multiply(*operands) for layer in layers]
 
 
 class ByStep(nn.Module):
@@ -103,7 +112,7 @@ def products(hidden: torch.Tensor, layers: Sequence[nn.Module]) -> list[torch.Te
     return outs
 
 
-class _Reference(Quantised):
+class _Reference(InTwoSteps):
     """A linear layer with packed weights. `bias` [N] stays in the model's dtype."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -142,7 +151,7 @@ class Fp8Linear(_Reference):
         return values.to(self.products), scales
 
     def multiply(self, *operands: torch.Tensor) -> torch.Tensor:
-        """See `Quantised.multiply`."""
+        """See `InTwoSteps.multiply`."""
         values, scales = operands
         out = F.linear(values, self.weight.to(self.products)).float() * scales * self.scales.squeeze(-1)
         return (out if self.bias is None else out + self.bias).to(self.dtype)
@@ -175,7 +184,7 @@ class Mxfp4Linear(_Reference):
         return (sage.round_to_mxfp4(hidden, ties_away=False).to(self.products),)
 
     def multiply(self, *operands: torch.Tensor) -> torch.Tensor:
-        """See `Quantised.multiply`."""
+        """See `InTwoSteps.multiply`."""
         bias = None if self.bias is None else self.bias.to(self.products)
         return F.linear(operands[0], self._weight(), bias).to(self.dtype)
 
@@ -198,7 +207,7 @@ def _pairs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return pairs.view({2: torch.int32, 4: torch.int64}[dtype.itemsize]).view(-1)
 
 
-class TorchaoLinear(Quantised):
+class TorchaoLinear(InTwoSteps):
     """torchao's layer, whose weight would quantise every input by itself: here the input is quantised by the same function."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -232,10 +241,6 @@ class TorchaoLinear(Quantised):
         outs = super().multiply_all(hidden.reshape(-1, self.in_features), layers)
         return [out.view(*hidden.shape[:-1], -1) for out in outs]
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., K] -> [..., N]."""
-        return self.multiply_all(hidden, [self])[0]
-
 
 class AiterLinear(Quantised):
     """xDiT's MXFP4 layer, whose operator quantises its input. Several with one input share one call of AITER's quantiser."""
@@ -249,15 +254,10 @@ class AiterLinear(Quantised):
         size: Any = packed
         self.in_features, self.out_features = size.in_features, size.out_features
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., K] -> [..., N]."""
-        out: torch.Tensor = self.packed(hidden)
-        return out
-
     def multiply_all(self, hidden: torch.Tensor, layers: Sequence[Any]) -> list[torch.Tensor]:
         """See `Quantised.multiply_all`."""
         if len(layers) == 1:
-            return [self(hidden)]
+            return [layers[0].packed(hidden)]
         weights, scales = ([getattr(one.packed, name) for one in layers] for name in ("weight_shuffle", "weight_scale"))
         outs = torch.ops.wan_mlperf.mxfp4_products(hidden.reshape(-1, self.in_features), weights, scales)
         biased = [out if one.packed.bias is None else out + one.packed.bias for out, one in zip(outs, layers, strict=True)]

@@ -99,7 +99,7 @@ def _shards(model: Path, part: str, index: str) -> tuple[Path, ...]:
 
 
 def on_the_way(numbers: int, threads: int) -> int:
-    """Bytes of host memory, at most, for layers on their way to a GPU, in bf16 and while they are cast; see experts.py.
+    """Bytes of host memory, at most, for layers on their way to a GPU, in bf16 and while they are cast; see expert_weights.py.
 
     The largest layer has so many `numbers`. One more than the threads may be waiting.
     """

@@ -62,9 +62,9 @@ class Interleaved:
         self.last: Piece = _last
         self.compiled = False
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile(self, **how: Any) -> None:
         """Compile the pieces: one graph each for all blocks and both branches, of attention one per kernel."""
-        pieces: list[Piece] = [torch.compile(piece, *args, **kwargs) for piece in (_first, _middle, _turn, _last)]
+        pieces: list[Piece] = [torch.compile(piece, **how) for piece in (_first, _middle, _turn, _last)]
         self.first, self.middle, self.turn, self.last = pieces
         self.compiled = True
 

@@ -136,7 +136,8 @@ def _gloo_devices(gloo: Any) -> list[Any]:
             raise BadInput(f"GLOO_SOCKET_IFNAME: {name!r} is no network interface of this host; allowed: {', '.join(there)}")
     several = ranks.world_size() > ranks.local_world_size(ranks.world_size())
     master = ranks.master()
-    # Where rank 0's address is a loopback one, too, several of torchrun's agents share this host: as in the tests.
+    # Where rank 0's address is a loopback one, too, several of torchrun's agents share this host. On rank 0's own host of a
+    # cluster it may be one as well, so that only the other hosts notice.
     elsewhere = several and master is not None and not _is_loopback(master[0])
     if not wanted and elsewhere and _is_loopback(socket.gethostname()):
         raise BadInput(

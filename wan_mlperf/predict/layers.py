@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from wan_mlperf.kernels.gemm import format_of
-from wan_mlperf.kernels.linear import BLOCK, ByStep, Quantised
+from wan_mlperf.kernels.linear import BLOCK, ByStep, InTwoSteps
 from wan_mlperf.predict.counting import Counting
 from wan_mlperf.step_plan import Layers
 
 
-class RecordedLinear(Quantised):
+class RecordedLinear(InTwoSteps):
     """A linear layer in a format (fp8: E4M3 and a scale per row; mxfp4: E2M1 and a scale per 32 values) that only counts."""
 
     def __init__(self, layer: nn.Linear, form: str, counting: Counting) -> None:

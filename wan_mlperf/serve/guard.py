@@ -21,9 +21,8 @@ COOKIE = "wan_mlperf_session"
 OPEN = ("/", "/health", "/session")  # need no token: they reveal nothing about the users' videos
 BODY_BYTES = 256 * 1024
 BODY_S = 30.0
-DISCARDED_BYTES = (
-    8 * 1024 * 1024
-)  # read and discarded of a body that is too long; otherwise its sender would never see the answer
+# Read and discarded of a body that is too long; otherwise its sender would never see the answer.
+DISCARDED_BYTES = 8 * 1024 * 1024
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",

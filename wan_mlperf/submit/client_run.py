@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from sut import machine, prompts, run_record
+from sut import result as results
 from sut.result import Scenario
 from wan_mlperf import cli, preflight, process
 from wan_mlperf.doctor.checks import verdict
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         measurement.measure(run, address, start_s=start_s)
         measurement.audit(run, address)
     run_record.point_latest(run)
-    return process.DONE if client_results.read_result(run).valid else process.INVALID
+    return process.DONE if results.read(run).valid else process.INVALID
 
 
 class Measurement:
@@ -97,7 +98,7 @@ class Measurement:
             self._server.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._server.wait(STOP_S)
-            if client_results.read_result(run).valid:  # what counts has been moved to videos/
+            if results.read(run).valid:  # what counts has been moved to videos/
                 shutil.rmtree(run / "served", ignore_errors=True)
         finally:
             if self._server.poll() is None:
@@ -148,7 +149,7 @@ class Measurement:
 
     def audit(self, run: Path, address: str) -> None:
         """The output-caching audit, MLCommons' TEST04 for endpoints, into `audit/` of the run."""
-        result = client_results.read_result(run)
+        result = results.read(run)
         if not result.valid:
             return
         shutil.rmtree(run / client_results.AUDIT, ignore_errors=True)

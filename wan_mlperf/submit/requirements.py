@@ -30,6 +30,11 @@ SEEDS = {
     "effective_sample_index_rng_seed": 2747215439041700203,
     "effective_schedule_rng_seed": 16159082839903944936,
 }
+# The endpoints client's names for two of them.
+CLIENTS_SEEDS = {
+    "scheduler_random_seed": "effective_schedule_rng_seed",
+    "dataloader_random_seed": "effective_sample_index_rng_seed",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +104,12 @@ def _run(stage: Stage, result: Result, run: Path, division: str) -> list[Problem
 
 def _client_run(stage: Stage, result: Result, run: Path, division: str) -> list[Problem]:
     """The same of a run of the endpoints client, which also made the accuracy run's videos."""
-    found = [_of(stage, what) for what in client_results.log_problems(run, ACCURACY_SAMPLES)]
-    found += [_of(stage, what, seen=False) for what in client_results.rule_problems(run, stage.scenario)]
+    duration, least = DURATION_MS // 1000, OFFLINE_SAMPLES if stage.scenario == "offline" else SINGLESTREAM_QUERIES
+    seeds = {own: SEEDS[name] for own, name in CLIENTS_SEEDS.items()}
+    log = client_results.log_problems(run, duration_s=duration, seeds=seeds, samples=ACCURACY_SAMPLES)
+    found = [_of(stage, what) for what in log]
+    rules = client_results.rule_problems(run, duration_s=duration, samples=least)
+    found += [_of(stage, what, seen=False) for what in rules]
     found += [_of(stage, what, seen=False) for what in _rules(result, division)]
     return found + [_of(stage, what, hard=True) for what in _videos(run)]
 
