@@ -183,7 +183,7 @@ class Expert(nn.Module):
             return [self.run_blocks(tokens, latents, timestep, text, kernel, split) for text in texts]
         with split.in_force():
             inputs = self._inputs_of(latents, timestep, kernel, split)
-            return self.together(self._blocks_of(texts[0]), tokens, texts, inputs, self.cross_attend)
+            return self.together(self.transformer.blocks[: len(texts[0])], tokens, texts, inputs, self.cross_attend)
 
     def run_blocks(
         self, tokens: torch.Tensor, latents: torch.Tensor, timestep: float, text: Sequence[TextKeys], kernel: str, split: Split
@@ -193,13 +193,10 @@ class Expert(nn.Module):
         if self.compiled:  # a graph per number of tokens: with a second one the compiler would make the length dynamic
             torch._dynamo.mark_static(tokens, 1)
         with split.in_force():
-            for block, keys in zip(self._blocks_of(text), text, strict=True):
+            # To warm up (denoise.py), the first block only.
+            for block, keys in zip(self.transformer.blocks[: len(text)], text, strict=True):
                 tokens = self.run_block(block, tokens, keys, inputs, self.self_attend, self.cross_attend)
         return tokens
-
-    def _blocks_of(self, text: Sequence[TextKeys]) -> list[nn.Module]:
-        """All blocks, or the first one where only it has its keys: to warm up (denoise.py)."""
-        return list(self.transformer.blocks)[: 1 if len(text) == 1 else None]
 
     def _inputs_of(self, latents: torch.Tensor, timestep: float, kernel: str, split: Split) -> BlockInputs:
         _, modulation = self._modulation_of(timestep, latents)
