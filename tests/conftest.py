@@ -41,6 +41,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByServer(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses a fixture that starts processes is a job."""
+    for item in items:
+        if {"served", "made", "done"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.job)
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Diffusers folder with random weights: the embedded model's heads and layout, but fewer layers."""

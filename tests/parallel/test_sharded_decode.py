@@ -17,6 +17,7 @@ from tests.ranks import run_ranks
 from wan_mlperf.kernels import vae as kernels
 
 
+@pytest.mark.job
 def test_over_the_process_group_with_pytorchs_own_operations(model: Path, tmp_path: Path) -> None:
     videos: list[torch.Tensor] = []
     for ranks in (1, 2):

@@ -77,6 +77,7 @@ def test_a_rehearsal_agrees_with_a_real_run(tmp_path: Path, overrides: tuple[str
         assert rehearsed[rank].peak == pytest.approx(real["peak"], rel=0.1)
 
 
+@pytest.mark.job
 def test_the_exchange_is_that_share_of_the_tensors() -> None:
     subject = embedded("mesh.cfg=1", gpus=4)
     tokens, size = work.tokens_of(subject.workload), work.size_of_expert(subject.configs["transformer"])

@@ -16,6 +16,7 @@ from wan_mlperf.recipe import Faults
 from wan_mlperf.replicas.watch import Watch
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_watched_jobs(tmp_path: Path, model: Path, replicas: int) -> None:
     recipe = jobs.write_recipe(tmp_path, model, replicas=replicas)

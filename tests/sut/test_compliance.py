@@ -57,6 +57,7 @@ def test_runs_that_cannot_be_compared_fail(reference: Score, test: Score, says: 
     assert compare(reference, test).startswith("TEST FAIL: ") and says in compare(reference, test)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("scenario", ["singlestream", "offline"])
 def test_real_loadgen_honest_passes_and_a_cache_by_sample_fails(tmp_path: Path, scenario: str) -> None:
     # A busy machine makes equal runs differ by more than the rule allows, so the honest one has room: five times the time.
