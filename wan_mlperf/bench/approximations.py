@@ -31,7 +31,7 @@ def on(recipe: Recipe, other: Recipe) -> Recipe:
 
 
 def parts_of(recipe: Recipe) -> dict[str, Recipe]:
-    """Name -> the recipe with that approximation alone, then with all. Those that it does not make are left out."""
+    """Name -> the recipe with one approximation alone: first none of them, last all. Those that it does not make are left out."""
     exact = make_exact(recipe)
     plain = replace(exact, exact=False, model=replace(exact.model, dtype=recipe.model.dtype))
     schedule = {"attention": recipe.attention, "gemm": recipe.gemm}
@@ -56,7 +56,7 @@ def parts_of(recipe: Recipe) -> dict[str, Recipe]:
 
 
 def expected(errors: Mapping[str, float]) -> float:
-    """The error of all approximations from that of each alone (`parts_of`), as independent errors add: by their squares."""
+    """Estimate the error of all approximations from that of each alone (`parts_of`): independent errors add by their squares."""
     own = errors[NOTHING] ** 2
     alone = [error for name, error in errors.items() if name not in (NOTHING, SCHEDULE, ALL)]
     return float((own + sum(max(0.0, error**2 - own) for error in alone)) ** 0.5)

@@ -1,4 +1,4 @@
-"""One contestant of `bench speed`. It loads once, then makes and times a video for each line that its first rank reads.
+"""One contestant of `bench speed`. It loads once, then makes and times one video per line that its first rank reads.
 
 Started by speed.py: `python -m wan_mlperf.bench.contestant JOB.json`, alone (diffusers) or under torchrun (xDiT, ours).
 """
@@ -22,12 +22,12 @@ from wan_mlperf.recipe import Recipe, parse
 from wan_mlperf.workload import Workload
 
 MARK = "contestant: "
-# (stage -> seconds, final latents or None): one video, up to frames in host memory.
+# Prompt -> (stage -> seconds, final latents or None). Makes one video, up to frames in host memory.
 Run = Callable[[str], "tuple[dict[str, float], torch.Tensor | None]"]
 
 
 def main() -> None:
-    """Make a video for each line of standard input, which is a prompt."""
+    """Make a video for each line of standard input; a line is a prompt."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     recipe = parse(job["recipe"], source="bench")
     run = BUILDERS[job["kind"]](recipe, recipe.effective_workload, Path(job["folder"]))
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def ours(recipe: Recipe, workload: Workload, _folder: Path) -> Run:
-    """Load our pipeline with its recipe."""
+    """Load and warm up our pipeline; return how to run it."""
     from wan_mlperf.pipeline import Pipeline
     from wan_mlperf.preflight import prepare
 
@@ -67,7 +67,7 @@ def ours(recipe: Recipe, workload: Workload, _folder: Path) -> Run:
 
 
 def diffusers(recipe: Recipe, workload: Workload, folder: Path) -> Run:
-    """Load diffusers' pipeline, in one process with all the machine's threads."""
+    """Load diffusers' pipeline, in one process with all of the machine's threads; return how to run it."""
     from diffusers import WanPipeline
 
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[recipe.model.dtype]
@@ -76,7 +76,7 @@ def diffusers(recipe: Recipe, workload: Workload, folder: Path) -> Run:
 
 
 def xdit(recipe: Recipe, workload: Workload, folder: Path) -> Run:
-    """Load plain xDiT over all ranks."""
+    """Load plain xDiT over all ranks; return how to run it."""
     from wan_mlperf.parallel import plain_xdit
 
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[recipe.model.dtype]
@@ -84,7 +84,7 @@ def xdit(recipe: Recipe, workload: Workload, folder: Path) -> Run:
 
 
 def timed(pipeline: Any, workload: Workload, device: Device) -> Run:
-    """Return how to run a WanPipeline with our workload. Hooks on its parts time the stages."""
+    """Warm up a WanPipeline and return how to run it with our workload. Hooks on its parts time the stages."""
     pipeline.set_progress_bar_config(disable=True)
     stages: dict[str, float] = defaultdict(float)
     for stage, module in (

@@ -1,6 +1,6 @@
 """Times the decode of one video on one rank and on several, alternating in one run: medians, ratio, time to the first frame.
 
-When one rank works alone the others wait, so each rank has the same threads in both cases, and the ratio shows what sharding
+When one rank works alone, the others wait. So each rank has the same threads in both cases, and the ratio shows what sharding
 gains. The VAE is the embedded model's; the latents are noise.
 """
 
@@ -30,7 +30,7 @@ from wan_mlperf.spans import Spans
 from wan_mlperf.vae_decode import Gather, VaeDecoder, to_host
 from wan_mlperf.workload import Workload
 
-# uint8 values that may differ between one rank and several: by one, and so many of them.
+# Share of the uint8 values that may differ between one rank and several, each by at most 1.
 TOLERANCE = 1e-4
 
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
 
 @torch.inference_mode()
 def measure(mesh: meshes.Mesh, folder: Path, workload: Workload, chunk: int, rounds: int) -> dict[str, object]:
-    """Time both ways. Every rank calls it; the first one gets the figures. Raises Failed if the frames differ."""
+    """Time both ways, in seconds. Every rank calls it; the first one gets the figures. Raises Failed if the frames differ."""
     from diffusers import AutoencoderKLWan
 
     device = mesh.device

@@ -1,7 +1,7 @@
 """What a recipe costs: the same prompts and seeds with `exact` and with the recipe, compared in latents, in pixels and, for the
 embedded model, in whether the videos show what their prompts say.
 
-`fidelity` tells this for a schedule without an expensive VBench run; `embedded` scores the embedded model.
+`fidelity` measures this for a schedule without an expensive VBench run; `embedded` scores the embedded model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from wan_mlperf.shapes.detect import score, steadiness
 from wan_mlperf.step_plan import Step
 from wan_mlperf.video import contact_sheet, write_mp4
 
-# For any other model than the embedded one: subjects, scenes and styles as in VBench's prompts.
+# For models other than the embedded one: subjects, scenes and styles as in VBench's prompts.
 PROMPTS = (
     "a person swimming in ocean",
     "a cat walking on a wooden fence",
@@ -56,7 +56,7 @@ ATTRIBUTES = ("foreground", "background", "direction", "shape")
 
 @dataclasses.dataclass
 class Generated:
-    """What one prompt gave: latents after the last high-noise step and at the end, [channels, F, h, w], and uint8 frames."""
+    """The result of one prompt: latents after the last high-noise step and at the end, [channels, F, h, w], and uint8 frames."""
 
     high: torch.Tensor
     end: torch.Tensor
@@ -64,10 +64,10 @@ class Generated:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`bench fidelity`: compare each case with exact. Gives a table, JSON, and a side-by-side MP4 of the worst prompt."""
+    """`bench fidelity`: compare each case with exact. Writes a table, JSON, and a side-by-side MP4 of the worst prompt."""
     options = parse(arguments, "fidelity")
     base = base_of(options)
-    # A case is the recipe with some keys changed; without any there is one, the recipe itself.
+    # A case is the recipe with some keys changed. Without --case or --parts there is one: the recipe itself.
     cases = approximations.parts_of(base) if options.parts else {}
     cases |= {name: base_of(options, *name.split(",")) for name in options.case}
     cases = cases or {base.name: base}
@@ -151,7 +151,7 @@ def parse(arguments: Sequence[str], command: str) -> argparse.Namespace:
     cli.add_recipe_arguments(parser)
     cli.add_arch_argument(parser, "whose kernels' numerics the references have")
     parser.add_argument("--prompts", type=int, default=16 if command == "fidelity" else 126, metavar="N", help="how many prompts")
-    parser.add_argument("--batch", type=int, metavar="N", help="prompts made at once (default: 8, of a large model 1)")
+    parser.add_argument("--batch", type=int, metavar="N", help="prompts made at once (default: 8, with a large model 1)")
     parser.add_argument("--json", type=cli.output_file, metavar="FILE", help="write the figures there")
     if command == "embedded":
         parser.add_argument(
@@ -163,14 +163,14 @@ def parse(arguments: Sequence[str], command: str) -> argparse.Namespace:
         )
         parser.add_argument("--parts", action="store_true", help="also each approximation of the recipe alone, and their sum")
         parser.add_argument(
-            "--on", type=cli.path, metavar="RECIPE", help="on this recipe's model, size and mesh, where its own cannot run"
+            "--on", type=cli.path, metavar="RECIPE", help="run on this recipe's model, size and mesh, where its own cannot run"
         )
         parser.add_argument(
             "--exchange-ranks",
             type=int,
             default=8,
             metavar="N",
-            help="with exchange fp8: where a rank here has all tokens, it rounds as if N ranks exchanged them (default: 8)",
+            help="with exchange fp8: where one rank has all tokens here, round as if N ranks exchanged them (default: 8)",
         )
         parser.add_argument(
             "--outputs", type=cli.path, default="outputs/fidelity", metavar="FOLDER", help="where the side-by-side MP4 goes"
@@ -187,13 +187,13 @@ def parse(arguments: Sequence[str], command: str) -> argparse.Namespace:
 
 
 def base_of(options: argparse.Namespace, *changes: str) -> Recipe:
-    """Return the recipe of the flags of `fidelity` with some more changes. Raises BadInput."""
+    """Return the recipe that the flags of `fidelity` name, with some more changes. Raises BadInput."""
     recipe = preflight.recipe_from(argparse.Namespace(**{**vars(options), "set": [*options.set, *changes]}))
     return recipe if options.on is None else approximations.on(recipe, load_recipe(options.on))
 
 
 def prompts_of(recipe: Recipe, count: int) -> tuple[list[str], list[Scene]]:
-    """Return `count` prompts, and for the embedded model what they say: held-out ones, which training has not seen."""
+    """Return `count` prompts. The embedded model gets ones that training has not seen, with the scenes they describe."""
     if recipe.model.checkpoint != "embedded":
         return list(PROMPTS[:count]), []
     pairs = held_out_prompts()
@@ -278,5 +278,5 @@ def finish(report: dict[str, Any], worst: np.ndarray, fps: int, folder: Path, fi
 
 
 def console() -> Console:
-    """Return a console that does not fold tables without a terminal."""
+    """Return a console that does not fold tables where there is no terminal."""
     return cli.console(width=150)

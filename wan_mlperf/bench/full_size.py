@@ -1,6 +1,7 @@
 """Times one part at the benchmark's full size on one GPU, against diffusers in eager bf16: a block, an expert, the VAE.
 
-Weights are random: only shapes matter for the time. Ours runs the recipe's kernels for this device, compiled where it says so.
+Weights are random: only shapes matter for the time. Our expert runs with sdpa and, where this device has it, sage_fp8, each eager
+and compiled; our VAE decodes in chunks of several sizes.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from wan_mlperf.vae_decode import Gather, VaeDecoder
 from wan_mlperf.workload import MLPERF, Workload
 
 LAYERS = {"block720p": 1, "expert720p": 40}
-TEXT_LENGTH = 60  # a usual prompt's own tokens
+TEXT_LENGTH = 60  # of a typical prompt, without padding
 Call = Callable[[], Any]
 
 
 def main(workload: str, rounds: int, file: str | None) -> int:
-    """Time a part, taking turns with diffusers, and print and write the figures. Raises BadInput without a GPU."""
+    """Time one part in turns with diffusers, print the figures and write them to `file`. Raises BadInput without a GPU."""
     device = probe()
     if not device.is_gpu:
         raise BadInput(f"--workload {workload!r}: needs a GPU, and this runs on {device}; allowed here: tiny, mid")
@@ -69,7 +70,7 @@ def main(workload: str, rounds: int, file: str | None) -> int:
 
 @torch.inference_mode()
 def alternate(calls: dict[str, Call], rounds: int, device: Device) -> dict[str, list[float]]:
-    """Call each once untimed, then all in turn, `rounds` times. Returns the seconds of each."""
+    """Call each once untimed, then all in turn, `rounds` times. Returns the seconds of each call."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
@@ -83,9 +84,9 @@ def alternate(calls: dict[str, Call], rounds: int, device: Device) -> dict[str, 
 
 
 def expert_calls(workload: Workload, device: Device, *, layers: int, **sizes: int) -> dict[str, Call]:
-    """Return one forward pass of an expert of `layers` layers: diffusers; ours with sdpa, and sage_fp8 if it runs; compiled.
+    """Return forward passes of an expert of `layers` layers: diffusers'; ours per kernel (sdpa, sage_fp8), eager and compiled.
 
-    `sizes` are WanTransformer3DModel's, its defaults the benchmark's.
+    `sizes` are passed to WanTransformer3DModel, whose defaults are the benchmark's.
     """
     with torch.device(device.torch):
         model = WanTransformer3DModel(text_dim=4096, num_layers=layers, **sizes).to(torch.bfloat16).eval()
@@ -106,7 +107,7 @@ def expert_calls(workload: Workload, device: Device, *, layers: int, **sizes: in
         attention.resolve(["sage_fp8"], device, references=None, probe=xdit.check_backend)
         names.append("sage_fp8")
     except BadInput:
-        pass  # this device has no FP8 attention: there is one contestant less
+        pass  # this device has no FP8 attention: one contestant fewer
     kernels = attention.resolve(names, device, references=None, probe=xdit.check_backend)
     self_attend, cross_attend = split_experts.attends(kernels)
     ours = Expert(model, split=split_experts.split(mesh), self_attend=self_attend, cross_attend=cross_attend, trim_text=True)
@@ -127,7 +128,7 @@ def expert_calls(workload: Workload, device: Device, *, layers: int, **sizes: in
 
 
 def vae_calls(workload: Workload, device: Device, *, chunks: tuple[int, ...] = (1, 2, 4), **sizes: object) -> dict[str, Call]:
-    """Return the decode of one video to uint8 in host memory: diffusers' in one piece, ours in chunks."""
+    """Return decodes of one video to uint8 in host memory: diffusers' in one piece, ours in `chunks` of latent frames."""
     with torch.device(device.torch):
         vae = AutoencoderKLWan(**sizes).to(torch.bfloat16).eval()
         latents = torch.randn(1, *workload.latent_shape(vae.config.z_dim), dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Time and memory that loading takes, each way in a process of its own: a rank of ours as the recipe says, diffusers in bf16.
+"""Time and memory that loading takes, each way in a separate process: a rank of ours as the recipe says, diffusers in bf16.
 
 Without --model the checkpoint gets random weights in fp32, as the published one is stored: only sizes matter.
 """
@@ -29,7 +29,7 @@ from wan_mlperf.recipe import load_recipe
 
 WAYS = ("ours", "diffusers")
 EXPERTS = ("transformer", "transformer_2")
-LAYER = 4 * (8 * 2048**2 + 2 * 2048 * 8192)  # bytes in fp32 of a layer of `random_experts`
+LAYER = 4 * (8 * 2048**2 + 2 * 2048 * 8192)  # bytes of one layer of `random_experts` in fp32
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -63,13 +63,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def random_experts(folder: Path, gb: float) -> Path:
-    """Write a checkpoint whose two experts take `gb` together in fp32: 16 heads of 128, files of at most 1 GB."""
+    """Write a checkpoint whose two experts together take `gb` x 10^9 bytes in fp32: 16 heads of 128, files of at most 1 GB."""
     layers = max(1, round(gb * 1e9 / 2 / LAYER))
     return random_checkpoint.write(folder, layers=layers, heads=16, head_dim=128, ffn=8192, shard="1GB")
 
 
 def measure(way: str, model: Path, overrides: Sequence[str], cores: int) -> dict[str, Any]:
-    """Load once in a new process that may use so many cores. Bytes and seconds; see `_load`."""
+    """Load once in a new process that may use `cores` cores. Returns bytes and seconds; see `_load`."""
     before, threads = os.sched_getaffinity(0), os.environ.get("OMP_NUM_THREADS")
     os.sched_setaffinity(0, sorted(before)[:cores])  # a new process inherits both
     os.environ["OMP_NUM_THREADS"] = str(cores)
@@ -83,7 +83,7 @@ def measure(way: str, model: Path, overrides: Sequence[str], cores: int) -> dict
 
 
 def _load(way: str, model: Path, overrides: Sequence[str]) -> dict[str, float]:
-    """Seconds for the experts, of the clock and of all cores; bytes: stored, kept in memory, resident before and at most."""
+    """Seconds to load the experts, wall clock and CPU time; bytes: stored, kept as weights, resident before and at peak."""
     stored = sum(file.stat().st_size for part in EXPERTS for file in (model / part).glob("*.safetensors"))
     before, times = _status("VmRSS"), [(time.perf_counter(), time.process_time())]
     if way == "ours":

@@ -1,8 +1,8 @@
 """Where the time of one query goes, on every rank: `python -m wan_mlperf.bench profile --recipe R`.
 
 One warmed-up query runs under torch.profiler. Each rank leaves a trace that Perfetto opens (ui.perfetto.dev); the first prints a
-table by part. On a CPU the time is that of the operations themselves, on a GPU that of their kernels; what no operation covers is
-"host": Python, launches, gaps. Profiling slows a query down; the shares are what counts.
+table by part. On a CPU the time is that of the operations themselves, on a GPU that of their kernels. Time that no operation
+covers is "host": Python, launches, gaps. Profiling slows a query down, so look at the shares.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from wan_mlperf.step_plan import Step
 
 PARTS = ("text_encode", "attention", "gemm", "exchange", "elementwise", "vae_decode", "to_host", "host")
 PROMPT = "a red circle moving left on a blue background"
-STAGE = "stage: "  # begins the name of a stage's range in the trace, PART that of a part
+STAGE = "stage: "  # prefix of a stage's range in the trace; PART is that of a part's
 PART = "part: "
-QUANTISING = ("xfuser::mxfp4_gemm", "wan_mlperf::mxfp4_products")  # products with the quantisation of their input
+QUANTISING = ("xfuser::mxfp4_gemm", "wan_mlperf::mxfp4_products")  # these include quantising their input
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", "mkldnn::_linear_pointwise", *QUANTISING)
-KERNELS = ("scaled_dot_product", "attn", "sage_", "attention_forward")  # inside compiled code there are no names of ours
+KERNELS = ("scaled_dot_product", "attn", "sage_", "attention_forward")  # compiled code has none of our names
 MESSAGES = ("c10d::", "_c10d_functional::", "gloo:", "nccl:")
 
 
@@ -97,7 +97,7 @@ def profile(pipeline: Pipeline, trace: Path) -> tuple[dict[str, float], float]:
 
 
 def by_part(events: Iterable[Any], seconds: float, *, gpu: bool) -> dict[str, float]:
-    """Sum the events' own time by part. On a CPU a part's range has time of its own, too, and a stage's range is host."""
+    """Sum the events' self time by part, in seconds. On a CPU the range of a part has self time, too; that of a stage is host."""
     found: dict[str, float] = defaultdict(float)
     for event in events:
         own = (event.self_device_time_total if gpu else event.self_cpu_time_total) / 1e6
@@ -111,7 +111,7 @@ def by_part(events: Iterable[Any], seconds: float, *, gpu: bool) -> dict[str, fl
 
 
 def part_of(event: Any) -> str | None:
-    """Which part an event's own time belongs to; None for what is outside every stage, on a thread of a library for instance."""
+    """Which part an event's self time belongs to; None outside every stage, for instance on a library's thread."""
     name, stage = event.name, None
     part = "exchange" if name.startswith(MESSAGES) else "attention" if any(word in name for word in KERNELS) else None
     above = event

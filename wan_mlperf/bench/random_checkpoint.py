@@ -43,7 +43,7 @@ def write(
 ) -> Path:
     """Write a checkpoint of these sizes into `folder` and return the folder. The same arguments give the same checkpoint.
 
-    An expert's files are not larger than `shard`.
+    No file of an expert is larger than `shard`.
     """
     with torch.random.fork_rng(devices=[]):
         for offset, part in enumerate(("transformer", "transformer_2")):

@@ -1,6 +1,6 @@
 """What a server costs: in `python -m wan_mlperf.bench serve`, LoadGen and an HTTP client take turns with the same loaded engine.
 
-SingleStream, one request in flight. LoadGen gets the frames, as the rules require; the server's client gets an MP4 on disk and
+SingleStream: one request in flight. LoadGen gets the frames, as the rules require. The server's client gets an MP4 on disk and
 runs in a separate process. The blocks alternate as A B B A, so that a machine that slows down over time favours neither side; the
 means of neighbouring blocks are compared.
 """
@@ -42,7 +42,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Mean seconds per query of one block: in all, as measured by the client, and per stage."""
+    """Mean seconds per query of one block: in all, as LoadGen or the client measured it, and per stage."""
 
     seconds: float
     spans: dict[str, float]

@@ -36,7 +36,7 @@ PARTS = ("block720p", "expert720p", "vae720p")
 # The architecture of the embedded model at 2,160 tokens: 9 latent frames of 24 x 40.
 MID = ("workload.height=192", "workload.width=320", "workload.frames=33", "workload.steps=4")
 STAGES = ("text_encode", "denoise_high", "denoise_low", "vae_decode", "to_host")
-# How far our latents may be from diffusers' for a ratio to be printed: rounding in fp32, and the noise of bf16.
+# Relative error of the latents against diffusers' up to which a ratio is printed: rounding in fp32, and the noise of bf16.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
 
 
@@ -79,7 +79,7 @@ class Contestant:
         self.stages.append(answer["stages"])
 
     def stop(self) -> None:
-        """Have the processes end without finishing what they do."""
+        """Tell the processes to end without finishing their work."""
         self._process.terminate()
 
     def close(self) -> None:
@@ -185,7 +185,7 @@ def compare(options: argparse.Namespace, ranks: int, work: Path) -> dict[str, An
 
 
 def the_recipes(options: argparse.Namespace, work: Path) -> tuple[Recipe, dict[str, Recipe], Path]:
-    """Return the recipe of diffusers and xDiT, ours by mesh, and the folder that all load: `tiny` in fp32, `mid` in bf16."""
+    """Return the recipe for diffusers and xDiT, ours by mesh, and the folder that all load: `tiny` in fp32, `mid` in bf16."""
     plain = ["attention.early=sdpa", "attention.late=sdpa", "gemm.high_noise=bf16", "gemm.low_noise=bf16"]
     if options.workload == "mid":
         folder = random_checkpoint.write(work / "mid", dtype=torch.bfloat16)

@@ -69,7 +69,7 @@ def aiter(gpus: tuple[Gpu, ...]) -> Check:
 
 
 def engine(gpus: tuple[Gpu, ...], device: str, problem: str | None) -> Check:
-    """What a run would compute on, as one rank that came up says (`kernels.ask`), or the problem that it met."""
+    """Check what a run would compute on: the device that one rank came up on (`kernels.ask`), or the problem that it met."""
     hidden = bool(gpus) and " on the CPU because " in device
     ok: Status = "missing" if problem else "warn" if hidden else "ok"
     fix = "let torch see the GPUs: the container of their vendor, and no *_VISIBLE_DEVICES that hides them"

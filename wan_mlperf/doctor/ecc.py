@@ -40,7 +40,7 @@ def host_memory(root: Path) -> tuple[State, str]:
 
 
 def state(root: Path = Path("/"), smi: Smi = nvidia_smi) -> tuple[State, str]:
-    """On only if all memory has it on, off if any has it off; and what was read of each."""
+    """Return "on" only if all memory has ECC on, "off" if any has it off; and what was read of each."""
     parts = (gpu_memory(root, find_gpus(root), smi), host_memory(root))
     states = [one for one, _ in parts if one != "none"]
     whole: State = "off" if "off" in states else "unknown" if "unknown" in states else "on"

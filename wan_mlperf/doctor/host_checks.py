@@ -22,8 +22,8 @@ Smi = Callable[..., str | None]
 
 GIB = 2**30
 UNSEEN = "not exposed here: look on the host"
-RANK_GIB = 6  # libraries, the GPU's context, pinned buffers: an estimate, as no GPU was at hand
-LARGEST_LAYER = 5120 * 13_824  # numbers: an expert's feed-forward layer
+RANK_GIB = 6  # libraries, the GPU's context, pinned buffers: an estimate, no GPU was available
+LARGEST_LAYER = 5120 * 13_824  # weights of an expert's feed-forward layer
 CHECKPOINT_GIB = 130  # two experts of 14.3 B parameters in fp32, UMT5 in bf16, the VAE: about 126 GB
 HUB_FOLDER = "models--Wan-AI--Wan2.2-T2V-A14B-Diffusers"
 DEEP_US = 10  # exit latency above which an idle state delays a launch: C1 is 1 to 2 us, AMD's C2 100 and more
@@ -46,7 +46,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One accelerator. `memory` (bytes) and `peers` (directly linked GPUs) stay 0 where sysfs does not tell."""
+    """One accelerator. `memory` (bytes) and `peers` (directly linked GPUs) stay 0 where sysfs does not say."""
 
     vendor: Literal["amd", "nvidia"]
     name: str
@@ -92,7 +92,7 @@ def find_gpus(root: Path) -> tuple[Gpu, ...]:
 
 
 def devices(root: Path, gpus: tuple[Gpu, ...]) -> Check:
-    """Check which GPUs are visible, and that none on the PCI bus is left out."""
+    """Check which GPUs are visible, and that every GPU on the PCI bus is."""
     on_bus = 0
     for device in (root / "sys/bus/pci/devices").glob("*"):
         ids = PCI_IDS.get(read(device / "vendor") or "", ())
@@ -177,7 +177,7 @@ def peer_links(gpus: tuple[Gpu, ...], smi: Smi = nvidia_smi) -> Check:
 
 
 def rank_gib(threads: int) -> float:
-    """What a rank with a GPU needs beside the checkpoint, which should stay in the page cache while the ranks read it."""
+    """GiB of host memory per rank with a GPU, besides the checkpoint, which should stay in the page cache while ranks read it."""
     return RANK_GIB + on_the_way(LARGEST_LAYER, max(1, threads)) / GIB
 
 

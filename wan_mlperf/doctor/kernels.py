@@ -1,7 +1,7 @@
 """Whether the engine comes up on this host, which kernel each name of a recipe would take, and what a better one lacks.
 
-As a program it asks (which imports torch, xDiT and whatever kernels are installed) and prints JSON; `ask` runs it as a process of
-its own, so that the host check itself imports none of them and outlives a package that ends its process.
+As a program it asks (which imports torch, xDiT and whatever kernels are installed) and prints JSON. `ask` runs it as a separate
+process, so that the host check itself imports none of them and survives a package that ends its process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TIMEOUT_S = 300  # AITER may build modules when it is imported
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Every name's kernel; `without`: those of the host's default recipe that nothing runs; `problem`: why nobody could ask.
+    """Every name's kernel; `without`: names of the host's default recipe that nothing runs; `problem`: why asking failed.
 
     `device` is what a rank runs on, and why.
     """
@@ -34,7 +34,7 @@ class Answer:
 
 
 def ask() -> Answer:
-    """Ask in a process of its own."""
+    """Ask in a separate process. A failure is returned as the answer's `problem`."""
     command = [sys.executable, "-m", __spec__.name]
     try:
         done = subprocess.run(

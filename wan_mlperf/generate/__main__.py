@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # imported when they are needed: --help and a misspelt flag m
     from wan_mlperf.replicas.watch import Watch
     from wan_mlperf.step_plan import Step
 
-COLLECTIVE_S = 24 * 3600.0  # as in sut/session.py: finding a rank that hangs is the watch's task
+COLLECTIVE_S = 24 * 3600.0  # as in sut/session.py: the watch finds a rank that hangs
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -182,12 +182,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--prompts",
         type=cli.path,
         metavar="FILE",
-        help="make a video of each line of a text file; continues after a stop",
+        help="make one video per line of a text file; continues after a stop",
     )
     parser.add_argument(
         "-o", "--output", type=cli.path, metavar="PATH", help="the MP4 (default: video.mp4); with --prompts the folder (videos)"
     )
-    parser.add_argument("--force", action="store_true", help="replace what exists, or was made differently")
+    parser.add_argument("--force", action="store_true", help="replace videos that exist or were made differently")
     parser.add_argument("--seed", type=int, help="seed of the initial noise (default: the workload's, 42)")
     parser.add_argument("--steps", type=int, help="denoising steps")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, multiples of 16, such as 720x1280")

@@ -20,7 +20,7 @@ LOCK_S = 10.0  # the ranks of a killed run keep the folder locked for a moment
 
 
 class VideoList:
-    """The videos of `prompts` in `folder`. Writing needs `lock`; without `locked`, that may do without a lock."""
+    """The videos of `prompts` in `folder`. Writing needs `lock`. If not `locked`, a file system without locks is accepted."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class VideoList:
         self._lock = locks.lock(self.folder, what="--output", wait_s=LOCK_S, without=without)
         self._read()
         names = (MANIFEST, *(video_name(number) for number in range(len(self._prompts))))
-        for pattern in (f"{TEMPORARY}*", *(f".{name}.*" for name in names)):  # the latter of earlier versions
+        for pattern in (f"{TEMPORARY}*", *(f".{name}.*" for name in names)):  # earlier versions left the latter
             for leftover in self.folder.glob(pattern):
                 leftover.unlink(missing_ok=True)
 

@@ -1,1 +1,1 @@
-"""Readers for what people bring, one each for paths, texts, YAML and values on the command line."""
+"""Readers of user input (paths, text files, YAML, values on the command line), records as JSON files, and folder locks."""

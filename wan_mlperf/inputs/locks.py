@@ -28,7 +28,7 @@ def lock(
     """Lock a folder until the returned descriptor is passed to `unlock`, or until this process ends.
 
     Raises BadInput if another process still holds the lock after `wait_s`. On file systems without locks (NFS without its lock
-    service) it raises BadInput, too; or, if `without` is given, it calls that with the problem and returns None.
+    service) it raises BadInput, too; or, if `without` is given, it calls `without` with the problem and returns None.
     """
     until = time.monotonic() + wait_s
     file = folder / LOCK

@@ -23,9 +23,9 @@ def write_record(file: Path, record: Any, *, without: Collection[str] = ()) -> N
 
 
 def read_record(file: Path, kind: type[T], *, version: int, what: str) -> T:
-    """Read back a dataclass that has a `version`; `what` it belongs to ends the error line.
+    """Read back a dataclass that has a `version`. The error message ends with `what` the record belongs to.
 
-    Raises BadInput for a file that is not there, holds half a record, or one of another version.
+    Raises BadInput for a file that is missing, incomplete or of another version.
     """
     allowed = f"allowed: {what} of this version"
     try:

@@ -1,8 +1,8 @@
 """YAML for recipes: strict where people make mistakes, and typed by how each key is declared (values.py).
 
 Refused with the line number: a duplicate key, a tag, a merge key, a value that contains itself. A plain scalar becomes what its
-key needs; in quotes it is always text. YAML 1.1's traps (`010`, `1:30`, `1_000`) are not numbers here. Its own line separators
-(U+0085, U+2028, U+2029), which would become spaces or line ends, are refused, as are other invisible characters.
+key needs; in quotes it is always text. YAML 1.1's traps (`010`, `1:30`, `1_000`) are not numbers here. YAML's extra line
+separators (U+0085, U+2028, U+2029), which would become spaces or line ends, are refused, as are other invisible characters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INVISIBLE = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufffd\
 
 
 class NotStrict(ValueError):
-    """What is wrong, with the line number."""
+    """What is wrong, with the line number where it is known."""
 
 
 def load(text: str, kind: Any = None) -> Any:

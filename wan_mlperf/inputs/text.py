@@ -18,7 +18,7 @@ from typing import Any
 from wan_mlperf.errors import BadInput
 
 COPIES = "WAN_MLPERF_STREAMS"  # set by `launch`: stream -> the file that holds what was read from it
-MOST = 1 << 26  # bytes; no person has written a longer text, and /dev/zero never ends
+MOST = 1 << 26  # bytes; nobody writes a longer text, and /dev/zero never ends
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16's, which it begins with
@@ -72,7 +72,7 @@ def decode(content: bytes) -> str:
 
 
 def lines(text: str) -> list[str]:
-    """Split at \\n and \\r\\n only: other separators of Unicode are part of a line. A mark that begins a line is dropped."""
+    """Split at \\n and \\r\\n only: other Unicode separators are part of a line. A byte order mark at its start is dropped."""
     return [line.removesuffix("\r").lstrip("\ufeff") for line in text.split("\n")]
 
 
@@ -181,7 +181,7 @@ def remember(path: str | Path, content: bytes) -> None:
 
 
 def hand_over(folder: Path) -> dict[str, str]:
-    """Write what was read from streams to `folder`. Returns the variables with which started processes will find it."""
+    """Write what was read from streams to `folder`. Returns the environment variables by which started processes find it."""
     copies = {}
     for number, (name, content) in enumerate(_read.items()):
         copies[name] = str(folder / f"stream-{number}")

@@ -26,7 +26,7 @@ LISTS = (list, collections.abc.Sequence)
 
 
 def alternatives(annotation: Any) -> list[Any]:
-    """Return the plain types that a declaration allows, without unions, Annotated, or Literals of several values."""
+    """Return the types that a declaration allows: unions taken apart, Annotated removed, Literals as they are."""
     origin = get_origin(annotation)
     if origin is typing.Annotated:
         return alternatives(get_args(annotation)[0])
@@ -36,7 +36,7 @@ def alternatives(annotation: Any) -> list[Any]:
 
 
 def scalar(text: str, annotation: Any = None) -> Any:
-    """Return the value of an unquoted `text` for a key declared as `annotation`, or else what it looks like."""
+    """Return the value of an unquoted `text` for a key declared as `annotation`; if it fits no type, what it looks like."""
     kinds = alternatives(annotation) if annotation is not None else []
     literals = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
     if text.lower() in NOTHING:
