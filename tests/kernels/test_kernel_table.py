@@ -110,10 +110,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"arch": "gfx950", "packages": [PIP]},
         {
             "sdpa": "AITER",
-            "sage_fp8": "AITER_FP8: aiter.ops.mha_v4 is not installed; needed is AITER from 17 August 2026.*"
-            "AITER_FP8_V3: .*no argument q_descale; needed is AITER from 28 November 2025.*AITER_SAGE: aiter.ops.triton",
+            "sage_fp8": "AITER_FP8: aiter.ops.mha_v4 is not installed; needs AITER from 17 August 2026.*"
+            "AITER_FP8_V3: .*no argument q_descale; needs AITER from 28 November 2025.*AITER_SAGE: aiter.ops.triton",
             "sage_fp4": "AITER_MXFP4: .*17 August 2026.*AITER_SAGE_V2: .*24 February 2026",
-            "mxfp4": "AITER_A4W4: aiter.gemm_a4w4 insists on the argument out; needed is AITER from 19 December 2025",
+            "mxfp4": "AITER_A4W4: aiter.gemm_a4w4 insists on the argument out; needs AITER from 19 December 2025",
         },
     ),
     "MI355X, nothing": (
@@ -186,8 +186,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "B300, an old torchao": (
         {"arch": "sm103", "packages": ["an old torchao"]},
         {
-            "fp8": "TORCHAO_FP8: torchao.quantization.*no argument activation_value_lb; needed is torchao 0.18",
-            "mxfp4": "TORCHAO_MXFP4: .* has no MXDynamicActivationMXWeightConfig; needed is torchao 0.18",
+            "fp8": "TORCHAO_FP8: torchao.quantization.*no argument activation_value_lb; needs torchao 0.18",
+            "mxfp4": "TORCHAO_MXFP4: .* has no MXDynamicActivationMXWeightConfig; needs torchao 0.18",
         },
     ),
     "RTX PRO 6000": (
@@ -238,14 +238,12 @@ def test_every_backend_was_taken_and_refused(asked: dict[str, Any]) -> None:
         said = [answer[key] for answer in answers]
         assert None in said, key
         assert key in ("SDPA", "TORCH") or any(said), key
-        assert all(one is None or re.search("needed is|takes|instead|does not support ring|missing", one) for one in said), key
+        assert all(one is None or re.search("needs|takes|instead|does not support ring|missing", one) for one in said), key
 
 
 def test_what_was_passed_over_is_told(asked: dict[str, Any]) -> None:
     passed = asked["MI355X, half of MHA v4"]["names"]["sage_fp4"]["passed over"]
-    assert len(passed) == 1 and passed[0].startswith(
-        "AITER_MXFP4: aiter.ops.mha_v4 has no quantize_mxfp8_k; needed is AITER from"
-    )
+    assert len(passed) == 1 and passed[0].startswith("AITER_MXFP4: aiter.ops.mha_v4 has no quantize_mxfp8_k; needs AITER from")
 
 
 def test_xdits_own_probe_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ Probe = Callable[[str], "str | None"]  # key of ATTENTION -> None, or what is mi
 class Kernel:
     """What a name means here: a key of ATTENTION, run by xDiT or, with `function`, by ours on [batch, heads, tokens, head_dim].
 
-    `stands_for`: the architecture whose kernel a reference imitates. `passed_over`: better ones, each with what it lacks.
-    `lse`: it gives its log-sum-exp; `bias`: it reads a bias of the logits.
+    `stands_for`: the architecture whose kernel a reference imitates. `passed_over`: better kernels, each with what it lacks.
+    `lse`: it returns its log-sum-exp; `bias`: it reads a bias of the logits.
     """
 
     backend: str
@@ -57,7 +57,7 @@ class Kernel:
 
 
 def sdpa_with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """PyTorch's CPU attention with its log-sum-exp, by which ring attention merges the ranks' outputs."""
+    """PyTorch's CPU attention with its log-sum-exp, by which ring attention and padding.py merge outputs."""
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[:2]
     return out, lse
 
@@ -67,7 +67,7 @@ def _kernel(key: str, passed_over: Sequence[str] = ()) -> Kernel:
 
 
 def candidates(name: str, arch: str, *, smooth_k: bool = False) -> tuple[str, ...]:
-    """The keys of ATTENTION that a name may be on an architecture, best first; with `smooth_k` only those that smooth K."""
+    """The keys of ATTENTION that a name can mean on an architecture, best first; with `smooth_k` only those that smooth K."""
     by_arch = CANDIDATES[name]
     found = by_arch.get(arch, by_arch.get("gpu", ()) if arch != "cpu" else ())
     return tuple(one for one in found if name == "sdpa" or not smooth_k or ATTENTION[one].numerics.smoothed)
@@ -108,14 +108,14 @@ def resolve(
 
 
 def best(name: str, device: Device) -> Kernel:
-    """What a complete installation on a device's architecture takes for a name. Raises BadInput where there is nothing."""
+    """The kernel that a complete installation on a device's architecture uses for a name. Raises BadInput if there is none."""
     return _resolve(name, device, None, lambda _key: None, smooth_k=False)
 
 
 def check(names: Iterable[str], device: Device, *, references: str | None, smooth_k: bool = False) -> None:
     """Raise BadInput for a name that no kernel of this architecture computes, unless a reference stands in for it.
 
-    What is installed is asked by `resolve`, in the ranks: asking means to import it.
+    `resolve` checks what is installed, in the ranks: checking imports it.
     """
     for name in dict.fromkeys(names):
         if not candidates(name, device.arch, smooth_k=smooth_k):
@@ -133,7 +133,7 @@ def _resolve(name: str, device: Device, references: str | None, probe: Probe, sm
 
 
 def _native_cross(device: Device, probe: Probe, trim_text: bool) -> Kernel:
-    """The fastest kernel that the text's trimmed padding can be merged into, else PyTorch's, which reads its bias."""
+    """The fastest kernel for cross-attention; with `trim_text` one that returns a log-sum-exp or, as PyTorch's, reads a bias."""
     if device.arch == "cpu":
         return Kernel(backend="SDPA", function=sdpa_with_lse, lse=True) if trim_text else _kernel("SDPA")
     passed_over: list[str] = []

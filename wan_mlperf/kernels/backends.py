@@ -1,8 +1,8 @@
 """The one table of kernels for attention and linear layers: what each is, what it needs, and which one a recipe's name gets.
 
 By architecture, best first. Everything that runs, probes, predicts, documents or lists kernels reads it. Does not import torch.
-Rates are TFLOP/s on gfx950 at batch 1, 5 heads, 75,600 tokens and head dim 128 (ROCm/aiter pull 3495; those of MHA v4:
-aiter/ops/mha_v4.md).
+The numbers in comments are TFLOP/s on gfx950 at batch 1, 5 heads, 75,600 tokens and head dim 128 (ROCm/aiter pull 3495; those of
+MHA v4: aiter/ops/mha_v4.md).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ATTENTION: Mapping[str, Backend] = {
         dtypes=("bfloat16",),
         head_dims=(128,),
     ),
-    # 2028. What xDiT calls by the same name before MHA v4: it rotates Q and K itself. On gfx942 E4M3 is its FNUZ form.
+    # 2028. What xDiT calls by the same name without MHA v4: it rotates Q and K itself. On gfx942 E4M3 is its FNUZ form.
     "AITER_FP8_V3": Backend(
         xdit="AITER_FP8",
         needs=(needs.AITER_FP8,),
@@ -70,7 +70,7 @@ ATTENTION: Mapping[str, Backend] = {
         flag="has_aiter",
         numerics=Numerics(qk="int8", qk_scales="tokens", groups=(256, 128), smoothed=True, **_FP8_V),  # type: ignore[arg-type]
     ),
-    # 3695. Half-way between two codes, the hardware's conversion rounds to the even one.
+    # 3695. The hardware rounds ties between two codes to the even one.
     "AITER_MXFP4": Backend(
         xdit="AITER_MXFP4",
         needs=(needs.MHA_V4, needs.AITER_BF16),
@@ -87,7 +87,7 @@ ATTENTION: Mapping[str, Backend] = {
         numerics=Numerics(qk="mxfp4", qk_scales="block", rotated=True, smoothed=True, ties="away", **_FP8_V),  # type: ignore[arg-type]
     ),
     "FLASH_3": Backend(xdit="FLASH_3", needs=(needs.FLASH_3,), flag="has_flash_attn_3", lse=True),
-    # Probabilities lie in [0, 2^8]: `Max_offset` of FlashAttention 3's forward kernel.
+    # Probabilities are in [0, 2^8]: `Max_offset` of FlashAttention 3's forward kernel.
     "FLASH_3_FP8": Backend(
         xdit="FLASH_3_FP8",
         needs=(needs.FLASH_3,),
@@ -103,7 +103,7 @@ ATTENTION: Mapping[str, Backend] = {
     ),
     "FLASH": Backend(xdit="FLASH", needs=(needs.FLASH_2,), flag="has_flash_attn", lse=True),
     "CUDNN": Backend(xdit="CUDNN", cudnn=True, lse=True),
-    # The scale's groups are those of one thread, up to the widest; the reference takes a warp's. Probabilities up to E4M3's 448.
+    # SageAttention has a scale per group of a thread's tokens, the reference per warp. Probabilities go up to E4M3's 448.
     "SAGE": Backend(
         xdit="SAGE",
         needs=(needs.SAGE,),
@@ -150,7 +150,7 @@ CANDIDATES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
 }
 
-# What a name needs, for the message where nothing of it is there.
+# What a name needs, for the message when none of it is installed.
 _AITER = "AITER (in the container rocm/pytorch-xdit; PyPI's amd-aiter is older, its aiter another package)"
 NEEDS: Mapping[str, str] = {
     "sdpa": "PyTorch",
@@ -163,7 +163,7 @@ NEEDS: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GemmBackend:
-    """A way to multiply in one format. The numerics are the format's own (`numerics.gemm_text`)."""
+    """A way to multiply in one format. The numerics follow from the format (`numerics.gemm_text`)."""
 
     needs: tuple[Need, ...] = ()
     dtypes: tuple[str, ...] = ("bfloat16",)

@@ -1,6 +1,6 @@
 """The device that this rank computes on, probed once: gfx950, gfx942, sm100, sm90, another GPU, or the CPU, and why.
 
-Only this module asks torch whether there is a GPU. How torch was built does not tell: the ordinary wheel for Linux is a CUDA
+Only this module asks torch whether there is a GPU. How torch was built does not say: the ordinary wheel for Linux is a CUDA
 build that also runs on machines without a GPU, and CUDA_VISIBLE_DEVICES="" hides existing ones.
 """
 
@@ -22,11 +22,11 @@ from wan_mlperf import ranks
 Fabric = Literal["links", "switch"]
 T = TypeVar("T")
 
-# What inductor is told: to start an exchange early and wait for it late. PyTorch recommends these passes, and AMD sets them.
+# Inductor's passes that start an exchange early and wait for it late. PyTorch recommends them, and AMD sets them.
 _EARLY, _LATE = "reorder_communication_preserving_peak_memory", "sink_waits_iterative"
 _OVERLAP = "reorder_for_compute_comm_overlap"
 OVERLAP: dict[str, Any] = {_OVERLAP: True, f"{_OVERLAP}_passes": [_EARLY, _LATE, _EARLY]}
-# Variables that say which of a host's GPUs a build of torch may see.
+# Variables that choose which of a host's GPUs a build of torch may see.
 VISIBLE = {"CUDA": ("CUDA_VISIBLE_DEVICES",), "ROCm": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")}
 
 
@@ -74,7 +74,7 @@ _one_at_a_time = threading.RLock()
 def alone() -> Iterator[None]:
     """Put this around everything that computes: it sets what our arithmetic relies on, and lets in one thread at a time.
 
-    Whatever else the program has set, fp32 and the CPU are the defaults inside, and autocast is off. What is so already stays.
+    Whatever else the program has set, fp32 and the CPU are the defaults inside, and autocast is off.
     """
     with _one_at_a_time, ExitStack() as stack:
         dtype, where = torch.get_default_dtype(), torch.get_default_device()
@@ -90,7 +90,7 @@ def alone() -> Iterator[None]:
 
 
 def each_alone(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items, making each of them `alone`. Between them the caller's settings hold."""
+    """Yield the items; each is made inside `alone`. Between them the caller's settings hold."""
     while True:
         with alone():
             try:

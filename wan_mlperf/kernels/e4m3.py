@@ -1,9 +1,9 @@
 """Q, K and V as they cross between ranks in `exchange: fp8`: E4M3 with one scale per sample, head and sending rank.
 
 The scale is a power of two and travels in the same message as one more row of bytes. So a message has one byte per value, and
-what arrives is exactly what was rounded: bfloat16 and float32 hold every E4M3 number times every such scale. E4M3 is a floating
-format: a power of two rounds as well as amax / 448 would, except for values below 2^-14 of the head's largest. It also
-rounds nearly alike whichever share of the tokens a rank holds.
+what arrives is exactly what was rounded: bfloat16 and float32 hold every E4M3 number times every such scale. E4M3 is a
+floating-point format, so a power of two rounds as well as amax / 448 would, except for values below 2^-14 of the head's largest.
+It also rounds nearly alike whichever share of the tokens a rank holds.
 
 T tokens of the sending rank, D head dim; leading dimensions have a scale each.
 """
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from wan_mlperf.kernels.sage import E4M3_MAX, power_of_two
 
-WITHOUT_TRITON = ("sm80", "sm86")  # their Triton has no E4M3, so neither has what torch.compile makes
+WITHOUT_TRITON = ("sm80", "sm86")  # their Triton has no E4M3, so compiled code has none either
 
 
 def missing(arch: str, *, compiled: bool) -> str | None:
@@ -43,12 +43,12 @@ def unpack(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    # Multiplying with a power of two is exact where its exponents fit: float16 has too few of them.
+    # Multiplying by a power of two is exact while the exponent fits: float16 has too few exponents.
     return torch.float32 if dtype == torch.float16 else dtype
 
 
 def as_sent(x: torch.Tensor, ranks: int) -> torch.Tensor:
-    """What x [..., all tokens, D] becomes if so many ranks, each with its share of the tokens, exchange it."""
+    """What x [..., all tokens, D] becomes if `ranks` ranks, each with its share of the tokens, exchange it."""
     tokens = x.shape[-2]
     share = -(-tokens // ranks)
     shares = F.pad(x, (0, 0, 0, share * ranks - tokens)).unflatten(-2, (ranks, share))

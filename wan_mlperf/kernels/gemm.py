@@ -2,8 +2,8 @@
 
 On a GPU the layers are xDiT's (AITER, gfx950) or torchao's. Elsewhere they are references (linear.py), if the recipe allows them:
 packed weights in the same formats, operands rounded to the same numbers, products in the model's dtype or a wider one. torchao's
-own emulation of MXFP4 is no alternative: it takes only bf16, and several times as long per layer at the embedded model's size;
-and its FP8 does not run without a GPU. tests/kernels/test_gemm.py compares these references with it.
+own emulation of MXFP4 is no alternative: it accepts only bf16 and takes several times as long per layer at the embedded model's
+size; and its FP8 does not run without a GPU. tests/kernels/test_gemm.py compares these references with torchao.
 
 A CPU without AVX-512 has no fast bf16 products: PyTorch then takes 10 to 50 times as long as in fp32. On such a CPU the
 references, and what remains in bf16 (`widen`), multiply in fp32 and round the sum once, as a fast bf16 product does too.
@@ -35,7 +35,7 @@ NativeLinear = Callable[[nn.Linear], nn.Module]
 Backends = Mapping[str, "str | None"]  # format -> key of GEMM, None for a reference
 Probe = Callable[[str], "str | None"]  # key of GEMM -> None, or what is missing for it on this machine
 
-FP8_FLOOR = 1e-12  # smallest largest value that an FP8 scale is made of: a row of zeros would else become NaN
+FP8_FLOOR = 1e-12  # lower bound of the amax behind an FP8 scale: without it a row of zeros would become NaN
 
 
 def backend(name: str, arch: str) -> str | None:
@@ -100,11 +100,11 @@ def _in(products: torch.dtype, layer: nn.Linear | nn.Conv3d, hidden: torch.Tenso
 
 
 class Conversion:
-    """Makes of each linear layer of an expert's blocks what the recipe says; `convert` of model_folder/expert_weights.py.
+    """Converts each linear layer of an expert's blocks as the recipe says; the `convert` of model_folder/expert_weights.py.
 
-    `variants` are what the steps of a plan have as `layers`: patterns of layer names (such as "blocks.0.*" or "*.ffn.*") with
-    another format than `name`; without a plan, those of `recipe.keep` for every step. A layer whose format changes over the steps
-    is held in each (`ByStep`). `table` is what `resolve` returned. Norms, embeddings, modulation and the output projection stay
+    `variants` are the `layers` of a plan's steps: patterns of layer names (such as "blocks.0.*" or "*.ffn.*") with a format other
+    than `name`; without a plan, those of `recipe.keep` for every step. A layer whose format changes over the steps is held in
+    each format (`ByStep`). `table` is what `resolve` returned. Norms, embeddings, modulation and the output projection stay
     as they are. `aiter_linear` makes xDiT's layer for gfx950. Safe to call from several threads.
     """
 
@@ -123,7 +123,7 @@ class Conversion:
         self._made: dict[str, tuple[str, int, int]] = {}  # layer -> formats, numbers, bytes
 
     def __call__(self, full: str, layer: nn.Module) -> nn.Module:
-        """Return what takes the place of the module `full`; the caller frees the 16-bit one."""
+        """Return what replaces `layer`, the module named `full`; the caller frees the 16-bit one."""
         if not full.startswith("blocks.") or not isinstance(layer, nn.Linear):
             return layer
         chosen = {rules: format_of(full, self._name, rules) for rules in self._variants}
@@ -151,7 +151,7 @@ def format_of(layer: str, name: str, rules: Layers) -> str:
 
 
 def _again(layer: nn.Linear) -> nn.Linear:
-    """A second layer with the same weights: what converts a layer in place leaves the first one as it is."""
+    """A second layer with the same weights, so that converting it in place leaves the first one as it is."""
     with torch.device("meta"):
         new = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
     new.weight, new.bias = layer.weight, layer.bias
@@ -189,7 +189,7 @@ def _torchao(layer: nn.Linear, name: str, fp8_scales: str) -> nn.Module:
     from torchao.quantization import quantize_
 
     quantize_(layer, fp8_config(fp8_scales) if name == "fp8" else _mxfp4_config())
-    if type(layer.weight.data) in (torch.Tensor, nn.Parameter):  # torchao leaves a shape that it cannot multiply, silently
+    if type(layer.weight.data) in (torch.Tensor, nn.Parameter):  # torchao silently leaves a shape that it cannot multiply
         shape = f"{layer.in_features} to {layer.out_features} features"
         raise BadInput(f"gemm {name!r}: torchao has no kernel for a layer of {shape}; allowed: multiples of 16, or gemm.keep")
     return TorchaoLinear(layer)

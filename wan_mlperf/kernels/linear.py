@@ -1,6 +1,6 @@
 """Quantised linear layers: what quantises their input, what multiplies, and how layers with one input quantise it once.
 
-A block's Q, K and V have one input, and the text's keys and values of all blocks another. `products` quantises it once for all
+A block's Q, K and V share one input, the text's keys and values of all blocks another. `products` quantises it once for all
 layers that quantise alike; each output is bit for bit what the layer alone gives.
 
 Shapes: M tokens, K input features, N output features.
@@ -23,7 +23,7 @@ from wan_mlperf.kernels import sage
 from wan_mlperf.step_plan import Layers
 
 BLOCK = 32
-PIECE = 1 << 18  # numbers of a weight that a reference quantises at a time, at 40 bytes each on the way
+PIECE = 1 << 18  # values of a weight that a reference quantises at a time; each takes 40 bytes meanwhile
 
 
 @functools.cache
@@ -52,7 +52,7 @@ class Quantised(nn.Module, abc.ABC):
 
 
 class InTwoSteps(Quantised):
-    """Such a layer whose quantisation is a step of its own."""
+    """A `Quantised` layer that quantises and multiplies in two separate calls."""
 
     @abc.abstractmethod
     def quantise(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -69,7 +69,7 @@ class InTwoSteps(Quantised):
 
 
 class ByStep(nn.Module):
-    """A linear layer held in several formats, of which a step has one: `select` says which, by the `layers` of the step."""
+    """A linear layer held in several formats, of which a step uses one: `select` picks it by the `layers` of the step."""
 
     def __init__(self, formats: Mapping[str, nn.Module], by_step: Mapping[Layers, str]) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class ByStep(nn.Module):
         self.now = next(iter(by_step.values()))
 
     def select(self, layers: Layers) -> None:
-        """Take the format that a step with these `layers` has."""
+        """Use the format of a step with these `layers`."""
         self.now = self._by_step[layers]
 
     @property
@@ -125,7 +125,7 @@ class _Reference(InTwoSteps):
 def _by_rows(
     weight: torch.Tensor, quantise: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`quantise(weight)` of a format whose scales span no rows, a few rows at a time."""
+    """`quantise(weight)` a few rows at a time, for a format whose scales never span rows."""
     codes, scales = zip(*map(quantise, weight.split(max(1, PIECE // weight.shape[1]))), strict=True)
     return torch.cat(codes), torch.cat(scales)
 
@@ -146,7 +146,7 @@ class Fp8Linear(_Reference):
         self.register_buffer("scales", weight_scales)
 
     def quantise(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """[..., K] -> E4M3's numbers [..., K], and their scales."""
+        """[..., K] -> E4M3 numbers [..., K], and their scales."""
         values, scales = self._rounded(hidden)
         return values.to(self.products), scales
 
@@ -180,7 +180,7 @@ class Mxfp4Linear(_Reference):
         self.register_buffer("scales", scales)
 
     def quantise(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """[..., K] -> MXFP4's numbers [..., K]. Each is exact in bf16, so that only the products round."""
+        """[..., K] -> MXFP4 numbers [..., K]. Each is exact in bf16, so only the products round."""
         return (sage.round_to_mxfp4(hidden, ties_away=False).to(self.products),)
 
     def multiply(self, *operands: torch.Tensor) -> torch.Tensor:
@@ -197,9 +197,9 @@ class Mxfp4Linear(_Reference):
 
 @functools.cache
 def _pairs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[256]: the two E2M1 numbers of each byte, the even element in the low nibble, as one integer of both their bits.
+    """[256]: the two E2M1 numbers of each byte, the even element in the low nibble, as one integer with the bits of both.
 
-    Taking one number per byte is four times as fast on a CPU as taking a row of two.
+    Looking up one integer per byte is four times as fast on a CPU as looking up a row of two numbers.
     """
     byte = torch.arange(256, device=device, dtype=torch.uint8).unsqueeze(-1)
     ones = torch.full((256, 1), 127, device=device, dtype=torch.uint8)
@@ -218,7 +218,7 @@ class TorchaoLinear(InTwoSteps):
         self._how = weight.act_quant_kwargs
         self._is_mx = hasattr(weight, "elem_dtype")
         self.quantises = "torchao", repr(self._how)
-        if not self._is_mx:  # its float8 refuses an input that is quantised already, unless the weight does not ask for it
+        if not self._is_mx:  # its float8 refuses a quantised input, unless the weight asks for no quantisation
             kept = weight.block_size, weight.mm_config, None, weight.kernel_preference, weight.dtype
             weight = self._kind(weight.qdata, weight.scale, *kept)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -266,8 +266,8 @@ class AiterLinear(Quantised):
 
 @torch.library.custom_op("wan_mlperf::mxfp4_products", mutates_args=(), schema="(Tensor a, Tensor[] w, Tensor[] s) -> Tensor[]")
 def _mxfp4_products(a: torch.Tensor, w: list[torch.Tensor], s: list[torch.Tensor]) -> list[torch.Tensor]:
-    # AITER's two calls as xDiT's operator of one layer makes them. One operator, so that the compiler need not know how AITER
-    # pads the scales.
+    # AITER's two calls, as xDiT's operator makes them for one layer. They are one operator here, too, so that the compiler need
+    # not know how AITER pads the scales.
     aiter: Any = importlib.import_module("aiter")
     codes, scales = aiter.get_hip_quant(aiter.QuantType.per_1x32)(a, shuffle=True)
     return [aiter.gemm_a4w4(codes, one, scales, its, bpreshuffle=True, bias=None) for one, its in zip(w, s, strict=True)]

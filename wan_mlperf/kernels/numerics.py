@@ -1,6 +1,6 @@
 """What a kernel does to its operands, in one place. The references compute it, and every document about a run quotes its text.
 
-It does not import torch, because the submission's documents, the report and the host check read it, too.
+Does not import torch, because the submission's documents, the report and the host check read it, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCALES: dict[tuple[str, str], str] = {
 class Numerics:
     """An attention kernel's arithmetic: the formats of Q, K and V in the products, and of the probabilities multiplied with V.
 
-    `rotated`: Q and K are multiplied with a Hadamard matrix along the head dimension, which does not change Q K^T and spreads
+    `rotated`: Q and K are multiplied by a Hadamard matrix along the head dimension, which does not change Q K^T and spreads
     outliers. `smoothed`: K minus its mean over the tokens, which does not change the softmax (SageAttention). `groups`: how many
     tokens of Q and of K share a scale. `largest`: the largest probability before rounding. `ties`: the FP4 code for a value
     half-way between two of them.

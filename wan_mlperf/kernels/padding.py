@@ -1,7 +1,8 @@
 """The text's padding tokens in cross-attention, which are all equal: n of them weigh as one whose logit is greater by log n.
 
-Either the last one kept carries that as a bias, which only PyTorch's own attention reads; or a kernel that gives its log-sum-exp
-sees the own tokens alone, and the padding token is merged in afterwards. Both are what all tokens give, except for rounding.
+Either the last one kept carries that as a bias, which only PyTorch's own attention reads; or a kernel that returns its
+log-sum-exp sees only the prompt's own tokens, and the padding token is merged in afterwards. Both give the result of all tokens,
+except for rounding.
 
 Shapes: B batch, H heads, T video tokens, S text tokens kept, D head dim.
 """
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-# Text lengths that a GPU sees: some more padding tokens cost little, and a new length would plan or compile kernels in its query.
+# Text lengths that a GPU sees: more padding tokens cost little, while a new length would plan or compile kernels in a query.
 LENGTHS = (64, 128, 256, 512)
 
 
@@ -27,7 +28,7 @@ class Padding(NamedTuple):
 
 
 def kept(lengths: Sequence[int], full: int, *, merged: bool, rounded: bool) -> int:
-    """How many of `full` tokens stay: all own tokens, one for the padding unless it is `merged`, and what rounds it up."""
+    """How many of `full` tokens stay: all own tokens, one for the padding unless `merged`; if `rounded`, up to one of LENGTHS."""
     longest = max(lengths) + (0 if merged else 1)
     if rounded:
         longest = next((length for length in LENGTHS if length >= longest), full)
@@ -35,7 +36,7 @@ def kept(lengths: Sequence[int], full: int, *, merged: bool, rounded: bool) -> i
 
 
 def bias(lengths: Sequence[int], full: int, count: int, device: torch.device) -> torch.Tensor:
-    """[B, 1, 1, S]: what the logits of `count` kept tokens are increased by."""
+    """The bias [B, 1, 1, S] of the logits of the `count` kept tokens."""
     out = torch.zeros(len(lengths), 1, 1, count, dtype=torch.float32)
     for index, length in enumerate(lengths):
         if length < full:

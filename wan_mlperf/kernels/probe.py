@@ -1,7 +1,7 @@
 """Is everything that a kernel needs on this machine? Checks packages, functions and their arguments before any weight is read.
 
-xDiT's own check (parallel/xdit.py) ignores half of its backends, and accepts packages whose functions it then calls with
-arguments that they do not have. Here each function is inspected.
+xDiT's own check (see parallel/xdit.py) ignores half of its backends, and accepts packages whose functions lack arguments that it
+then passes. Here each function is inspected.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _cudnn(backend: Backend) -> str | None:
     if not backend.cudnn:
         return None
     version = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() and "ROCm" not in build() else None
-    return None if version is not None and version >= CUDNN else f"cuDNN is {version or 'not there'}; needed is 9.0 or newer"
+    return None if version is not None and version >= CUDNN else f"cuDNN is {version or 'not there'}; needs 9.0 or newer"
 
 
 def _dtype(backend: Backend | GemmBackend, dtype: torch.dtype | None) -> str | None:

@@ -1,4 +1,4 @@
-"""PyTorch references of the low-precision attention kernels, each made from its entry's numerics (backends.py).
+"""PyTorch references for the low-precision attention kernels, each made from its kernel's numerics (backends.py).
 
 B batch, H heads, T tokens, D head dim. Quantised operands are stored as the float32 numbers that they represent (sage.py).
 
@@ -75,6 +75,6 @@ def _values(v: Tensor, name: Format, scales: Scales) -> tuple[Tensor, Tensor]:
 def check(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise ValueError for shapes that the kernels do not take."""
     if q.dim() != 4 or q.shape[-1] % sage.MX_BLOCK:
-        raise ValueError(f"q {tuple(q.shape)}: needed is [batch, heads, tokens, head_dim], a multiple of {sage.MX_BLOCK}")
+        raise ValueError(f"q {tuple(q.shape)}: must be [batch, heads, tokens, head_dim], head_dim a multiple of {sage.MX_BLOCK}")
     if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[-1] != q.shape[-1]:
         raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} do not fit q {tuple(q.shape)}")

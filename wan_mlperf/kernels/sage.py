@@ -28,7 +28,7 @@ E2M1_MAX = 6.0
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # by code; bit 3 is the sign
 E2M1_MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 E4M3_MAX = 448.0
-E4M3_SMALLEST = 2.0**-6  # normal number
+E4M3_SMALLEST = 2.0**-6  # the smallest normal number
 INT8_MAX = 127.0
 NV_BLOCK = 16  # values that share one E4M3 scale in NVFP4
 # Scores computed at a time: on a CPU 4 MiB, which fits its caches; elsewhere 256 MiB, because few large launches are faster.
@@ -97,7 +97,7 @@ def quantise_mxfp4(x: Tensor, *, ties_away: bool = True) -> tuple[Tensor, Tensor
     signs = (scaled.view(torch.int32) >> 28).bitwise_and_(8)
     if ties_away:  # see `round_to_mxfp4`
         scaled = (scaled.view(torch.int32) | 1).view(torch.float32)
-    # Exponent and first bit of the mantissa count E2M1's numbers from 1 on; below it are 0.5, and zero.
+    # From 1 up, exponent and first mantissa bit count E2M1's numbers; below 1 there are only 0.5 and zero.
     codes = (_round_mantissa_(scaled, 1.0, 1).abs_().view(torch.int32) >> 22).sub_(_BELOW_HALF).clamp_(min=0)
     codes = codes.sub_((codes > 1).int()).bitwise_or_(signs).to(torch.uint8)
     low, high = codes.flatten(-2).unflatten(-1, (-1, 2)).unbind(-1)
@@ -114,7 +114,7 @@ def dequantise_mxfp4(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def _round_mantissa_(x: Tensor, smallest: Tensor | float, bits: int) -> Tensor:
-    """Round float32 x in place to `bits` mantissa bits, to nearest even; below `smallest`, a power of two, subnormals.
+    """Round float32 x in place to `bits` mantissa bits, ties to even; below `smallest`, a power of two, as subnormals.
 
     Adding and subtracting 1.5 x 2^(23 - bits) times the power of two below |x| leaves exactly those bits. On a CPU this
     takes a fifth of the time of a cast to float8 and back (46 instead of 219 us for 80 x 80 scores of 8 heads).
@@ -136,13 +136,13 @@ def round_to_mxfp4(x: Tensor, *, ties_away: bool = True) -> Tensor:
     """
     blocks = x.float().contiguous().unflatten(-1, (-1, MX_BLOCK))
     smallest = _mx_scales(blocks).clamp_(min=_SMALLEST_NORMAL)
-    # A set last bit breaks ties away from zero and cannot reach the next tie: ties end in zeros.
+    # Setting the last bit breaks ties away from zero and never creates one: ties end in zeros.
     rounded = (blocks.view(torch.int32) | 1).view(torch.float32) if ties_away else blocks.clone()
     return _round_mantissa_(rounded, smallest, 1).flatten(-2)
 
 
 def round_to_nvfp4(x: Tensor) -> Tensor:
-    """x [..., D] to NVFP4's numbers as float32: E2M1, one scale amax / 6 in E4M3 per 16 values, as FlashInfer's quantiser."""
+    """Round x [..., D] to NVFP4, as float32: E2M1, one scale amax / 6 in E4M3 per 16 values, as FlashInfer's quantiser."""
     if x.shape[-1] % NV_BLOCK:
         raise ValueError(f"last dimension {x.shape[-1]}: NVFP4 needs a multiple of {NV_BLOCK}")
     blocks = x.float().contiguous().unflatten(-1, (-1, NV_BLOCK))
@@ -153,7 +153,7 @@ def round_to_nvfp4(x: Tensor) -> Tensor:
 
 
 def round_to_int8(x: Tensor, group: int) -> Tensor:
-    """x [B, H, T, D] to INT8's numbers as float32: one scale amax / 127 for `group` tokens of a head, halves away from zero."""
+    """Round x [B, H, T, D] to INT8, as float32: one scale amax / 127 per `group` tokens of a head, halves away from zero."""
     padded = torch.nn.functional.pad(x.float(), (0, 0, 0, -x.shape[-2] % group)).unflatten(-2, (-1, group))
     scales = (padded.abs().amax((-2, -1), keepdim=True) / INT8_MAX).clamp_(min=_SMALLEST_NORMAL)
     rounded = padded / scales

@@ -4,13 +4,12 @@ On a GPU these are PyTorch's own operations, with the channels last (2.7 to 3.7 
 and a search for the fastest kernel, once for each of the few shapes. On a CPU, in fp32, four things are done differently:
 
 - PyTorch passes a convolution to oneDNN only if videos x channels x frames x height exceed 20,480; otherwise it unfolds it into
-one
-  matrix product per frame. A decoder with few channels, or one rank's band of it, is below that, and takes up to twice as long.
+  one matrix product per frame. A decoder with few channels, or one rank's band, is below that and takes up to twice as long.
 - oneDNN reorders every input and output whose channels are not last. With channels last, the whole decode of the embedded model
   takes 0.88 of the time (one core with AVX2), and the transposes between frames and video are views.
 - Causal convolutions pad by copying, after another copy that puts the last frames before the new ones, while oneDNN pads at no
   extra cost. Products with the zeros before the first frame are left out: two thirds of the first frame's products.
-- The norm reads or writes memory six times, once to add zero. Four times are enough.
+- diffusers' norm reads or writes memory six times, once to add zero. Four times are enough.
 
 Sums are then computed in another order, so results are the same except for rounding, not bit for bit.
 """
@@ -66,7 +65,7 @@ def prepare(vae: nn.Module) -> torch.memory_format:
 
 
 def fast(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which the VAE's code calls these. On a GPU, in another dtype, or without oneDNN it changes nothing."""
+    """Return a context in which the VAE calls REPLACEMENTS. Nothing changes on a GPU, in dtypes but fp32, or without oneDNN."""
     return _Fast() if _is_ours(device) else nullcontext()
 
 

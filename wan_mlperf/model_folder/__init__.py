@@ -1,4 +1,3 @@
-"""A model's folder: its parts (parts.py), is it whole (verify.py), its identity (content.py), all before any weight is read.
-
-And how an expert's weights are read (expert_weights.py).
+"""A model's folder: its parts (parts.py), what other folders are (kinds.py), whether it is complete (verify.py), its identity
+(content.py), and how an expert's weights are read (expert_weights.py).
 """

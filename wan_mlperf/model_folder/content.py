@@ -47,7 +47,7 @@ def hashes(files: list[Path]) -> dict[Path, str]:
     marks = {file: _mark(file) for file in files}
     new = [file for file in files if marks[file] not in known]
     if sum(file.stat().st_size for file in new) > LONG:
-        process.note(f"reading {sum(file.stat().st_size for file in new) / 1e9:.0f} GB once, to identify the model by it")
+        process.note(f"reading {sum(file.stat().st_size for file in new) / 1e9:.0f} GB once, to identify the model")
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as readers:
         known |= dict(zip((marks[file] for file in new), readers.map(sha256, new), strict=True))
     if new and memory:

@@ -1,4 +1,4 @@
-"""Loads an expert module by module: read, cast to its dtype, converted to the recipe's format, and the 16-bit copy freed.
+"""Loads an expert module by module: each is read, cast to its dtype, converted to the recipe's format, its 16-bit copy freed.
 
 So a process holds the packed weights and a few layers, not the 28.6 GB of an expert in bf16. The files are read, not mapped:
 mapped pages would count as this process's memory, and a page fault reads less at a time than a read does.
@@ -24,7 +24,7 @@ from torch import nn
 
 from wan_mlperf.model_folder.parts import MOST_THREADS, PIECE, find_weights
 
-Convert = Callable[[str, nn.Module], nn.Module]  # (full name, module) -> what takes its place
+Convert = Callable[[str, nn.Module], nn.Module]  # (full name, module) -> what replaces it
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -35,7 +35,7 @@ _TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 def unchanged(_name: str, module: nn.Module) -> nn.Module:
-    """The module as it is."""
+    """Return the module as it is."""
     return module
 
 
@@ -97,9 +97,9 @@ class WeightFiles:
 
 
 def _placed(start: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """An empty tensor that lies to a cache line as in a mapped file, where diffusers leaves what needs no cast.
+    """An empty tensor aligned to cache lines as in a mapped file, where diffusers leaves weights that need no cast.
 
-    MKL adds up in another order for another alignment, and `exact` is diffusers' result bit for bit.
+    MKL sums in another order for another alignment, and `exact` must be diffusers' result bit for bit.
     """
     items, line = math.prod(shape), LINE // dtype.itemsize
     room = torch.empty(items + line, dtype=dtype)
@@ -119,7 +119,7 @@ def load_expert(
     """Return one expert on `device`, each module as `convert` makes it.
 
     Values and dtypes are those of diffusers' from_pretrained: norms and modulation stay in fp32, and without a `dtype`
-    everything is. `threads` read and cast; on a CPU they convert, too. A GPU's layers are converted on it, one at a time.
+    everything does. `threads` threads read and cast; for a CPU they convert, too. A GPU converts its layers one at a time.
     """
     model = _empty(folder, part, dtype)
     on_gpu = device.type != "cpu"
@@ -141,7 +141,7 @@ def load_expert(
                 module = convert(name, module)
             if module is not model:
                 model.set_submodule(name, module)
-    return (model.to(device) if on_gpu else model).eval()  # what is not there yet: the buffers of the rotary tables
+    return (model.to(device) if on_gpu else model).eval()  # moves the rest: the buffers of the rotary tables
 
 
 def _empty(folder: Path, part: str, dtype: torch.dtype | None) -> WanTransformer3DModel:
@@ -161,7 +161,7 @@ def _empty(folder: Path, part: str, dtype: torch.dtype | None) -> WanTransformer
 def _freed_at_once() -> Iterator[None]:
     """Give memory back as soon as it is freed. Between layers that stay, glibc would keep what was freed: 0.9 GB and more.
 
-    From 1 MB on an allocation becomes a mapping of its own. Afterwards the limit is 32 MB, to which glibc itself raises it.
+    Allocations of 1 MB and more get separate mappings. Afterwards the limit is 32 MB, to which glibc itself raises it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
     if mallopt is not None:
@@ -175,7 +175,7 @@ def _freed_at_once() -> Iterator[None]:
 
 
 def _in_file_order(model: nn.Module, weights: WeightFiles) -> list[str]:
-    """Names of the modules that have weights of their own, as they come in the files. A list of modules would keep them alive."""
+    """Names of the modules that hold weights, in the order of the files. A list of the modules would keep them alive."""
     found = []
     for name, module in model.named_modules():
         leaves = [leaf for leaf, _ in module.named_parameters(recurse=False)]
@@ -185,7 +185,7 @@ def _in_file_order(model: nn.Module, weights: WeightFiles) -> list[str]:
 
 
 def _map(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
-    """Like map, on `threads` threads, which are at most one item ahead of what has been taken."""
+    """Like map, on `threads` threads, MOST_THREADS at most. At most `threads` results wait while the caller uses one."""
     if threads == 1:
         yield from map(function, items)
         return

@@ -57,7 +57,7 @@ def without_index(folder: Path) -> str:
 
 
 def other_model(index: Mapping[str, object], z_dim: object) -> str | None:
-    """Say which other model a model_index.json describes; None if it is ours. `z_dim` is the VAE's, if there is a VAE."""
+    """Say which other model a model_index.json describes; None if it is Wan2.2 text-to-video. `z_dim` is the VAE's, if any."""
     name = index.get("_class_name")
     needs = f"allowed: a Wan2.2 text-to-video model, such as {HUB_NAME}"
     if name in PIPELINES:

@@ -17,10 +17,10 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.inputs import text
 
 Shape = tuple[int, ...]
-DTYPES = ("BF16", "F16", "F32")  # that weights may be stored in
-POINTER = b"version https://git-lfs"  # how the placeholder of a file starts that Git LFS has not fetched
-PIECE = 1 << 22  # numbers of a weight that are read and cast at a time
-MOST_THREADS = 16  # that do it; each holds a layer: 141 MB in bf16 at the benchmark's size, and its packed copy
+DTYPES = ("BF16", "F16", "F32")  # in which weights may be stored
+POINTER = b"version https://git-lfs"  # how the placeholder starts for a file that Git LFS has not fetched
+PIECE = 1 << 22  # values of a weight that are read and cast at a time
+MOST_THREADS = 16  # that read and cast; each holds a layer: 141 MB in bf16 at the benchmark's size, and its packed copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ PARTS: Mapping[str, Part] = {
 
 
 def where(folder: Path, part: str) -> str:
-    """Return how a message names a part."""
+    """Return the words by which messages name a part."""
     return f"model {str(folder)!r}: {part} ({PARTS[part].title})"
 
 
@@ -101,7 +101,7 @@ def _shards(model: Path, part: str, index: str) -> tuple[Path, ...]:
 def on_the_way(numbers: int, threads: int) -> int:
     """Bytes of host memory, at most, for layers on their way to a GPU, in bf16 and while they are cast; see expert_weights.py.
 
-    The largest layer has so many `numbers`. One more than the threads may be waiting.
+    `numbers` is the number of weights in the largest layer. One layer more than there are threads may be waiting.
     """
     return (min(threads, MOST_THREADS) + 1) * 2 * numbers + min(threads, MOST_THREADS) * 4 * PIECE
 

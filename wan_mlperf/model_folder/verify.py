@@ -1,4 +1,4 @@
-"""Checks that a folder is a whole Wan2.2 text-to-video checkpoint that our classes read completely, from headers alone."""
+"""Checks that a folder is a complete Wan2.2 text-to-video checkpoint, whose every weight our classes read, from headers alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from wan_mlperf.model_folder import kinds
 from wan_mlperf.model_folder.parts import DTYPES, PARTS, Shape, find_weights, headers, read_json, refuse_pointer, where
 
 CLASSES: Mapping[str, type] = {one.__name__: one for one in (WanTransformer3DModel, AutoencoderKLWan, UMT5EncoderModel)}
-# UMT5 ties its two names for the token embedding: a file holds one of them or both.
 REPEATS = ("num_layers", "num_decoder_layers", "num_res_blocks")
+# UMT5 ties its two names for the token embedding: a file holds one of them or both.
 TIED = {"shared.weight", "encoder.embed_tokens.weight"}
 SCALES = re.compile(
     r".*(scale_weight|scale_input|weight_scale|input_scale|scaled_fp8|\.scale|\.qweight|\.qzeros|\.absmax|quant_state.*)"
@@ -36,7 +36,7 @@ def config_of(folder: Path, part: str) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> None:
-    """Raise BadInput if the checkpoint is not whole, naming the part and what is wrong with it."""
+    """Raise BadInput if the checkpoint is incomplete or damaged, naming the part and what is wrong with it."""
     try:
         _verify(folder)
     except OSError as error:

@@ -10,7 +10,7 @@ from wan_mlperf.pages import charts
 
 
 def template(folder: Path, name: str) -> jinja2.Template:
-    """Return a template from a room's `folder`. It may extend base.html and use macros.html."""
+    """Return a template from a package's `folder`. It may extend base.html and use macros.html."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,

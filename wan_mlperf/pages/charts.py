@@ -100,7 +100,7 @@ def shares(parts: Mapping[str, float]) -> Markup:
 
 
 def stacked(parts: Mapping[str, float], longest: float, band: tuple[float, float]) -> Markup:
-    """One bar of the parts' seconds on a scale of 0 to `longest`, with the band of their sum as a line behind its end."""
+    """Draw one bar of the parts' seconds on a scale of 0 to `longest`, with the band of their sum as a line at its end."""
     pieces, left = [], 0.0
     for number, (name, value) in enumerate(parts.items()):
         width = 100 * value / longest

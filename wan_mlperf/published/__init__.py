@@ -17,7 +17,7 @@ Harness = Literal["loadgen", "endpoints"]
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One system's entry. Times in seconds; None is what was not published.
+    """One system's entry. Times are in seconds; None means not published.
 
     `score_s` is SingleStream's score: under LoadGen the early-stopping estimate of the 90th percentile, under the endpoints
     harness the mean. The two cannot be compared digit by digit. `source` says where the figures were read.
