@@ -117,6 +117,6 @@ sys.exit(code)
     assert answer["problem"] is None and {one["name"] for one in answer["kernels"]} == {*CANDIDATES, *GEMM_CANDIDATES}
     if not gpu_count():
         runs = {one["name"]: (one["runs"], one["lacks"]) for one in answer["kernels"]}
-        assert runs["sage_fp4"] == ("AITER_MXFP4 by reference (gfx950)", ["cpu has no kernel of it"])
+        assert runs["sage_fp4"] == ("AITER_MXFP4 by reference (gfx950)", ["cpu has no kernel for it"])
         assert runs["sdpa"] == ("xDiT SDPA", [])
     assert not done.stderr and list(tmp_path.iterdir()) == []

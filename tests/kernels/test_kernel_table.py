@@ -283,7 +283,7 @@ def test_a_reference_stands_for_the_kernel_of_an_architecture(
     for name, key in (("sage_fp8", fp8), ("sage_fp4", fp4)):
         if key is None:
             with pytest.raises(
-                BadInput, match=rf"attention '{name}': {references} has no kernel of it .*; allowed: references gfx950"
+                BadInput, match=rf"attention '{name}': {references} has no kernel for it .*; allowed: references gfx950"
             ):
                 attention.check([name], device("cpu"), references=references, smooth_k=smooth_k)
             continue

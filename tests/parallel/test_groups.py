@@ -37,7 +37,7 @@ def test_every_group_has_our_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_interface_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,ib7")
-    with pytest.raises(BadInput, match=r"GLOO_SOCKET_IFNAME: 'ib7' is no network interface of this host; allowed: .*lo"):
+    with pytest.raises(BadInput, match=r"GLOO_SOCKET_IFNAME: 'ib7' is not a network interface of this host; allowed: .*lo"):
         mesh.start(ALONE, probe())
     assert not dist.is_initialized()
 

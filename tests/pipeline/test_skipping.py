@@ -190,7 +190,7 @@ def test_a_setting_that_makes_no_sense_is_refused(setting: str, says: str, model
 def test_heads_that_both_branches_ranks_cannot_share_are_refused(model: Path) -> None:
     """8 heads on CFG 2 x Ulysses 8: a step without guidance would need Ulysses 16."""
     prepare(recipe(model, "plain", "mesh.cfg=2", "workload.width=160"), world=16)
-    with pytest.raises(BadInput, match="Ulysses 16, by which 8 heads do not divide"):
+    with pytest.raises(BadInput, match="Ulysses 16, by which 8 heads are not divisible"):
         prepare(recipe(model, "off", "mesh.cfg=2", "workload.width=160"), world=16)
 
 

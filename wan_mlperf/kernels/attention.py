@@ -158,7 +158,7 @@ def _stand_in(name: str, device: Device, references: str | None, smooth_k: bool,
     if not imitated:
         having = [arch for arch in ARCHS if candidates(name, arch, smooth_k=smooth_k)]
         raise BadInput(
-            f"attention {name!r}: {references} has no kernel of it{smoothed} for a reference to stand for; "
+            f"attention {name!r}: {references} has no kernel for it{smoothed} that a reference could stand for; "
             f"allowed: references {', '.join(having)}"
         )
     function = reference(ATTENTION[imitated[0]].numerics)

@@ -1,8 +1,8 @@
 """What the ranks of a replica send each other while they work: the decode's edges, keys and values; the branches of guidance.
 
-With a GPU or several hosts it goes over the process group. On the CPU of one host it goes through shared memory, because gloo
-handles each message in a separate thread on either side, and on busy cores each of these threads waits for its turn. Two ranks
-on two cores needed 1.2 ms for edges of about 20 KB over gloo and 0.1 ms this way, fifty times per video.
+With a GPU or several hosts, tensors go over the process group. On the CPU of one host they go through shared memory, because
+gloo handles each message in a separate thread on either side, and on busy cores each of these threads waits for its turn. Two
+ranks on two cores needed 1.2 ms for edges of about 20 KB over gloo and 0.1 ms this way, fifty times per video.
 """
 
 from __future__ import annotations

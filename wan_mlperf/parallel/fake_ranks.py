@@ -63,7 +63,7 @@ class Group(NamedTuple):
 
 
 def groups_of(mesh: Mesh) -> dict[str, Group]:
-    """Name that torch gives a group -> the group, for those that a video's ranks use."""
+    """Torch's name of a group -> the group, for those that a video's ranks use."""
     process_groups = importlib.import_module("yunchang.globals").PROCESS_GROUP
     distributed = importlib.import_module("xfuser.core.distributed")
     named = {
@@ -79,7 +79,7 @@ def groups_of(mesh: Mesh) -> dict[str, Group]:
 
 
 def group_name(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """Name of the group that a collective operation was called with: functional ones have it, others a process group."""
+    """Name of the group that a collective was called with: functional ones get the name, others a process group."""
     for one in (*args, *kwargs.values()):
         if isinstance(one, str) and one not in ("sum", "avg"):
             return one

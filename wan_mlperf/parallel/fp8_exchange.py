@@ -3,9 +3,9 @@
 USP's order, with bytes in place of values: they are rounded once, before the all-to-all, and K and V go round the ring as they
 arrived. The output returns in the model's dtype. Every device and every attention kernel takes this path.
 
-xDiT has an FP8 exchange of its own (`use_fp8_comms`, with an `attn_layer` passed to USP), which is not used: its scales are
-frozen after one video, so that every later result depends on that one and larger values are cut off; they are per tensor;
-it covers AITER_FP8 alone, four steps of twenty of AMD's schedule; and it rounds the output, too.
+xDiT's own FP8 exchange (`use_fp8_comms`, with an `attn_layer` passed to USP) is not used: its scales are frozen after one
+video, so that every later result depends on that one and larger values are cut off; they are per tensor; it covers only
+AITER_FP8, four of the twenty steps of AMD's schedule; and it rounds the output, too.
 
 B batch, H heads, T tokens of a rank, D head dim, U Ulysses degree.
 """
@@ -22,7 +22,7 @@ from wan_mlperf.kernels import e4m3
 def attend(usp: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, backend: Any, tokens: int) -> torch.Tensor:
     """Attention of all ranks' tokens: q, k, v [B, H, T, D] -> [B, H, T, D]. `backend` is a key of xDiT's attention registry.
 
-    `usp` is xDiT's module of that name. `tokens` is how many there are on all ranks, without the zeros that pad the last shares.
+    `usp` is xDiT's module of that name. `tokens` counts those of all ranks, without the zeros that pad the last shares.
     """
     ulysses, ring = usp.get_ulysses_parallel_world_size(), usp.get_ring_parallel_world_size()
     function, dtype = usp._get_attention_function(backend=backend), query.dtype

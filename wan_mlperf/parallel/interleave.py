@@ -5,9 +5,9 @@ follows, with the next block's projection. The pieces of the branches alternate:
 
     A: project, send    B: project, send    A: attend, send    B: attend, send    A: finish, project, send    B: ...
 
-so that between the start of an exchange and the wait for it lies a piece of the other branch. The bytes are those of one branch
-after the other, in half as many messages (Q, K and V in one), and so are the results, bit for bit. The pieces are compiled, and
-the exchange is between them: no graph has a collective in it, and none breaks at one.
+so that a piece of the other branch runs between the start of an exchange and the wait for it. Bytes and results are those of one
+branch after the other, bit for bit, in half as many messages (Q, K and V in one). The pieces are compiled, and the exchange is
+between them: no graph has a collective in it, and none breaks at one.
 
 B batch, H heads, T tokens of a rank, D head dim, U Ulysses degree.
 """
@@ -34,7 +34,7 @@ Piece = Callable[..., Any]
 
 
 def chosen(mesh: MeshRecipe, shape: Shape, device: Device) -> bool:
-    """Do the branches take turns? `mesh.interleave: auto` says yes on GPUs wherever they can. Raises BadInput if they cannot.
+    """Do the branches take turns? `auto` says yes on GPUs with Ulysses wherever they can. Raises BadInput if `true` cannot be.
 
     A CPU has nothing that would send while it computes: gloo's threads need the cores that the ranks compute on.
     """
@@ -49,9 +49,9 @@ def chosen(mesh: MeshRecipe, shape: Shape, device: Device) -> bool:
 
 
 class Interleaved:
-    """See the module. `group` is the Ulysses group; `attend(query, key, value, kernel)` is attention on a rank's own heads.
+    """Runs both branches through the blocks in turns (see the module). `group` is the Ulysses group.
 
-    `fp8`: Q, K and V cross as E4M3 (kernels/e4m3.py), as where the branches follow one another.
+    `attend(query, key, value, kernel)` is attention on a rank's own heads. `fp8`: Q, K and V cross as E4M3 (kernels/e4m3.py).
     """
 
     def __init__(self, group: dist.ProcessGroup, attend: Callable[..., torch.Tensor], *, fp8: bool = False) -> None:
@@ -63,7 +63,7 @@ class Interleaved:
         self.compiled = False
 
     def compile(self, **how: Any) -> None:
-        """Compile the pieces: one graph each for all blocks and both branches, of attention one per kernel."""
+        """Compile the pieces: one graph each for all blocks and both branches, for attention one per kernel."""
         pieces: list[Piece] = [torch.compile(piece, **how) for piece in (_first, _middle, _turn, _last)]
         self.first, self.middle, self.turn, self.last = pieces
         self.compiled = True
@@ -76,7 +76,7 @@ class Interleaved:
         inputs: BlockInputs,
         cross_attend: CrossAttend,
     ) -> list[torch.Tensor]:
-        """Tokens [B, T, C] -> the same after all blocks, with each of the texts."""
+        """Tokens [B, T, C] -> the tokens after all blocks, once for each of the texts."""
         hidden = [self._static(tokens)] * len(texts)
         under_way = [self.start(self.first(blocks[0], tokens, inputs, self.size, self.fp8)) for tokens in hidden]
         for number, block in enumerate(blocks):
@@ -101,14 +101,14 @@ class Interleaved:
         return functools.partial(_arrived, work, packed, received)
 
     def _static(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Compiled, a graph per number of tokens: with a second one the compiler would make the length dynamic."""
+        """If compiled, have one graph per number of tokens: at a second number the compiler would make the length dynamic."""
         if self.compiled:
             torch._dynamo.mark_static(tensor)
         return tensor
 
 
 def _arrived(work: Any, _packed: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
-    """Wait for an exchange, whose tensors stay until then. On a GPU it is the stream that waits, not the host."""
+    """Wait for an exchange, whose tensors are kept alive until then. On a GPU the stream waits, not the host."""
     work.wait()
     return received
 
@@ -124,7 +124,7 @@ def _middle(
 ) -> torch.Tensor:
     """Q, K and V [U, 3, B, H / U, T, D] of each rank's tokens -> attention's output for each rank, [U, B, H / U, T, D].
 
-    `packed`: they are E4M3's bytes of numbers in this dtype.
+    `packed`: if given, they arrive as bytes of E4M3, to be unpacked to this dtype.
     """
     by_head = arrived.permute(1, 2, 3, 0, 4, 5)
     if packed is not None:

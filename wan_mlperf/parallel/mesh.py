@@ -65,15 +65,15 @@ def ranks_to_start(mesh: MeshRecipe) -> int:
 
 
 def plan_shape(mesh: MeshRecipe, *, world: int, heads: int, latent_rows: int, fabric: Fabric = "switch") -> Shape:
-    """Fit the recipe's mesh to `world` ranks, for experts with `heads` heads and a latent with at most `latent_rows` rows.
+    """Fit the recipe's mesh to `world` ranks, for experts with `heads` heads and latents with `latent_rows` on the longer side.
 
-    With `mesh.cfg` and `mesh.ulysses` left to it, it chooses for the `fabric`. Where each pair of GPUs has a link of its own, an
-    all-to-all among U ranks uses U - 1 of them, and Ulysses over all ranks takes half the time of CFG 2 x half as many (50.4
+    With `mesh.cfg` and `mesh.ulysses` at auto, the `fabric` decides. Where each pair of GPUs has a separate link, an all-to-all
+    among U ranks uses U - 1 of a GPU's links, and Ulysses over all ranks takes half the time of CFG 2 x half as many (50.4
     against 100.8 ms per step on 8x MI355X at the links' peak). Behind a switch all of a GPU's bandwidth serves any group, and
     CFG 2 sends less.
 
-    Raises BadInput if the product is not the world size, if the heads are not divisible by the Ulysses degree, if the latent has
-    fewer rows than the replica has ranks, or if a replica would span hosts although the recipe does not allow it.
+    Raises BadInput if the product is not the world size, if the heads are not divisible by the Ulysses degree, if a replica has
+    more ranks than `latent_rows`, or if it would span hosts although the recipe does not allow it.
     """
     if isinstance(mesh.replicas, int):
         if world % mesh.replicas:
@@ -133,7 +133,7 @@ class Mesh:
     ) -> None:
         self.shape = shape
         self.device = device
-        self.exchange = exchange  # with the replica's other ranks, if there are any
+        self.exchange = exchange  # with the replica's other ranks; None if there are none
         self.unguided_groups = unguided_groups  # of both branches' ranks, where a step without guidance runs on all of them
         self.rank = rank
         self.replica = rank // shape.per_replica
@@ -183,7 +183,7 @@ class Mesh:
         return box[0]
 
     def first_says(self, yes: bool) -> bool:
-        """What the replica's first rank says, on every rank of the replica: one small message, between two steps."""
+        """Broadcast a yes or no from the replica's first rank, in one small message; returns it on every rank of the replica."""
         if self.shape.per_replica == 1:
             return yes
         group = self._distributed.get_model_replica_group()
@@ -264,7 +264,7 @@ def send_to_all(message: T) -> T:
 
 
 def from_all(own: T) -> list[T]:
-    """What every rank of the world says, small and by rank, on each of them."""
+    """Gather a small message from every rank of the world; returns all of them, by rank, on each."""
     said = [own] * dist.get_world_size()
     dist.all_gather_object(said, own)
     return said

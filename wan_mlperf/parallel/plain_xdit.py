@@ -31,7 +31,7 @@ def load(folder: Path, device: Device, dtype: torch.dtype) -> WanPipeline:
     if world > 1:
         group = importlib.import_module("xfuser.core.distributed").get_vae_parallel_group().device_group
         importlib.import_module("distvae.vae").parallelize_decoder(pipeline.vae, group)
-    # xDiT's own runtime state for its pipelines: the wrapper counts its calls in it.
+    # The runtime state of xDiT's pipelines, in which the wrapper counts its calls.
     arguments = importlib.import_module("xfuser.config.args").xFuserArgs(
         ulysses_degree=world, attention_backend=xdit_backend(device)
     )

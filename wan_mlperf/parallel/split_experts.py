@@ -39,7 +39,7 @@ class TokenSplit(Split):
         missing = share - mine.shape[1]
         if missing:
             mine = F.pad(mine, (0, 0) * (tokens.ndim - 2) + (0, missing))
-        # Of one sample a share is contiguous already, with the stride of all tokens: a graph of its own for the compiler.
+        # One sample's share is contiguous already, but has the stride of all tokens, which costs the compiler a separate graph.
         return mine.clone(memory_format=torch.contiguous_format)
 
     def gather(self, tokens: torch.Tensor, count: int) -> torch.Tensor:
@@ -55,8 +55,8 @@ def check(shape: Shape, *, tokens: int, heads: int, unguided: bool) -> None:
     ulysses = shape.ulysses * (2 if widened else 1)
     if widened and heads % ulysses:
         raise BadInput(
-            f"guidance: a step without it runs on all ranks of a replica as Ulysses {ulysses}, by which {heads} heads do not "
-            f"divide; allowed: guidance in every step, or mesh.cfg 1"
+            f"guidance: a step without it runs on all ranks of a replica as Ulysses {ulysses}, by which {heads} heads are "
+            f"not divisible; allowed: guidance in every step, or mesh.cfg 1"
         )
     if shape.ring > 1 and tokens % (ulysses * shape.ring):
         raise BadInput(
@@ -73,14 +73,14 @@ def split(mesh: Mesh) -> Split:
 
 
 def unguided_split(mesh: Mesh) -> Split | None:
-    """Return how it splits them in steps without guidance, if differently: over both branches' ranks, so that none is idle."""
+    """Return how it splits them in steps without guidance: over both branches' ranks, so that none is idle; None if as always."""
     return None if mesh.unguided_groups is None else TokenSplit(mesh.unguided_groups)
 
 
 def together(
     kernels: Mapping[str, Kernel], recipe: Recipe, shape: Shape, device: Device, *, rehearsed_ranks: int = 1
 ) -> Together | None:
-    """Return how both branches of guidance run through the blocks at once; None: one after the other.
+    """Return how both branches of guidance take turns through the blocks; None if they run one after the other.
 
     `rehearsed_ranks` as for `attends`.
     """
@@ -104,7 +104,7 @@ def attends(
 ) -> tuple[SelfAttend, CrossAttend]:
     """Return self- and cross-attention through xDiT with these kernels (see kernels/attention.py).
 
-    `exchange` is the recipe's. With `rehearsed_ranks` above 1, one rank that has all tokens rounds Q, K and V as if so many ranks
+    `exchange` is the recipe's. With `rehearsed_ranks` above 1, a rank that has all tokens rounds Q, K and V as if that many ranks
     had exchanged them.
     """
     usp = importlib.import_module("xfuser.model_executor.layers.usp")
@@ -129,7 +129,7 @@ def attends(
             function = xdit.attention_function(keys["cross"])
             out, lse = function(query, text.key, text.value, dropout_p=0.0, is_causal=False)
             return padding.merge(out, lse, query, text.padding)
-        # xDiT's other backends take a bias without a word and ignore it.
+        # xDiT's other backends silently ignore a bias.
         assert text.bias is None or cross.bias, f"{cross} reads no bias"
         kwargs = None if text.bias is None else {"attn_mask": text.bias}
         return usp.attention(query, text.key, text.value, backend=keys["cross"], attention_kwargs=kwargs)

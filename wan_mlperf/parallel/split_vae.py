@@ -31,7 +31,7 @@ class Bands(Gather):
         self.fit(latent_height, latent_width)
 
     def fit(self, latent_height: int, latent_width: int) -> None:
-        """Set the bands for a video of this size. As in DistVAE, the first ranks take one row more if need be."""
+        """Set the bands for a video of this size. As in DistVAE, the first ranks take one row (or column) more if need be."""
         band, longer = divmod(latent_height if self.patch_dim == HEIGHT else latent_width, self._ranks)
         self.shares = [band + (rank < longer) for rank in range(self._ranks)]
 
@@ -53,7 +53,7 @@ class Bands(Gather):
 
 
 def shard_decoder(vae: AutoencoderKLWan, mesh: Mesh, *, latent_height: int, latent_width: int) -> Gather:
-    """Shard `vae.decoder` over the ranks of the replica. Returns what gathers the bands."""
+    """Shard `vae.decoder`, in place, over the ranks of the replica. Returns what gathers the bands."""
     if mesh.shape.per_replica == 1:
         return Gather()
     from distvae.modules.adapters.vae.decoder_adapters import WanDecoderAdapter
@@ -67,7 +67,7 @@ def shard_decoder(vae: AutoencoderKLWan, mesh: Mesh, *, latent_height: int, late
 
 
 def most_even_side(height: int, width: int, ranks: int) -> tuple[int, int]:
-    """Return (axis, length) of the side that divides most evenly. If both do, the rows, which are contiguous in memory.
+    """Return (axis, length) of the side that divides most evenly; in a tie the rows, which are contiguous in memory.
 
     At 720p, eight ranks share 160 columns evenly, but get 12 or 11 of 90 rows. At 192 x 320 on two cores, where both sides
     divide, half of the rows took 0.53 of one rank's time, half of the columns 0.56.
@@ -88,7 +88,7 @@ def _compute_while_edges_travel(decoder: nn.Module, mesh: Mesh, patch_dim: int) 
 
     exchange = mesh.exchange
     assert exchange is not None
-    neighbours = {mesh.rank_in_replica - 1: (0, 0), mesh.rank_in_replica + 1: (-1, 2)}  # own edge, the kernel's row beyond it
+    neighbours = {mesh.rank_in_replica - 1: (0, 0), mesh.rank_in_replica + 1: (-1, 2)}  # own edge, and the kernel's row beyond it
     neighbours = {rank: where for rank, where in neighbours.items() if 0 <= rank < mesh.shape.per_replica}
 
     def forward(conv: Any, band: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

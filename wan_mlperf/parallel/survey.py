@@ -1,4 +1,4 @@
-"""What each attention name and each format of linear layers would be, on this machine or on another architecture."""
+"""What runs each attention name and each format of linear layers, on this machine or on another architecture."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def here(names: Iterable[str], recipe: Recipe, device: Device) -> list[Feature]:
                 )[name]
                 lacks = kernel.passed_over
                 if kernel.is_reference and not lacks:
-                    lacks = (f"{device.arch} has no kernel of it",)
+                    lacks = (f"{device.arch} has no kernel for it",)
                 found.append(Feature(name=name, runs=str(kernel), numerics=kernel.numerics.text, lacks=lacks))
             else:
                 found.append(_gemm_here(name, recipe, device))
@@ -59,7 +59,7 @@ def _gemm_here(name: str, recipe: Recipe, device: Device) -> Feature:
     lacks = () if problem is None else (f"{key}: {problem}",)
     runs = key if problem is None else None
     if runs is None and recipe.stands_for:
-        runs, lacks = "reference", lacks or (f"{device.arch} has no kernel of it",)
+        runs, lacks = "reference", lacks or (f"{device.arch} has no kernel for it",)
     return Feature(
         name=name, runs=runs or "", numerics=gemm_text(name, recipe.gemm.fp8_scales), lacks=lacks or _unless(runs, name)
     )

@@ -1,4 +1,4 @@
-"""Starts xDiT on any device, including a CPU with gloo. Every line that touches xDiT's internals is here and says why.
+"""Imports xDiT on any device, including a CPU with gloo. Each line that touches xDiT's internals says why.
 
 Checked on xfuser 0.7.0 and torch 2.13. With a GPU none of the CPU lines runs.
 """
@@ -34,21 +34,21 @@ def load() -> ModuleType:
             raise BadInput(f"package {needed} is not installed; xDiT needs it{extra}")
     if gpu_count() and "ROCm" in build() and probe.is_another_aiter():
         raise BadInput(
-            "package aiter is not AITER, which has aiter.ops: on it xDiT cannot be imported; allowed: pip uninstall aiter"
+            "package aiter is not AITER, which has aiter.ops: with it xDiT cannot be imported; allowed: pip uninstall aiter"
         )
     try:
         with _quiet_imports():
             return importlib.import_module("xfuser") if gpu_count() else _load_without_gpu()
-    except ImportError as error:  # of a package that it imports where it finds another: FlashInfer where FlashAttention has FP4
+    except ImportError as error:  # it imports some packages only where it finds another: FlashInfer where FlashAttention has FP4
         raise BadInput(
-            f"package xfuser cannot be imported here: {error}; allowed: what it lacks, or without what needs that"
+            f"package xfuser cannot be imported here: {error}; allowed: install what it lacks, or uninstall what needs it"
         ) from None
 
 
 @contextmanager
 def _quiet_imports() -> Iterator[None]:
     # On import, xDiT sets its log level to debug unless LOG_LEVEL says otherwise. Errors are still shown.
-    # It also calls a collective by the name that torch 2.13 has replaced, and is told so on every rank.
+    # It also calls a collective by a name that torch 2.13 deprecates, with a warning on every rank.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
     before = os.environ.get("LOG_LEVEL")
     os.environ.setdefault("LOG_LEVEL", "error")
@@ -67,7 +67,7 @@ def _load_without_gpu() -> ModuleType:
     package = importlib.util.module_from_spec(spec)
     sys.modules["xfuser"] = package
     envs: Any = importlib.import_module("xfuser.envs")
-    # xDiT asks how torch was built, not what is there: a CUDA build without a GPU would be told to use GPU 0, and NCCL.
+    # xDiT asks how torch was built, not what is there: with a CUDA build but no GPU it would use GPU 0, and NCCL.
     for built_for in ("cuda", "hip", "musa", "npu", "mps"):
         setattr(envs, f"_is_{built_for}", lambda: False)
     envs.get_device_version = lambda: None
@@ -89,7 +89,7 @@ def backend_key(name: str) -> Any:
 def check_backend(key: str, *, dtype: torch.dtype | None = None, head_dim: int | None = None, ring: int = 1) -> str | None:
     """What a kernel (a key of backends.ATTENTION) lacks on this machine, in one phrase; None if xDiT can run it.
 
-    First what the table says that it needs, then xDiT's own checks, which need no running groups.
+    Checks what the table says it needs, then runs xDiT's own checks, which need no running groups.
     """
     problem = probe.missing(key, dtype=dtype, head_dim=head_dim)
     if problem is not None or (key == "SDPA" and ring == 1):

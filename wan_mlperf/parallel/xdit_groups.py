@@ -1,6 +1,6 @@
-"""xDiT's groups: on torch.distributed's default group, the program's own or one started here, and in place of each other.
+"""Makes xDiT's process groups, on the program's own default group or one started here, and swaps sets of them.
 
-Like xdit.py, this touches xDiT's insides, and says why.
+Like xdit.py, this touches xDiT's internals, and says why.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Ground:
 
     group: Any = None
     ours: bool = False
-    store: Any = None  # through which the ranks found each other
+    store: Any = None  # where the ranks found each other
     starts: int = 0
 
 
@@ -41,7 +41,7 @@ _ground = _Ground()
 def start_groups(device: Device, *, replicas: int, cfg: int, ulysses: int, ring: int, timeout_s: float) -> ModuleType:
     """Start torch.distributed, unless the program has, and xDiT's groups; return xfuser.core.distributed.
 
-    A second call replaces xDiT's groups. A process group of the program's own is used, and left as it is.
+    A second call replaces xDiT's groups. The program's own process group, if there is one, is used and left as it is.
     """
     xdit.load()
     state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
@@ -65,8 +65,8 @@ def start_groups(device: Device, *, replicas: int, cfg: int, ulysses: int, ring:
 
 
 def _start_world(device: Device, distributed: Any, state: Any, timeout_s: float) -> None:
-    """The group of all ranks: torch.distributed's, the program's or started here, and xDiT's on top of it."""
-    if not dist.is_initialized() or dist.group.WORLD is not _ground.group:  # groups of xDiT, if any, went with another one
+    """Start the group of all ranks: torch.distributed's, unless the program has, and xDiT's on top of it."""
+    if not dist.is_initialized() or dist.group.WORLD is not _ground.group:  # xDiT's groups, if any, were another one's
         for name in _GROUPS:
             setattr(state, name, None)
         _ground.ours = not dist.is_initialized()
@@ -86,10 +86,10 @@ def _start_world(device: Device, distributed: Any, state: Any, timeout_s: float)
 
 
 def _store(timeout: datetime.timedelta) -> tuple[Any, int, int]:
-    """Where ranks under torchrun put the addresses of a new default group: a place of its own each time.
+    """Where ranks under torchrun put the addresses of a new default group: (store, rank, world), with another prefix each time.
 
     torch uses the same keys again for the next default group of a process. A rank that looks before its peer has written the new
-    address then waits for one that is gone, until the timeout. The ranks come here equally often, so they count alike.
+    address then waits for one that is gone, until the timeout. All ranks come here equally often, so their counts agree.
     """
     if _ground.store is None:
         _ground.store = next(dist.rendezvous("env://", timeout=timeout))
@@ -101,7 +101,7 @@ def _store(timeout: datetime.timedelta) -> tuple[Any, int, int]:
 
 @contextmanager
 def _our_groups(timeout_s: float) -> Iterator[None]:
-    """While groups are made: those of gloo share a device, and all new ones get our time-out. xDiT has no option for either."""
+    """While groups are made, have those of gloo share a device, and give all our timeout. xDiT has no option for either."""
     # By default every gloo group opens its own device, whose thread wakes up a hundred times a second. xDiT makes about twenty
     # groups, so two ranks woke two busy cores 4,800 times a second. Groups can share a device, but torch has no option for it.
     c10d: Any = importlib.import_module("torch.distributed.distributed_c10d")
@@ -126,23 +126,23 @@ def _our_groups(timeout_s: float) -> Iterator[None]:
 
 
 def _gloo_devices(gloo: Any) -> list[Any]:
-    """The network interfaces that GLOO_SOCKET_IFNAME names, as torch itself takes it; else the one of this host's name."""
+    """Gloo devices for the interfaces in GLOO_SOCKET_IFNAME, which torch reads the same way; else for this host's name."""
     if dist.is_initialized() and dist.get_backend() == "fake":  # a rehearsal of other ranks
         return [gloo.create_default_device()]
     wanted = [name.strip() for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name.strip()]
     there = sorted(name for _, name in socket.if_nameindex())
     for name in wanted:
         if name not in there:
-            raise BadInput(f"GLOO_SOCKET_IFNAME: {name!r} is no network interface of this host; allowed: {', '.join(there)}")
+            raise BadInput(f"GLOO_SOCKET_IFNAME: {name!r} is not a network interface of this host; allowed: {', '.join(there)}")
     several = ranks.world_size() > ranks.local_world_size(ranks.world_size())
     master = ranks.master()
-    # Where rank 0's address is a loopback one, too, several of torchrun's agents share this host. On rank 0's own host of a
-    # cluster it may be one as well, so that only the other hosts notice.
+    # If rank 0's address is a loopback one, too, several of torchrun's agents share this host. On a cluster, rank 0's own host
+    # may see it as one as well, so that only the other hosts notice.
     elsewhere = several and master is not None and not _is_loopback(master[0])
     if not wanted and elsewhere and _is_loopback(socket.gethostname()):
         raise BadInput(
             f"host name {socket.gethostname()!r} resolves to this host's loopback address, where ranks of other hosts would "
-            f"wait for ever; allowed: with GLOO_SOCKET_IFNAME=<interface>, one of {', '.join(there)}"
+            f"wait forever; allowed: with GLOO_SOCKET_IFNAME=<interface>, one of {', '.join(there)}"
         )
     return [gloo.create_device(interface=name) for name in wanted] or [gloo.create_default_device()]
 
@@ -170,7 +170,7 @@ def sequence_groups() -> SequenceGroups:
 
 
 def make_sequence_groups(device: Device, *, ulysses: int, ring: int, rank: int, world: int, timeout_s: float) -> SequenceGroups:
-    """Make another set of groups, of consecutive ranks, and leave those in use alone. Every rank of the world calls it."""
+    """Make another set of groups, of consecutive ranks; those in use stay. Every rank of the world calls it."""
     state: Any = importlib.import_module("xfuser.core.distributed.parallel_state")
     globals_: Any = importlib.import_module("yunchang.globals")
     before = globals_.PROCESS_GROUP.ULYSSES_PG, globals_.PROCESS_GROUP.RING_PG
