@@ -1,7 +1,7 @@
 """Seconds, memory and messages of a recipe on hardware that is not here: rehearsed at full size, then priced.
 
 `python -m wan_mlperf.predict --recipe mi355x-singlestream --hardware mi355x --gpus 8`; several recipes or kinds of hardware side
-by side with --html. `predict fit` refits the model's constants to measured runs and says how well it holds.
+by side with --html. `predict fit` refits the model's constants to measured runs and says how well the model holds.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(prog="python -m wan_mlperf.predict", description=__doc__, epilog="See also: predict fit --help")
     parser.add_argument(
-        "--recipe", action="append", type=cli.path, help=f"a YAML file or a name from configs/ (default: {RECIPE}); repeat"
+        "--recipe", action="append", type=cli.path, help=f"a YAML file or name from configs/ (default: {RECIPE}); may be repeated"
     )
-    parser.add_argument("--hardware", action="append", help="a GPU's name, such as mi355x, h100, rtx-5090; repeat")
+    parser.add_argument("--hardware", action="append", help="a GPU's name, such as mi355x, h100, rtx-5090; may be repeated")
     parser.add_argument("--gpus", type=int, default=GPUS, help=f"how many of them (default: {GPUS})")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of the recipe")
     parser.add_argument(
@@ -75,7 +75,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="price an attention of the recipe as another kernel, such as sage_fp4=AITER_ASM_MXFP4",
     )
     parser.add_argument("--constants", type=cli.path, metavar="FILE", help="constants that `predict fit --write` wrote")
-    parser.add_argument("--quick", action="store_true", help="from first principles: nothing is rehearsed, memory not known")
+    parser.add_argument("--quick", action="store_true", help="from first principles: no rehearsal, so memory is not known")
     parser.add_argument("--fits", action="store_true", help="also what another dtype, chunk or format would need in memory")
     parser.add_argument(
         "--details", action="store_true", help="also calls, FLOPs, bytes and messages of every rehearsed rank and one block"
@@ -92,7 +92,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def make_forecasts(options: argparse.Namespace) -> list[Forecast]:
-    """One forecast for each recipe on each kind of hardware. Raises BadInput."""
+    """Make one forecast for each recipe on each kind of hardware. Raises BadInput."""
     from wan_mlperf.predict import rates, rehearsal
     from wan_mlperf.predict.forecast import forecast
     from wan_mlperf.recipe import replace_workload
@@ -150,7 +150,7 @@ def changes(options: argparse.Namespace) -> dict[str, object]:
 
 
 def check_memory(one: Forecast) -> None:
-    """Raise BadInput where a rank does not fit, with what it lacks."""
+    """Raise BadInput if a rank does not fit, with the GB that it lacks."""
     need = one.need
     if need is None or not (lacks := need.lacks(one.gpu)):
         return
@@ -163,7 +163,7 @@ def check_memory(one: Forecast) -> None:
 
 
 def other_fits(one: Forecast) -> list[Any]:
-    """What each dtype and chunk of the decode needs beside the experts in each format."""
+    """The memory that a rank needs with each dtype and chunk of the decode and each format of the experts."""
     from wan_mlperf.predict import memory, rehearsal
 
     return memory.other_ways(one.subject, one.ranks, workers=rehearsal.cores())

@@ -1,6 +1,6 @@
 """Counts what running code does: calls, FLOPs by kernel and format, bytes read and written, messages per group, live memory.
 
-A dispatch mode that sees every operation, on fake tensors (a rehearsal) and on real ones (the test beside it) alike.
+A dispatch mode that sees every operation, on fake tensors (a rehearsal) and on real ones (tests) alike.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ from wan_mlperf.parallel.fake_ranks import Group, group_name
 aten = torch.ops.aten
 PRODUCTS = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm)
 CONVOLUTIONS = (aten.convolution, aten._convolution, aten.mkldnn_convolution)
-# Names of the dtypes of products, as formats.
+# The dtype of a product -> its name as a format.
 FORMATS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-IGNORED = ""  # the stage of what is not to be counted
+IGNORED = ""  # the stage for work that must not count
 
 
 @dataclass
 class Counts:
-    """What one stage did. `flops` and `calls` by what computed it, `sent` bytes and `messages` by group, `peak` live bytes."""
+    """What one stage did: `calls` and `flops` by kernel, bytes `read` and `written`, bytes `sent` and `messages` by group.
+
+    `peak` is the most live bytes, `shapes` an example for each kernel.
+    """
 
     calls: Counter[str] = field(default_factory=Counter)
     flops: Counter[str] = field(default_factory=Counter)
@@ -47,7 +50,7 @@ class Counts:
     shapes: dict[str, str] = field(default_factory=dict)
 
     def times(self, number: float) -> Counts:
-        """The same work done `number` times; the peak stays."""
+        """Return the counts of this work done `number` times; the peak stays."""
 
         def scaled(counter: Counter[str]) -> Counter[str]:
             return Counter({name: value * number for name, value in counter.items()})
@@ -101,7 +104,7 @@ class Counting(TorchDispatchMode):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Count what the block does. A call of PyTorch's attention counts as one, whatever it is made of on this machine."""
+        """Count what the block does. A call of PyTorch's attention counts as one, whatever this machine makes of it."""
         with self, _Attention(self):
             yield
 
@@ -131,18 +134,18 @@ class Counting(TorchDispatchMode):
 
     @property
     def here(self) -> Counts:
-        """The counts of the present stage."""
+        """The counts of the current stage."""
         return self.stages.setdefault(self.stage, Counts(peak=self.live))
 
     def hold(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Count tensors that are there already, such as weights, as live."""
+        """Count tensors that exist already, such as weights, as live."""
         for tensor in tensors:
             self._track(tensor)
 
     def kernel(self, name: str, *, lse: bool = False) -> Function:
-        """An attention kernel as a record: counts a call of `name` on [B, H, T, D] and returns a tensor of the output's shape.
+        """Return a stand-in for an attention kernel: it counts a call of `name` on [B, H, T, D] and returns an empty output.
 
-        With `lse` it also returns one of the log-sum-exp's shape [B, H, T], in fp32.
+        With `lse` it also returns an empty log-sum-exp [B, H, T] in fp32.
         """
 
         def call(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -208,7 +211,7 @@ class Counting(TorchDispatchMode):
         counts.shapes.setdefault(name, shapes)
 
     def _communicate(self, name: str, args: Any, kwargs: Any) -> None:
-        """Bytes that leave this rank. Sends and receives between two ranks are counted at the exchange (`Counted`)."""
+        """Count bytes that leave this rank. Sends and receives between two ranks are counted at the exchange (`Counted`)."""
         group = self._groups.get(group_name(args, kwargs) or "")
         if group is None or name in ("wait_tensor", "send", "recv_", "barrier") or group.size == 1:
             return
@@ -224,7 +227,7 @@ class Counting(TorchDispatchMode):
             self.here.calls[f"{name} {what}"] += 1
 
     def _move(self, func: Any, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
-        """Bytes read and written by an operation; views move none."""
+        """Count bytes read and written by an operation; views move none."""
         if func.is_view or func._overloadpacket in (aten.empty, aten.empty_like, aten.empty_strided, aten.detach, aten.alias):
             return
         sources = {_key(one) for one in inputs}
@@ -264,7 +267,7 @@ class _Attention(TorchFunctionMode):
 
 
 class Counted:
-    """An Exchange whose sends are counted: one message to each rank, of the tensor's bytes."""
+    """An Exchange whose sends are counted: one message to each rank, with the tensor's bytes."""
 
     def __init__(self, exchange: Exchange, counting: Counting) -> None:
         self._exchange, self._counting = exchange, counting

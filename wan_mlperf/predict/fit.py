@@ -1,8 +1,8 @@
-"""The model's constants from measured runs, and how well it says what it has not seen.
+"""Fits the model's constants to measured runs, and checks how well it predicts runs that it has not seen.
 
-Few rows are fitted (`fit` in the measurements file). Each constant also has a prior, what its kernel does alone or what is
-usual, so that a constant which no row decides keeps it. Cross-validation predicts each row by constants whose fit has not
-seen the row's submitter.
+Few rows are fitted (`fit` in the measurements file). Each constant also has a prior, what its kernel reaches alone or what is
+usual, which a constant that no row decides keeps. Cross-validation predicts each row with constants whose fit has not seen the
+row's submitter.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from wan_mlperf.predict import rates
 from wan_mlperf.predict.rates import Constants
 from wan_mlperf.predict.rows import Decode, Row
 
-ROW_SIGMA = 0.04  # what two runs of the same thing by two submitters differ by, as the logarithm of their ratio
-FITS_WELL = 0.15  # beyond it a row is an exception and must have its reason
-COVERED = 0.8  # of the rows lie within the band
+ROW_SIGMA = 0.04  # how far two submitters' runs of the same thing differ: logarithm of their ratio
+FITS_WELL = 0.15  # relative error; a row beyond it is an exception and must have a reason
+COVERED = 0.8  # share of the rows within the band
 # Constant -> (prior, its uncertainty as a logarithm). Sources: rates.json for kernels; GPU.md's figures for the fabric.
 PRIORS: dict[str, tuple[float, float]] = {
     "gemm_bf16": (0.68, 0.10),
@@ -54,7 +54,7 @@ Measured = Row | Decode
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A row with what the model says of it; `unseen` by constants that never saw its submitter, None where none can say."""
+    """A row and its predicted seconds. `unseen`: by constants that never saw its submitter; None if those cannot price it."""
 
     row: Measured
     predicted: float
@@ -62,7 +62,7 @@ class Checked:
 
     @property
     def error(self) -> float:
-        """Predicted over measured, less one."""
+        """Relative error: predicted / measured - 1."""
         return self.predicted / self.row.seconds - 1
 
     @property
@@ -83,13 +83,13 @@ def fit(rows: Iterable[Measured], priors: Mapping[str, tuple[float, float]] = PR
         errors = [math.log(row.total(values) / row.seconds) / ROW_SIGMA for row in used]
         return np.concatenate([errors, offsets])
 
-    # A row far off must not drag the others along: beyond two sigma its pull grows no more.
+    # A row far off must not drag the others along: beyond two sigma its pull stops growing.
     found = least_squares(residuals, np.zeros(len(names)), loss="soft_l1", f_scale=2.0)
     return {name: float(f"{value:.4g}") for name, value in zip(names, np.exp(centre + found.x * width), strict=True)}
 
 
 def check(rows: Sequence[Measured], constants: Constants) -> list[Checked]:
-    """Return every row beside its prediction, also by constants without its submitter."""
+    """Return every row with its prediction, also by constants that were fitted without its submitter."""
     without: dict[str, Constants] = {}
     submitters = {row.submitter for row in rows if row.fitted}
     for one in submitters:
@@ -102,7 +102,7 @@ def check(rows: Sequence[Measured], constants: Constants) -> list[Checked]:
 
 
 def undecided(row: Measured, rows: Sequence[Measured]) -> bool:
-    """True if only its own submitter's rows give the rate of a kernel that nobody has published alone."""
+    """True if the row has a kernel whose rate only its submitter's rows give: nobody has published it alone."""
     others = [one for one in rows if one.fitted and one.submitter != row.submitter and isinstance(one, Row)]
     if not isinstance(row, Row):
         return False
@@ -111,7 +111,7 @@ def undecided(row: Measured, rows: Sequence[Measured]) -> bool:
 
 
 def summary(checked: Sequence[Checked]) -> dict[str, float]:
-    """Mean and median error, and the share within FITS_WELL: of rows not fitted, of MLPerf's, of all."""
+    """Counts of rows; mean or median error of those not fitted, of MLPerf's, of unseen submitters; the share within FITS_WELL."""
     apart = [abs(one.error) for one in checked if not one.row.fitted and not one.row.exception]
     mlperf = [abs(one.error) for one in checked if one.row.is_mlperf and not one.row.fitted and not one.row.exception]
     every = [abs(one.error) for one in checked]
@@ -131,7 +131,7 @@ def summary(checked: Sequence[Checked]) -> dict[str, float]:
 
 
 def residuals(checked: Sequence[Checked], constants: Constants) -> tuple[float, float]:
-    """(band of whole runs, band of a kernel known alone only), as relative errors that COVERED of the cases stay within."""
+    """(band of whole runs, band of a kernel measured only alone): relative errors that COVERED of the cases stay within."""
     errors = [abs(math.log1p(one.unseen_error)) for one in checked if one.unseen_error is not None and not one.row.exception]
     kernels = [abs(math.log(fitted / alone)) for fitted, alone in rates.fitted_and_alone(constants)]
     whole, kernel = (float(np.quantile(values, COVERED)) if values else math.nan for values in (errors, kernels))

@@ -1,4 +1,4 @@
-"""`predict fit`: the constants from measured runs, and the table of published, predicted and error."""
+"""`predict fit`: fits the constants to measured runs, and prints measured seconds, predicted seconds and errors."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def show(checked: Sequence[Checked], skipped: Sequence[Skipped]) -> None:
 
 
 def _own_run(folder: Path) -> Row:
-    """A finished run folder as a fitted row. Raises BadInput for hardware or kernels that the model does not know."""
+    """Return a finished run folder as a row to fit. Raises BadInput for hardware or kernels that the model does not know."""
     result = results.read(folder)
     recipe = load_recipe(folder / "recipe.yaml")
     gpu = own_run.gpu_of(result.device)

@@ -1,4 +1,4 @@
-"""The floor: what a video's FLOPs and bytes take at a GPU's dense peaks and the peak of its links. No kernel reaches it."""
+"""The floor: seconds of a video's FLOPs at a GPU's dense peaks and of its exchange at the links' peak. No kernel reaches it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wan_mlperf.step_plan import Step
 
 
 def floor_of(prices: Prices, plan: Sequence[Step]) -> Seconds:
-    """Lower bound of one video by part: attention with FP4 has Q K^T at FP4's peak and P V at FP8's; the decode is at bf16's."""
+    """Lower bound of one video by part, s. FP4 attention has Q K^T at FP4's peak and P V at FP8's; the decode is at bf16's."""
     total = Seconds(vae_decode=work.decode_flops(prices.workload) / prices.gpu.peak("bf16") / prices.shape.per_replica)
     for step in plan:
         if step.source is None:
@@ -21,7 +21,7 @@ def floor_of(prices: Prices, plan: Sequence[Step]) -> Seconds:
 
 
 def exchange_of(prices: Prices, shape: Shape) -> tuple[float, float]:
-    """(bytes that one rank sends in a step, seconds at the peak of the links it uses) for another mesh."""
+    """(bytes that one rank sends in a step, seconds at the peak of the links that it uses) on the mesh `shape`."""
     tokens = work.tokens_of(prices.workload, prices.size)
     qkv, output = prices.ways.qkv_bytes, prices.ways.output_bytes
     forward = work.exchange_bytes(tokens, shape.ulysses, prices.size, qkv_bytes=qkv, output_bytes=output)

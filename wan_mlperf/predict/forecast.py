@@ -1,4 +1,4 @@
-"""One recipe on one kind of hardware: rehearsed, priced, and fitted into its memory."""
+"""One recipe on one kind of hardware: rehearsed, priced, and compared with its memory."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Forecast:
 
     @property
     def samples_per_second(self) -> float:
-        """Offline: each replica makes one video after the other."""
+        """Offline throughput: each replica makes one video after the other."""
         return self.shape.replicas / self.prediction.seconds
 
     @property
     def need(self) -> Need | None:
-        """Memory of the rank that needs most."""
+        """Memory of the rank that needs most; None without a rehearsal."""
         return worst(self.ranks) if self.ranks else None
 
     @property
@@ -120,7 +120,7 @@ def forecast(
 def subject_of(
     recipe: Recipe, gpu: Hardware, *, gpus: int, workload: Workload | None = None, kernels: Mapping[str, str] | None = None
 ) -> Subject:
-    """What there is to rehearse: with the published configuration for the hub's checkpoint, else with the folder's own."""
+    """Return what to rehearse: with the published configuration for the hub's checkpoint, else with the folder's own."""
     workload = workload or recipe.effective_workload
     plan = make_plan(recipe, workload)
     configs = configs_of(recipe.model.checkpoint)
@@ -169,7 +169,7 @@ def _seconds_of_stage(counts: Counts, prices: Prices, ulysses: int, *, hidden: f
             attention += flops / rate
         elif kind == "gemm" and which in rates.GEMM_FORMATS:
             gemm += flops / rates.gemm(which, prices.gpu, prices.values).flops
-    # Q, K and V go one after the other, as one; behind the other branch's computation they are one.
+    # Q, K and V start one after another, as if in one call: four calls per layer count as two. Interleaved branches make two.
     layers_exchanged = counts.calls["all_to_all ulysses"] / (1 if hidden else 2)
     sent = sum(counts.sent.values()) / prices.usable_bandwidth(ulysses)
     exchange = sent + layers_exchanged * prices.values["collective_us"] * 1e-6

@@ -1,4 +1,4 @@
-"""A recipe on named hardware -> its mesh, kernels and prices, by the same tables as a run there."""
+"""A recipe on named hardware -> its mesh, kernels and prices, from the tables that a run there would use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wan_mlperf.step_plan import make_plan
 from wan_mlperf.text_encoder import MAX_TOKENS
 from wan_mlperf.workload import Workload
 
-TEXT_TOKENS = (60, 126)  # of a usual prompt, and of the benchmark's negative one
+TEXT_TOKENS = (60, 126)  # of a typical prompt, and of the benchmark's negative one
 
 
 def prices_of(
@@ -39,7 +39,7 @@ def prices_of(
 ) -> Prices:
     """Return the prices of `recipe` on `gpus` GPUs of a kind. Raises BadInput, also for a kernel without a published rate.
 
-    `kernels` (recipe name -> kernel of rates.json) takes the place of what the tables choose there.
+    `kernels` (recipe name -> kernel of rates.json) overrides what the tables choose.
     """
     gpu = hardware.find(gpu) if isinstance(gpu, str) else gpu
     workload = workload or recipe.effective_workload
@@ -63,33 +63,33 @@ def prices_of(
 
 
 def device_of(gpu: Hardware) -> Device:
-    """What the kernel tables are asked with, as if a run were on such a GPU."""
+    """Return the device to look up in the kernel tables, as if a run were on such a GPU."""
     return Device(arch=gpu.arch, name=gpu.name, torch=torch.device("cuda", 0))
 
 
 def shape_of(recipe: Recipe, workload: Workload, size: ExpertSize, *, gpus: int, fabric: Fabric = "switch") -> Shape:
-    """The mesh of the recipe on so many GPUs. Raises BadInput."""
+    """Return the recipe's mesh on `gpus` GPUs. Raises BadInput."""
     if not 1 <= gpus <= 4096:
         raise BadInput(f"--gpus: {gpus} is not allowed; allowed: 1 to 4096")
     _, _, rows, columns = workload.latent_shape(0)
-    mesh = dataclasses.replace(recipe.mesh, span_hosts=True)  # this host's ranks do not count
+    mesh = dataclasses.replace(recipe.mesh, span_hosts=True)  # this host's ranks do not matter
     return meshes.plan_shape(mesh, world=gpus, heads=size.heads, latent_rows=max(rows, columns), fabric=fabric)
 
 
 def kernels_of(names: Iterable[str], gpu: Hardware, overrides: Mapping[str, str]) -> dict[str, str]:
-    """Recipe name -> the kernel that a run on this GPU takes, every package in place. Raises BadInput."""
+    """Recipe name -> the kernel that a run on this GPU uses with every package installed. Raises BadInput."""
     chosen = {name: kernel for name, kernel in overrides.items() if rates.attention(kernel, gpu)}
     return chosen | {name: attention.best(name, device_of(gpu)).backend for name in names if name not in chosen}
 
 
 def ways_on(recipe: Recipe, shape: Shape, gpu: Hardware) -> Ways:
-    """What a recipe says of the way the work is done, and how its mesh is used on this GPU."""
+    """Return how a recipe does the work, with the share of the exchange that its mesh hides on this GPU."""
     ways = ways_of(recipe)
     return dataclasses.replace(ways, hidden=HIDDEN) if interleave.chosen(recipe.mesh, shape, device_of(gpu)) else ways
 
 
 def ways_of(recipe: Recipe) -> Ways:
-    """What a recipe says of the way the work is done."""
+    """Return how a recipe does the work, from the recipe alone."""
     return Ways(
         compiled=recipe.compile.experts,
         qkv_bytes=1.0 if recipe.exchange == "fp8" else 2.0,

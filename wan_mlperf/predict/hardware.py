@@ -25,7 +25,7 @@ SAME_MEMORY = 0.08  # a B300 is sold as 288 GB and shows 270
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """One GPU. Peaks are dense, in TFLOP/s, None where it has no such products; memory in the vendor's GB, board power in W.
+    """One GPU. Peaks are dense, in TFLOP/s, None for formats that it cannot multiply; memory in the vendor's GB, power in W.
 
     `fabric`: "mesh", one link per pair of GPUs and `link_gb_s` each way on each; "switch", all of `link_gb_s` to any GPU;
     "pcie", through the host. `sources` names each figure's source.
@@ -44,7 +44,7 @@ class Hardware:
     sources: dict[str, str] = field(hash=False)
 
     def peak(self, kind: str) -> float:
-        """Dense peak in FLOP/s. Raises BadInput for a format that this GPU has no products of."""
+        """Dense peak in FLOP/s. Raises BadInput for a format that this GPU cannot multiply."""
         value = {"bf16": self.bf16, "fp8": self.fp8, "fp4": self.fp4}[kind]
         if value is None:
             have = ", ".join(one for one in ("bf16", "fp8", "fp4") if getattr(self, one) is not None)
@@ -80,7 +80,7 @@ def find(name: str) -> Hardware:
 
 
 def of_device(device_name: str) -> Hardware | None:
-    """Return the GPU that a driver's device name speaks of ("AMD Instinct MI355X", "NVIDIA H100 80GB HBM3"), else None.
+    """Return the GPU that a driver's device name means ("AMD Instinct MI355X", "NVIDIA H100 80GB HBM3"), else None.
 
     A variant with other figures is not that GPU: H100 PCIe, H200 NVL, RTX 4090 Laptop, A100 of 40 GB.
     """
@@ -97,7 +97,7 @@ def of_device(device_name: str) -> Hardware | None:
 
 
 def _without(words: Sequence[str], name: Sequence[str]) -> list[str] | None:
-    """Return the words around `name`, also where it is written as one word ("RTX5090"); None where it is not there."""
+    """Return the words around `name`, which may be written as one word ("RTX5090"); None if it is not there."""
     for length in (len(name), 1):
         for start in range(len(words) - length + 1):
             if "".join(words[start : start + length]) == "".join(name):

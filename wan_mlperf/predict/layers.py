@@ -1,4 +1,4 @@
-"""Quantised linear layers as records: packed weights of the right size, and a count of each call instead of a product."""
+"""Stand-ins for quantised linear layers: packed weights of the right size; each call is counted instead of computed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RecordedLinear(InTwoSteps):
 
 
 def convert(expert: nn.Module, form: str, variants: Sequence[Layers], counting: Counting) -> None:
-    """Replace the linear layers of an expert's blocks by records of their format, as kernels/gemm.py chooses it."""
+    """Replace the linear layers of an expert's blocks by stand-ins in the formats that kernels/gemm.py chooses."""
     for name, layer in list(expert.named_modules()):
         if name.startswith("blocks.") and isinstance(layer, nn.Linear):
             chosen = {rules: format_of(name, form, rules) for rules in variants}

@@ -19,7 +19,7 @@ WORDS = ("id", "hardware", "gemm", "mesh", "size", "submitter", "framework", "so
 
 
 def load(file: Path, what: str) -> dict[str, Any]:
-    """The tables of a measurements file, each of the right kind. Raises BadInput."""
+    """Return the tables of a measurements file, their types checked. Raises BadInput."""
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8-sig"))
         for table in ("end_to_end", "decode"):

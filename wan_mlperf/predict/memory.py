@@ -1,4 +1,4 @@
-"""What fits: the rehearsed peak of each rank beside the memory of a GPU, and what another decode or format would need."""
+"""What fits: each rank's rehearsed peak against a GPU's memory, and what another decode or format would need."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from wan_mlperf.predict.hardware import Hardware
 from wan_mlperf.predict.rehearsal import RankCounts
 from wan_mlperf.predict.subject import Subject, expert_bytes
 
-# Beside the tensors that a rehearsal sees: the driver's context, the libraries' workspaces, NCCL's or RCCL's buffers, and 4 %
-# that the allocator cannot use. Not measured here: what PyTorch processes of this kind usually show.
+# Besides the tensors that a rehearsal sees: the driver's context, the libraries' workspaces, NCCL's or RCCL's buffers, and 4 %
+# that the allocator cannot use. Not measured here: typical values for such PyTorch processes.
 RESERVE_GB, FRAGMENTED = 2.0, 0.04
 CHUNKS = (1, 2, 4)
 FORMATS = ("bf16", "fp8", "mxfp4")
@@ -20,7 +20,7 @@ FORMATS = ("bf16", "fp8", "mxfp4")
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """GB (10^9 bytes) that one rank needs at most, by what holds it; `stage` is where."""
+    """GB (10^9 bytes) that one rank needs at its peak, by what needs it; `stage` is when."""
 
     rank: int
     weights: dict[str, float]
@@ -29,29 +29,29 @@ class Need:
 
     @property
     def total(self) -> float:
-        """With what is not seen in a rehearsal."""
+        """GB in all, with what a rehearsal does not see."""
         return (sum(self.weights.values()) + self.activations) * (1 + FRAGMENTED) + RESERVE_GB
 
     def lacks(self, gpu: Hardware) -> float:
-        """GB that are missing on a GPU, 0 where it fits."""
+        """GB missing on a GPU, 0 if it fits."""
         return max(0.0, self.total - gpu.memory / 1e9)
 
 
 def need_of(rank: RankCounts) -> Need:
-    """What a rehearsed rank needs."""
+    """Return what a rehearsed rank needs."""
     weights = {name: size / 1e9 for name, size in rank.weights.items()}
     stage = max(rank.stages, key=lambda name: rank.stages[name].peak)
     return Need(rank=rank.rank, weights=weights, activations=rank.peak / 1e9 - sum(weights.values()), stage=stage)
 
 
 def worst(ranks: Sequence[RankCounts]) -> Need:
-    """The rank that needs most."""
+    """Return the need of the rank that needs most."""
     return max((need_of(rank) for rank in ranks), key=lambda need: need.total)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """One way to run: format of the experts, dtype and chunk of the decode, and GB a rank."""
+    """One way to run: format of the experts, dtype and chunk of the decode, and what a rank needs."""
 
     gemm: str
     vae_dtype: str
@@ -60,7 +60,7 @@ class Fit:
 
 
 def other_ways(subject: Subject, ranks: Sequence[RankCounts], *, workers: int) -> list[Fit]:
-    """What a rank needs with each dtype and chunk of the decode, beside the experts in each format.
+    """Return what a rank needs with each dtype and chunk of the decode and each format of the experts.
 
     Only decodes are rehearsed again: a format changes weights, whose sizes are known.
     """

@@ -1,4 +1,4 @@
-"""A run of ours on known hardware beside its prediction, stage by stage: for result.json, the report and `predict fit`."""
+"""The prediction for one of our runs on known hardware, stage by stage: for result.json, the report and `predict fit`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from wan_mlperf.workload import Workload
 
 
 def gpu_of(device: str) -> Hardware | None:
-    """The GPU that a result's `device` names ("gfx950: AMD Instinct MI355X"), None on hardware that is not known."""
+    """The GPU that a result's `device` names ("gfx950: AMD Instinct MI355X"), None for unknown hardware."""
     return hardware.of_device(device.partition(": ")[2] or device)
 
 
 def prices_of_run(
     recipe: Recipe, workload: Workload, *, gpu: Hardware, shape: Shape, kernels: Mapping[str, str], config: Mapping[str, Any]
 ) -> Prices:
-    """Prices of a run as it was: `kernels` are a result's (recipe name -> what ran), `config` is the experts'."""
+    """Return the prices of a run as it was: `kernels` from its result (recipe name -> what ran), `config` of the experts."""
     names = {name: words.removeprefix("xDiT ") for name, words in kernels.items()}
     size = work.size_of_expert(dict(config))
     return Prices(gpu=gpu, shape=shape, workload=workload, size=size, ways=ways_on(recipe, shape, gpu), kernels=names)
@@ -41,7 +41,7 @@ def expect(
     kernels: Mapping[str, str],
     config: Mapping[str, Any],
 ) -> Predicted | None:
-    """Return what the model expects of a run with this plan, None on hardware that is not known, such as a CPU."""
+    """Return what the model expects of a run with this plan, None for unknown hardware, such as a CPU."""
     gpu = gpu_of(device)
     if gpu is None:
         return None

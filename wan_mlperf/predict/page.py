@@ -1,4 +1,4 @@
-"""Forecasts -> one HTML page: stacked bars on one scale, a table of seconds, what each rests on."""
+"""Forecasts -> one HTML page: stacked bars on one scale, a table of seconds, the rates behind them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's record keeps of its prediction. Apart from own_run.py, because who reads a result must not wait for torch."""
+"""What a run's record keeps of its prediction. Not in own_run.py, because reading a result must not wait for torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SMALL = 0.02  # of the whole: a stage that is off by less is not named
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What the model says of a run on `hardware`: seconds of one video, their band (low, high), and of each stage.
+    """What the model says of a run on `hardware`: seconds of one video, their band (low, high), and seconds of each stage.
 
     `apart` are the stages that were measured outside the band, in words. `unknown` says why nothing could be predicted, as for a
     kernel without a published rate; the figures are then empty.
@@ -34,7 +34,7 @@ class Predicted:
         return f"{self.seconds:.2f} s ({self.band[0]:.2f} to {self.band[1]:.2f} s) on {self.hardware}"
 
     def beside(self, spans: Mapping[str, float], seconds: float) -> Predicted:
-        """Return this with what lies apart: `spans` are the mean seconds per stage of one sample, `seconds` of a whole one."""
+        """Return this with `apart` filled in. `spans`: mean measured seconds per stage of a sample; `seconds`: of a whole one."""
         if self.unknown or not seconds:
             return self
         low, high = (edge / self.seconds for edge in self.band)

@@ -4,7 +4,7 @@
     prices.forward(attention="sage_fp4", gemm="mxfp4").total     # one forward of one branch, s
     prices.plan(make_plan(recipe, workload)).seconds             # one video, with .band and .parts
 
-The model: attention, linear layers, passes over memory and exchange follow one another; each at a rate that was published or
+The model: attention, linear layers, passes over memory and exchange follow one another, each at a rate that was published or
 fitted to published runs (rates.json, constants.json; how well it holds: docs/results/predict.md).
 """
 
@@ -24,19 +24,19 @@ from wan_mlperf.step_plan import Layers
 from wan_mlperf.workload import MLPERF, Workload
 
 PARTS = ("text_encode", "attention", "gemm", "elementwise", "exchange", "vae_decode", "host")
-STREAM = 0.8  # of the memory bandwidth that elementwise kernels reach
-CROSS = 0.4  # of bf16's dense peak that cross-attention over a short text reaches
-# Of an exchange that runs behind the other branch's computation (parallel/interleave.py). An assumption: nobody has published it
-# for this order, and nothing here has measured it. What is left stands for the compute units and the memory bandwidth that the
-# collective's own kernels take, and for the first and the last exchange of a forward pass, which nothing covers.
+STREAM = 0.8  # share of the memory bandwidth that elementwise kernels reach
+CROSS = 0.4  # share of bf16's dense peak that cross-attention over a short text reaches
+# Share of an exchange that the other branch's computation hides (parallel/interleave.py). An assumption: nobody has published it
+# for this order, and it has not been measured here. The rest stands for the compute units and the memory bandwidth that the
+# collective's kernels take, and for the first and the last exchange of a forward pass, which nothing hides.
 HIDDEN = 0.8
-DECODE_RANKS = 8  # more do not decode faster: TensorRT-LLM's blog 25, 0.83 s on 8 ranks, 0.85 s on 16
-DECODE_REST = 0.15  # of one rank's decode that stays on each of several
-TEXT_SHARE = 0.5  # of bf16's dense peak that the text encoder reaches
+DECODE_RANKS = 8  # more ranks do not decode faster: TensorRT-LLM's blog 25, 0.83 s on 8 ranks, 0.85 s on 16
+DECODE_REST = 0.15  # share of a one-rank decode that each of several ranks still takes
+TEXT_SHARE = 0.5  # share of bf16's dense peak that the text encoder reaches
 
 
 class Step(Protocol):
-    """What a price needs of a step of the plan."""
+    """What pricing needs to know of a step of the plan."""
 
     @property
     def attention(self) -> str: ...
@@ -64,7 +64,7 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """All parts: they follow one another."""
+        """The sum of all parts, which follow one another."""
         return sum(self.parts.values())
 
     @property
@@ -81,7 +81,7 @@ class Seconds:
 
 @dataclass(frozen=True, kw_only=True)
 class Ways:
-    """How the work is done, where a recipe (or somebody else's run) has a choice that the plan does not hold.
+    """How the work is done, where a recipe (or somebody else's run) has a choice that is not in the plan.
 
     `hidden` is the share of the exchange that computation covers in steps with guidance (`HIDDEN`, where both branches are on the
     same ranks and take turns), as long as there is as much computation; `passes` over the tokens per layer replaces the fitted
@@ -103,7 +103,7 @@ class Ways:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One video: `seconds` by `parts`, the band (low, high) that four of five published runs would be in, the kernels priced."""
+    """One video: `seconds` and their `parts`, the `band` (low, high) that would hold four of five published runs, the rates."""
 
     seconds: float
     parts: dict[str, float]
@@ -125,7 +125,7 @@ class Prices:
 
     @property
     def values(self) -> Constants:
-        """The constants: these, or those that ship."""
+        """These constants, or the shipped ones."""
         return self.constants or rates.constants()
 
     @property
@@ -157,7 +157,7 @@ class Prices:
     def step(self, step: Step) -> Seconds:
         """One denoising step: both branches of guidance, side by side with CFG 2; without guidance one, over all of the ranks.
 
-        A step that applies an earlier change again costs two layers of some 120, which is left out.
+        A step that applies an earlier change again costs two layers of about 120, which is left out.
         """
         if step.source is not None:
             return Seconds()
@@ -173,11 +173,11 @@ class Prices:
         return replace(self.shape, cfg=1, ulysses=self.shape.cfg * self.shape.ulysses)
 
     def decode(self) -> Seconds:
-        """The VAE decode: bound by memory, on few by its products, with a rest that does not shrink with more ranks."""
+        """The VAE decode: bound by memory, on a few GPUs by its products, with a rest that does not shrink with more ranks."""
         maker = "vae_amd_tb" if self.gpu.arch.startswith("gfx") else "vae_nvidia_tb"
         moved = self.values[maker] * 1e12 * work.tokens_of(self.workload) / work.tokens_of(MLPERF)
         ranks = min(self.ways.decode_ranks or self.shape.per_replica, DECODE_RANKS)
-        wide = 2 if self.ways.decode_float32 else 1  # twice the bytes, and on NVIDIA's TF32, which has half of bf16's peak
+        wide = 2 if self.ways.decode_float32 else 1  # twice the bytes; and on NVIDIA TF32, with half of bf16's peak
         products = work.DECODE_FLOPS * work.tokens_of(self.workload) / work.tokens_of(MLPERF)
         one = max(moved * wide / self.gpu.bandwidth, products * wide / (self.values["decode_share"] * self.gpu.peak("bf16")))
         return Seconds(vae_decode=one * (1 / ranks + (DECODE_REST if ranks > 1 else 0.0)))
@@ -207,7 +207,7 @@ class Prices:
         return {name for step in steps for name in work.gemm_shares(step.gemm, step.layers, self.size)}
 
     def predict(self, total: Seconds, attention: Iterable[str], gemm: Iterable[str]) -> Prediction:
-        """Put a band around seconds that these kernels and formats took part in."""
+        """Put a band around the seconds `total`, which these kernels and formats made up."""
         used = {name: rates.attention(self.kernel(name), self.gpu, self.values) for name in sorted(attention)}
         used |= {f"gemm {name}": rates.gemm(name, self.gpu, self.values) for name in sorted(gemm)}
         whole, kernel = rates.residuals()
@@ -222,11 +222,11 @@ class Prices:
         )
 
     def kernel(self, name: str) -> str:
-        """The kernel of rates.json that a recipe's name means here."""
+        """The kernel of rates.json that a name in the recipe means here."""
         return self.kernels.get(name, name)
 
     def usable_bandwidth(self, ulysses: int) -> float:
-        """Bytes/s that one GPU sends in an exchange among so many: a mesh of links serves a group by the links within it."""
+        """Bytes/s that one GPU sends in an exchange among `ulysses` GPUs: in a mesh a group has only the links within it."""
         links = max(1, ulysses - 1) if self.gpu.fabric == "mesh" else 1
         return links * self.gpu.link_gb_s * 1e9 * self.values[f"{self.gpu.fabric}_share"]
 
@@ -248,6 +248,6 @@ class Prices:
         if rows * columns > 1:  # Q within the rows, K and V within the columns, then the partial outputs within the rows
             seconds += share * 2 * (2 * (columns - 1) + 2 * (rows - 1)) / usable
             collectives += 3
-        if shape.ring > 1:  # K and V go round behind the attention over the last ones; what is left is the start of each
+        if shape.ring > 1:  # attention over one share hides the next one's transfer; only starting each takes time
             collectives += shape.ring - 1
         return seconds + collectives * self.size.layers * self.values["collective_us"] * 1e-6

@@ -1,6 +1,6 @@
-"""TFLOP/s of kernels on architectures (rates.json) and the fitted constants (constants.json), each with its source.
+"""TFLOP/s of kernels on architectures (rates.json), each with its source, and the fitted constants (constants.json).
 
-A pair that nobody has published is refused with the known ones: nothing is guessed.
+A pair of kernel and GPU that nobody has published is refused with the known ones: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Constants = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """What a kernel does on one GPU, in FLOP/s; `form` is its format. `fitted`: found from whole runs, not from it alone."""
+    """What a kernel reaches on one GPU, in FLOP/s; `form` is its format. `fitted`: found from whole runs, not measured alone."""
 
     kernel: str
     arch: str
@@ -115,7 +115,7 @@ def attention(kernel: str, gpu: Hardware, values: Constants | None = None) -> Ra
 
 
 def gemm(name: str, gpu: Hardware, values: Constants | None = None) -> Rate:
-    """Return the rate of linear layers in a format (bf16, fp8, mxfp4). Raises BadInput for a pair without one."""
+    """Return the rate of linear layers in a format (bf16, fp8, mxfp4) on a GPU. Raises BadInput for a pair without one."""
     values = values or constants()
     for row in _rows("gemm"):
         if row["kernel"] == name and gpu.arch in row["archs"]:
@@ -161,6 +161,6 @@ def _has(row: dict[str, Any], gpu: Hardware) -> bool:
 
 
 def _on(gpu: Hardware, flops: float, measured_on: Hardware, kind: str, values: Constants) -> float:
-    """Carry a rate to another card of the architecture: with the board power, up to MOST of the dense peak."""
+    """Scale a rate to another card of the architecture: by board power, up to MOST of the dense peak."""
     carried = flops * (gpu.power_w / measured_on.power_w) ** values["power"]
     return carried if gpu == measured_on else min(carried, MOST * gpu.peak(kind))

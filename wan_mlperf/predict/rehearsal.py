@@ -1,6 +1,6 @@
-"""A video rehearsed: the pipeline's own code at its full size on fake tensors, as one rank after another of a fake group.
+"""Rehearses a video: the pipeline's own code at its full size on fake tensors, as one rank after another of a fake group.
 
-Nothing is computed and no weights are read. Attention and quantised linear layers are records of the kernels that the tables
+Nothing is computed and no weights are read. Stand-ins record attention and quantised linear layers as the kernels that the tables
 choose for the hardware; all else runs: embeddings, blocks, exchange, guidance, the sharded decode. Each kind of step runs once
 and is multiplied by the plan; each kind of rank runs (the first of each branch of guidance, edge and middle bands of the decode).
 
@@ -56,7 +56,7 @@ class RankCounts:
 
 
 def rehearse(subject: Subject, *, workers: int = 1) -> list[RankCounts]:
-    """Rehearse every kind of rank: with `workers` > 1, or where this process has a process group, in processes of their own."""
+    """Rehearse every kind of rank, in separate processes if `workers` > 1 or this process has a process group."""
     duties = ranks_of(subject.shape)
     ranks = _run([(subject, rank, denoises) for rank, denoises in duties.items()], workers)
     return [ranks[0], *(_holding_all(rank, ranks[0]) for rank in ranks[1:])]
@@ -96,14 +96,14 @@ def _run(jobs: Sequence[tuple[Any, ...]], workers: int) -> list[RankCounts]:
     xdit.load()
     if workers == 1 and not fake_ranks.has_group():
         return [rehearse_rank(*job) for job in jobs]
-    # A fork is seconds faster, but it would inherit the process group, beside which there can be no fake one.
+    # A fork is seconds faster, but it would inherit the process group, and a process cannot have a fake one besides.
     context = multiprocessing.get_context("spawn" if fake_ranks.has_group() else "fork")
     with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=xdit.load) as pool:
         return list(pool.map(rehearse_rank, *zip(*jobs, strict=True)))
 
 
 def rehearse_rank(subject: Subject, rank: int, denoises: bool, decodes: bool = True) -> RankCounts:
-    """Rehearse one rank; without `denoises` only its decode, beside no other weights than the VAE's; or all but its decode."""
+    """Rehearse one rank. Without `denoises` only its decode, with no weights but the VAE's; without `decodes` all but that."""
     torch.set_num_threads(1)
     here = replace(subject.device, torch=CPU)
     unguided = any_unguided(subject.plan)
@@ -133,14 +133,14 @@ def rehearse_rank(subject: Subject, rank: int, denoises: bool, decodes: bool = T
 
 
 def _holding_all(rank: RankCounts, first: RankCounts) -> RankCounts:
-    """A rank that only decoded here, with the weights that it holds beside the VAE in a run."""
+    """Add to a rank that only decoded here the weights that it holds besides the VAE in a run."""
     missing = {name: size for name, size in first.weights.items() if name not in rank.weights}
     stages = {name: replace(counts, peak=counts.peak + sum(missing.values())) for name, counts in rank.stages.items()}
     return replace(rank, weights={**missing, **rank.weights}, stages=stages)
 
 
 def _encode(subject: Subject, mesh: Mesh, model: Any, counting: Counting) -> Prompt:
-    """The text encoder on the branches that this rank computes. The tokenizer is not here: lengths are usual ones."""
+    """Run the text encoder on the branches that this rank computes. No tokenizer runs: the lengths are typical ones."""
     embeds = []
     alone = mesh.branch == 1 and any_unguided(subject.plan)
     lengths = mesh.own_branches(subject.text_lengths)
@@ -155,7 +155,7 @@ def _encode(subject: Subject, mesh: Mesh, model: Any, counting: Counting) -> Pro
 def _denoise(
     subject: Subject, mesh: Mesh, latents: torch.Tensor, prompt: Prompt, experts: dict[str, Expert], counting: Counting
 ) -> None:
-    """The loop over one step of each kind, each counted as a stage of its own; text keys once per expert, as in a query."""
+    """Run the loop over one step of each kind, each counted as a separate stage; text keys once per expert, as in a query."""
     counted: Any = {name: _CountedExpert(expert, name, counting) for name, expert in experts.items()}
     scheduler = _NoScheduler(subject.workload.steps)
     for kind, step in kinds_of(subject.plan).items():
@@ -172,14 +172,14 @@ def _denoise(
 
 
 def _warm(expert: Expert, steps: Sequence[Step], latents: torch.Tensor) -> None:
-    """What the first video makes once and keeps: tables that depend on shapes and the schedule."""
+    """Make what the first video makes once and keeps: tables that depend on shapes and the schedule."""
     for step in steps:
         expert._modulation_of(step.timestep, latents)
         expert._rotary_of(latents, expert.split if step.guided else expert.unguided_split)
 
 
 class _CountedExpert:
-    """An expert whose text keys are made once for each set of formats, in a stage of their own."""
+    """An expert whose text keys are made once for each set of formats, and counted as a separate stage."""
 
     def __init__(self, expert: Expert, name: str, counting: Counting) -> None:
         self._expert, self._name, self._counting = expert, name, counting
@@ -204,13 +204,13 @@ class _CountedExpert:
 
 
 class _NoScheduler:
-    """In place of UniPC, which reads values: its operations on the latents, some 5 MB, are not seen."""
+    """Replaces UniPC, which reads values: its operations on the latents, about 5 MB, are not seen."""
 
     def __init__(self, steps: int) -> None:
         self.timesteps = [0.0] * steps
 
     def step(self, noise: torch.Tensor, _timestep: float, latents: torch.Tensor, *, return_dict: bool) -> tuple[torch.Tensor]:
-        """The latents as they are."""
+        """Return the latents as they are."""
         del noise, return_dict
         return (latents,)
 
@@ -224,7 +224,7 @@ def kinds_of(plan: Sequence[Step]) -> dict[str, Step]:
 
 
 def kind_of(step: Step) -> str:
-    """What of a step decides the work it makes."""
+    """Name what decides the work of a step."""
     if step.source is not None:
         return f"{step.expert} again{'' if step.guided else ' unguided'}"
     formats = ",".join([step.gemm, *(f"{pattern}={form}" for pattern, form in step.layers)])
@@ -232,6 +232,6 @@ def kind_of(step: Step) -> str:
 
 
 def _by_plan(stages: dict[str, Counts], plan: Sequence[Step]) -> dict[str, Counts]:
-    """Each kind of step as often as the plan has it."""
+    """Multiply each kind of step by how often the plan has it."""
     often = Counter(kind_of(step) for step in plan)
     return {name: counts.times(often.get(name, 1)) for name, counts in stages.items() if name != IGNORED}

@@ -1,7 +1,7 @@
-"""Published and own runs as rows: one JSON file of measurements -> what each row ran, and what the model says of it.
+"""Published and own runs as rows: one JSON file of measurements -> what each row ran, and what the model predicts for it.
 
 A row has `hardware`, `gpus` (of one video), `attention`, `gemm`, `mesh`, `steps`, `size` and `seconds`, in the words of whoever
-published it ("fa3_bf16", "cfg2ul4", "720p81"); optional are `only` ("denoise"), `cfg` (false: no guidance), `compile`,
+published it ("fa3_bf16", "cfg2ul4", "720p81"). Optional keys are `only` ("denoise"), `cfg` (false: no guidance), `compile`,
 `decode_ranks`, `decode_float32`, `served`, `framework` (a name under "frameworks", whose habits the row then has), `submitter`,
 `fit` (the constants are fitted to it) and `exception` (why it does not fit). MLPerf rows name their entry in published/.
 """
@@ -52,7 +52,7 @@ HUNYUAN = ExpertSize(layers=60, heads=24, head_dim=128, ffn=9216, text_tokens=0)
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run. `attention` is kernel -> share of the forwards; `fitted` rows make the constants; `exception` says why not."""
+    """One run. `attention`: kernel -> share of the forwards; the constants fit the `fitted` rows; `exception`: why it is off."""
 
     id: str
     submitter: str
@@ -69,7 +69,7 @@ class Row:
     source: str
 
     def predict(self, values: Constants) -> Seconds:
-        """What the model says with these constants."""
+        """Seconds by part that the model predicts with these constants."""
         prices = replace(self.prices, constants=values)
         total = Seconds() if self.denoise_only else prices.text_encode() + prices.decode() + prices.host()
         branches = 2 / self.prices.shape.cfg if self.guided else 1
@@ -84,7 +84,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Decode:
-    """One measured VAE decode, alone."""
+    """One VAE decode that was measured alone."""
 
     id: str
     submitter: str
@@ -203,7 +203,7 @@ def attention_of(text: str | Mapping[str, float]) -> dict[str, float]:
 
 
 def mesh_of(text: str, gpus: int) -> tuple[Shape, tuple[int, int], float]:
-    """(shape of one video, rows and columns of attention in 2-D, bytes of a number of Q, K and V). Raises BadInput."""
+    """(shape of one video, rows and columns of 2-D attention, bytes per number of Q, K and V). Raises BadInput."""
     found = {name: int(size) for name, size in re.findall(r"(cfg|ulysses|ul|sp|ring|attn2d)\s*(\d+)", text)}
     grid = re.search(r"attn2d\s*(\d+)x(\d+)", text)
     attn2d = (int(grid[1]), int(grid[2])) if grid else (1, 1)
@@ -212,7 +212,7 @@ def mesh_of(text: str, gpus: int) -> tuple[Shape, tuple[int, int], float]:
     if not found and text.strip() not in ("1", "dp", "?"):
         raise BadInput(f"mesh {text!r}: is not known; allowed: such as 1, dp, ulysses8, cfg2ul4, cfg2ring4")
     if not found and gpus > 1 and text.strip() == "?":
-        shape = Shape(replicas=1, cfg=1, ulysses=gpus, ring=1)  # what everyone does who does not say otherwise
+        shape = Shape(replicas=1, cfg=1, ulysses=gpus, ring=1)  # the usual mesh where nothing else is said
     if shape.per_replica * attn2d[0] * attn2d[1] != gpus:
         raise BadInput(f"mesh {text!r}: needs {shape.per_replica * attn2d[0] * attn2d[1]} GPUs; the row has {gpus}")
     return shape, attn2d, 1.0 if "fp8comm" in text else 2.0

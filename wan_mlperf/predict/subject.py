@@ -30,7 +30,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "checkpoint": to
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is rehearsed: `configs` of the parts, `device` as the hardware would be probed, `kernels` by their recipe's name."""
+    """What is rehearsed: `configs` of the parts, `device` as probing that hardware would return it, `kernels` by recipe name."""
 
     recipe: Recipe
     workload: Workload
@@ -43,7 +43,7 @@ class Subject:
 
 
 def expert_bytes(subject: Subject, name: str, form: str) -> float:
-    """Bytes of an expert's weights in a format, with what is kept in another one or in several."""
+    """Bytes of an expert's weights in a format, with the layers that are kept in another one or in several."""
     with torch.device("meta"), _default_dtype(DTYPES[subject.recipe.model.dtype]):
         transformer = WanTransformer3DModel.from_config(subject.configs["transformer"])
         convert(transformer, form, layers_of(subject.plan, name), Counting({}))
@@ -51,13 +51,13 @@ def expert_bytes(subject: Subject, name: str, form: str) -> float:
 
 
 def make_text_model(subject: Subject) -> Any:
-    """The UMT5 encoder."""
+    """Make the UMT5 encoder."""
     with _default_dtype(DTYPES[subject.recipe.model.dtype]):
         return UMT5EncoderModel(UMT5Config(**subject.configs["text_encoder"])).eval()
 
 
 def make_decoder(subject: Subject, mesh: Mesh) -> VaeDecoder:
-    """The decoder, sharded over the ranks of the mesh."""
+    """Make the decoder, sharded over the ranks of the mesh."""
     with _default_dtype(DTYPES[subject.recipe.model.vae_dtype]):
         vae = AutoencoderKLWan.from_config(subject.configs["vae"]).eval()
     _, _, rows, columns = subject.workload.latent_shape(0)
@@ -67,7 +67,7 @@ def make_decoder(subject: Subject, mesh: Mesh) -> VaeDecoder:
 
 
 def make_experts(subject: Subject, mesh: Mesh, counting: Counting) -> dict[str, Expert]:
-    """The experts as pipeline.load makes them, with records in place of kernels that this machine has not."""
+    """Make the experts as pipeline.load does, with stand-ins for kernels that this machine does not have."""
     recipe = subject.recipe
     kernels = _kernels(subject, counting)
     self_attend, cross_attend = split_experts.attends(kernels, exchange=recipe.exchange)
@@ -94,7 +94,7 @@ def make_experts(subject: Subject, mesh: Mesh, counting: Counting) -> dict[str, 
 
 
 def keep_in_fp32(transformer: Any) -> None:
-    """Norms and modulation stay in fp32, as diffusers' from_pretrained leaves them."""
+    """Keep norms and modulation in fp32, as diffusers' from_pretrained does."""
     kept = transformer._keep_in_fp32_modules or []
     for name, parameter in transformer.named_parameters():
         if any(one in name.split(".") for one in kept):
@@ -103,7 +103,7 @@ def keep_in_fp32(transformer: Any) -> None:
 
 
 def _kernels(subject: Subject, counting: Counting) -> dict[str, Kernel]:
-    """On a GPU all are records; on a CPU what is PyTorch's own runs on fake tensors as it is."""
+    """Name -> kernel. On a GPU all are stand-ins; on a CPU PyTorch's own attention runs on fake tensors as it is."""
     names = dict.fromkeys(step.attention for step in subject.plan if step.source is None)
     if subject.device.is_gpu:
         return _records(subject, names, counting)
@@ -124,7 +124,7 @@ def _kernels(subject: Subject, counting: Counting) -> dict[str, Kernel]:
 
 
 def _records(subject: Subject, names: Iterable[str], counting: Counting) -> dict[str, Kernel]:
-    """Each kernel as a record that gives, and cross-attention one that reads, what the kernel of a complete installation does."""
+    """Name -> stand-in, with a log-sum-exp where a ring needs it; cross-attention's as in a complete installation."""
     recipe = subject.recipe
     table = attention.resolve(
         (),

@@ -19,7 +19,7 @@ from wan_mlperf.step_plan import Step
 
 
 def console() -> Console:
-    """Where tables go: as wide as the terminal, or 120 columns."""
+    """The console for tables: as wide as the terminal, or 120 columns."""
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
 
 
@@ -32,7 +32,7 @@ def table(title: str, *headings: str, words: int = 1) -> Table:
 
 
 def show(one: Forecast, *, details: bool) -> None:
-    """One forecast: seconds by part, with the band, memory, what it rests on."""
+    """Print one forecast: seconds by part, the band, memory, and the rates that it rests on."""
     low, high = one.prediction.band
     size = f"{one.workload.frames} frames of {one.workload.height} x {one.workload.width}, {one.workload.steps} steps"
     made = table(f"{one.recipe} on {one.gpus} x {one.gpu.name}: {one.shape}; {size}", "part", "s", "%")
@@ -95,7 +95,7 @@ def _show_rank(rank: RankCounts) -> None:
 
 
 def show_blocks(blocks: Mapping[str, Counts]) -> None:
-    """What one block of the experts moves and sends in one forward, by kind of step."""
+    """Print what one block of the experts moves and sends in one forward, by kind of step."""
     made = table("one block, one branch of guidance, on the first rank", "step", "MB read", "MB written", "MB sent", "messages")
     for name, counts in blocks.items():
         sent, messages = sum(counts.sent.values()), sum(counts.messages.values())
@@ -105,7 +105,7 @@ def show_blocks(blocks: Mapping[str, Counts]) -> None:
 
 
 def show_fits(one: Forecast, fits: Sequence[Fit]) -> None:
-    """What each way of decoding needs beside the experts in each format."""
+    """Print the GB that a rank needs for each way of decoding and each format of the experts."""
     formats = list(dict.fromkeys(fit.gemm for fit in fits))
     title = f"GB a rank of {one.recipe} needs of {one.gpu.name}'s {one.gpu.memory / 1e9:.1f}; * does not fit"
     made = table(title, "decode", "chunk", *(f"experts {name}" for name in formats), words=1)
@@ -117,7 +117,7 @@ def show_fits(one: Forecast, fits: Sequence[Fit]) -> None:
 
 
 def show_side_by_side(forecasts: Sequence[Forecast]) -> None:
-    """Several forecasts, one a row."""
+    """Print several forecasts, one per row."""
     made = table(
         "side by side", "recipe", "hardware", "s", "band", "samples/s", *(name.replace("_", " ") for name in PARTS), words=2
     )
@@ -135,7 +135,7 @@ def show_side_by_side(forecasts: Sequence[Forecast]) -> None:
 
 
 def show_floor(prices: Prices, plan: Sequence[Step], recipe: str) -> None:
-    """The lower bound by part, and the exchange of each mesh at the peak of the links."""
+    """Print the lower bound by part, and the exchange of each mesh at the peak of the links."""
     bound = floor.floor_of(prices, plan)
     gpus = prices.shape.per_replica
     predicted = prices.plan(plan)

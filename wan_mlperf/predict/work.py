@@ -1,7 +1,7 @@
 """What one video takes, from first principles: FLOPs of the experts and of the decode, by what computes them.
 
 T video tokens, S text tokens, C = heads x head dim, F FFN width, L layers. A product of [m, k] and [k, n] is 2 m k n FLOPs.
-A rehearsal (rehearsal.py) counts the same from the running code; tests hold the two together within 1 %.
+A rehearsal (rehearsal.py) counts the same from the running code; tests check that the two agree within 1 %.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILE = Path(__file__).with_name("wan22.json")
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSize:
-    """ExpertSize of an expert; the defaults are Wan2.2-T2V-A14B's. `patch` is the latent frames, rows and columns of a token."""
+    """The sizes of an expert; the defaults are Wan2.2-T2V-A14B's. `patch`: latent frames, rows and columns of a token."""
 
     layers: int = 40
     heads: int = 40
@@ -36,7 +36,7 @@ class ExpertSize:
 
     @property
     def width(self) -> int:
-        """C: numbers of a token."""
+        """C: features of a token."""
         return self.heads * self.head_dim
 
 
@@ -45,13 +45,13 @@ DECODE_FLOPS = 0.6392e15  # of one video of the benchmark: `decode_flops(MLPERF)
 
 
 def published_config(part: str) -> dict[str, Any]:
-    """The published configuration of a part of Wan2.2-T2V-A14B: transformer (both experts), vae or text_encoder."""
+    """Return the published configuration of a part of Wan2.2-T2V-A14B: transformer (both experts), vae or text_encoder."""
     config: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))[part]
     return config
 
 
 def size_of_expert(config: dict[str, Any]) -> ExpertSize:
-    """ExpertSize of an expert with this diffusers configuration."""
+    """Return the sizes of an expert with this diffusers configuration."""
     return ExpertSize(
         layers=config["num_layers"],
         heads=config["num_attention_heads"],
@@ -72,7 +72,7 @@ def tokens_of(workload: Workload, size: ExpertSize = WAN22) -> int:
 
 @cache
 def text_encoder_numbers() -> float:
-    """Weights of the published text encoder's layers; each is multiplied once per token."""
+    """Number of weights in the published text encoder's layers; each is multiplied once per token."""
     config = published_config("text_encoder")
     inner, layers = config["num_heads"] * config["d_kv"], config["num_layers"]
     return float(layers * config["d_model"] * (4 * inner + 3 * config["d_ff"]))
@@ -80,7 +80,7 @@ def text_encoder_numbers() -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """FLOPs of one forward of one branch on all its ranks together."""
+    """FLOPs of one forward of one branch, of all ranks together."""
 
     attention: float
     gemm: float
@@ -88,7 +88,7 @@ class Flops:
 
 
 def forward_flops(tokens: int, size: ExpertSize = WAN22) -> Flops:
-    """FLOPs of one forward: text keys and values are not in it, as they do not change over the steps."""
+    """FLOPs of one forward, without the text's keys and values, which do not change over the steps."""
     width = size.width
     return Flops(
         attention=size.layers * 4.0 * tokens**2 * width,
@@ -137,8 +137,8 @@ def exchange_bytes(
 ) -> float:
     """Bytes that one rank sends to the others of its Ulysses group in one forward: Q, K, V and the output of each layer.
 
-    `ranks` is how many share the tokens (with a ring more than `ulysses`). Of T / ranks x C numbers (U - 1) / U leave; Q, K and V
-    in one byte each bring a row of scales (kernels/e4m3.py).
+    `ranks` is how many share the tokens (with a ring more than `ulysses`). Of a rank's T / ranks x C numbers, (U - 1) / U leave;
+    Q, K and V in one byte bring a row of scales each (kernels/e4m3.py).
     """
     share = -(-tokens // (ranks or ulysses))
     rows = 3 * (share + (qkv_bytes == 1)) * qkv_bytes + share * output_bytes
