@@ -113,7 +113,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
             "sage_fp8": "AITER_FP8: aiter.ops.mha_v4 is not installed; needs AITER from 17 August 2026.*"
             "AITER_FP8_V3: .*no argument q_descale; needs AITER from 28 November 2025.*AITER_SAGE: aiter.ops.triton",
             "sage_fp4": "AITER_MXFP4: .*17 August 2026.*AITER_SAGE_V2: .*24 February 2026",
-            "mxfp4": "AITER_A4W4: aiter.gemm_a4w4 insists on the argument out; needs AITER from 19 December 2025",
+            "mxfp4": "AITER_A4W4: aiter.gemm_a4w4 requires the argument out; needs AITER from 19 December 2025",
         },
     ),
     "MI355X, nothing": (

@@ -54,7 +54,7 @@ def test_where_they_take_turns() -> None:
     assert [chosen(auto, shape, gpu) for shape in (eight, halves, ring, alone)] == [True, False, False, False]
     assert not chosen(auto, eight, cpu) and not chosen(no, eight, gpu)
     assert chosen(yes, eight, cpu) and chosen(yes, alone, cpu)
-    with pytest.raises(BadInput, match=r"mesh.interleave true: cannot be with CFG 2: each rank .*; allowed: auto, false, or"):
+    with pytest.raises(BadInput, match=r"mesh.interleave true: impossible with CFG 2: each rank .*; allowed: auto, false, or"):
         chosen(yes, halves, gpu)
-    with pytest.raises(BadInput, match="cannot be with ring 2"):
+    with pytest.raises(BadInput, match="impossible with ring 2"):
         chosen(yes, ring, gpu)

@@ -151,7 +151,7 @@ def test_the_fabric_decides_the_mesh() -> None:
     assert exchange("mi355x", 1) < 0.6 * exchange("mi355x", 2)
     h100 = (
         *("attention.early=sdpa", "attention.late=sdpa", "gemm.high_noise=bf16", "gemm.low_noise=bf16"),
-        "mesh.interleave=false",  # which cannot be with CFG 2
+        "mesh.interleave=false",  # which is impossible with CFG 2
     )
     assert exchange("h100", 2, *h100) < exchange("h100", 1, *h100)
 

@@ -135,7 +135,7 @@ def test_a_list_goes_on_after_a_kill(tmp_path: Path, model: Path, capsys: pytest
     before = videos(output)
     assert 4 <= len(before) < 10 and jobs.partial_files(output) == []
     assert generate.main([*arguments, "--set=mesh.ranks=1", "--set=mesh.replicas=1"]) == 0
-    assert f"{10 - len(before)} made, {len(before)} were there, 0 failed" in capsys.readouterr().out
+    assert f"{10 - len(before)} made, {len(before)} existed, 0 failed" in capsys.readouterr().out
     after = videos(output)
     assert len(after) == 10 and {name: after[name] for name in before} == before
     assert not [file for file in output.iterdir() if file.name.startswith(".")]

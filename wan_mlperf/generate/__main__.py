@@ -94,7 +94,7 @@ def check(options: argparse.Namespace) -> tuple[Setup, list[str], VideoList | No
         known = identity(recipe, workload, setup.checkpoint)
         videos = VideoList(output, prompts, seed=workload.seed, recipe=known, force=options.force, locked=not options.no_lock)
         if not ranks.under_torchrun() and not videos.missing():
-            process.tell(f"{output}: all {len(prompts)} videos are there")
+            process.tell(f"{output}: all {len(prompts)} videos exist")
             return process.DONE
     return setup, prompts, videos
 
@@ -168,9 +168,7 @@ def make_list(engine: Pipeline, watch: Watch, prompts: Sequence[str], videos: Vi
     progress.close()
     for line in lost:
         process.say(line)
-    process.tell(
-        f"{videos.folder}: {len(missing) - len(lost)} made, {len(prompts) - len(missing)} were there, {len(lost)} failed"
-    )
+    process.tell(f"{videos.folder}: {len(missing) - len(lost)} made, {len(prompts) - len(missing)} existed, {len(lost)} failed")
     return process.FAILED if lost else process.DONE
 
 

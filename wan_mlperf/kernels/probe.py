@@ -62,7 +62,7 @@ def unmet(need: Need) -> str | None:
         return f"{need.module}.{need.names[0]} has no argument {lacking[0]}; {need.since}"
     insists = [name for name in need.optional if name in parameters and not parameters[name]]
     if insists:
-        return f"{need.module}.{need.names[0]} insists on the argument {insists[0]}; {need.since}"
+        return f"{need.module}.{need.names[0]} requires the argument {insists[0]}; {need.since}"
     return None
 
 

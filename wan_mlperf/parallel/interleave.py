@@ -34,7 +34,7 @@ Piece = Callable[..., Any]
 
 
 def chosen(mesh: MeshRecipe, shape: Shape, device: Device) -> bool:
-    """Do the branches take turns? `auto` says yes on GPUs with Ulysses wherever they can. Raises BadInput if `true` cannot be.
+    """Do the branches take turns? `auto` says yes on GPUs with Ulysses where possible. Raises BadInput if `true` is impossible.
 
     A CPU has nothing that would send while it computes: gloo's threads need the cores that the ranks compute on.
     """
@@ -42,7 +42,7 @@ def chosen(mesh: MeshRecipe, shape: Shape, device: Device) -> bool:
     if shape.ring > 1:
         problem = f"ring {shape.ring}, which sends within attention"
     if mesh.interleave is True and problem:
-        raise BadInput(f"mesh.interleave true: cannot be with {problem}; allowed: auto, false, or mesh.cfg 1 and mesh.ring 1")
+        raise BadInput(f"mesh.interleave true: impossible with {problem}; allowed: auto, false, or mesh.cfg 1 and mesh.ring 1")
     if mesh.interleave == "auto":
         return device.is_gpu and shape.ulysses > 1 and not problem
     return mesh.interleave

@@ -142,7 +142,7 @@ def _gloo_devices(gloo: Any) -> list[Any]:
     if not wanted and elsewhere and _is_loopback(socket.gethostname()):
         raise BadInput(
             f"host name {socket.gethostname()!r} resolves to this host's loopback address, where ranks of other hosts would "
-            f"wait forever; allowed: with GLOO_SOCKET_IFNAME=<interface>, one of {', '.join(there)}"
+            f"wait forever; allowed: GLOO_SOCKET_IFNAME=<interface>, one of {', '.join(there)}"
         )
     return [gloo.create_device(interface=name) for name in wanted] or [gloo.create_default_device()]
 

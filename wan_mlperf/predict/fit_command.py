@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help='more rows, as in wan_mlperf/predict/measurements.json; those with "fit": true are fitted, too',
     )
     parser.add_argument(
-        "--run", action="append", default=[], type=cli.path, metavar="FOLDER", help="a finished run of ours, as a fitted row"
+        "--run", action="append", default=[], type=cli.path, metavar="FOLDER", help="a finished run of ours, as a row to fit"
     )
     parser.add_argument(
         "--write", type=cli.output_file, metavar="FILE", help="write the constants there, for predict --constants"
