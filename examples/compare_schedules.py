@@ -1,6 +1,6 @@
 """What does a schedule cost? One prompt, one noise, two recipes: `python examples/compare_schedules.py`.
 
-`python -m wan_mlperf.bench fidelity --case ...` does this over many prompts and looks at latents, motion and shape, too.
+`python -m wan_mlperf.bench fidelity --case ...` does this over many prompts and also compares latents, motion and shape.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from wan_mlperf import Pipeline, load_recipe
 
 
 def main(pipeline: Pipeline, prompt: str) -> int:
-    """Print when each chunk of frames arrives; return how many frames came. Every rank calls this, the first one gets frames."""
+    """Print when each chunk of frames arrives; return how many frames came. Every rank calls this; only the first gets them."""
     started, frames = time.perf_counter(), 0
     for chunk in pipeline.stream(prompt):  # uint8 [n, height, width, 3]
         frames += len(chunk)
@@ -22,6 +22,6 @@ def main(pipeline: Pipeline, prompt: str) -> int:
 
 if __name__ == "__main__":
     engine = Pipeline.load(load_recipe("tiny"))
-    engine.warm_up(1)  # the first video also pays for what is set up once
+    engine.warm_up(1)  # otherwise the first video also pays for one-time set-up
     main(engine, sys.argv[1] if len(sys.argv) > 1 else "a red circle moving left on a blue background")
     engine.mesh.close()

@@ -120,7 +120,7 @@ def whole_sha256(folder: Path) -> str | None:
 
 
 def truncate(log: Path, target: Path) -> Seal:
-    """Write the first and last 4 KiB of a log to `target`, reading the log once."""
+    """Write the first and last 4 KiB of a log to `target`; return the whole log's hash and size."""
     with log.open("rb") as stream:
         sha256 = _sha256(stream)
         size = stream.tell()

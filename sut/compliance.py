@@ -22,7 +22,7 @@ VERDICT = "verify_performance.txt"
 # As verify_performance.py of MLCommons' TEST04 has it; its README says 10 % for every scenario.
 FASTER = 0.10
 FASTER_SINGLESTREAM = 0.20
-LOW_THROUGHPUT = 200_000  # queries per second; a system of more is held to 10 % in SingleStream, too
+LOW_THROUGHPUT = 200_000  # queries per second; a faster system is held to 10 % in SingleStream, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def read_score(folder: Path) -> Score:
 
 
 def limit_of(reference: Score) -> tuple[float, str]:
-    """Return how much faster the test must not be, and the rule that says so."""
+    """Return the limit (the test must be faster by less than this fraction), and the rule that sets it."""
     if reference.scenario == "SingleStream" and (reference.value or 0.0) <= LOW_THROUGHPUT:
         return FASTER_SINGLESTREAM, (
             f"less than {FASTER_SINGLESTREAM:.0%} faster: MLCommons' verify_performance.py for SingleStream up to "
@@ -101,20 +101,20 @@ def verify(folder: Path, reference: Path, seconds: Sequence[float]) -> Complianc
 
 
 def check_samples(count: int) -> None:
-    """Refuse a list of prompts that does not hold the one which the audit repeats. Raises BadInput."""
+    """Raise BadInput for a list of prompts too short to contain the one that the audit repeats."""
     least = int(user_conf.read(AUDIT).values["SingleStream.performance_issue_same_index"]) + 1
     if count < least:
         raise BadInput(f"--test04 with {count} prompts: it repeats prompt {least}; allowed: a list of at least {least}")
 
 
 def find_reference(outputs: Path, named: str | None, *, scenario: str, recipe_yaml: str, commit: str) -> Path:
-    """Return the performance run to compare with: the one named, else the newest that fits in `outputs`. Raises BadInput."""
+    """Return the performance run to compare with: the one named, else the newest in `outputs` that fits. Raises BadInput."""
     command = f"python -m wan_mlperf.run --scenario {scenario}"
     if named is not None:
         reason = _why_not(Path(named), scenario, recipe_yaml, commit)
         if reason:
             raise BadInput(
-                f"--reference {named!r}: {reason}; allowed: a VALID performance run of {scenario} with this very setup"
+                f"--reference {named!r}: {reason}; allowed: a VALID performance run of {scenario} with this recipe and commit"
             )
         return Path(named)
     runs = sorted((file.parent for file in outputs.glob(f"*/{FILE}")), key=lambda run: run.name, reverse=True)
@@ -146,5 +146,5 @@ def _why_not(run: Path, scenario: str, recipe_yaml: str, commit: str) -> str | N
     if not result.valid:
         return "it is INVALID"
     if recipe != recipe_yaml:
-        return "its recipe is another"
+        return "it is of another recipe"
     return None if result.commit == commit else f"its commit is {result.commit}, not {commit}"

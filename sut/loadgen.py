@@ -43,7 +43,7 @@ def run(
     flush: Callable[[], None],
     audit: Path | None = None,
 ) -> None:
-    """Run one test; LoadGen writes its logs to `folder` and calls `issue` with its samples, on its own thread.
+    """Run one test: LoadGen calls `issue` with samples and writes its logs to `folder`. Raises Failed if a log is incomplete.
 
     `audit` is MLCommons' audit.config of a compliance test. An audit.config in the working directory is never read.
     """
@@ -95,4 +95,4 @@ def _entries(lines: Iterable[str]) -> Iterable[tuple[str, Any]]:
 
 
 def _nothing(_samples: Sequence[int]) -> None:
-    """LoadGen's load and unload hooks: the prompts are in memory already."""
+    """Stand for LoadGen's load and unload hooks: the prompts are in memory already."""

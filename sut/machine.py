@@ -73,7 +73,7 @@ def _accelerators(per_node: int) -> dict[str, str]:
 
 
 def _networks(root: Path = Path("/")) -> str:
-    """Every network interface of hardware that tells its speed, such as "eth0 100000 Mb/s"."""
+    """Return every hardware network interface whose speed is known, such as "eth0 100000 Mb/s"."""
     found = []
     for folder in sorted((root / "sys/class/net").glob("*")):
         speed = host.read(folder / "speed") or ""

@@ -1,4 +1,4 @@
-"""How much work LoadGen makes ahead of a performance test, and why too little of it ends INVALID.
+"""How much work LoadGen prepares for a performance test, and why too little of it ends INVALID.
 
 LoadGen decides before the first query how many there can be. SingleStream: twice what 600 s need at `target_latency`; without
 that line LoadGen assumes 10 ms, which is enough for any system. Offline: 1.1 times what 600 s need at `target_qps`, and at least

@@ -1,4 +1,4 @@
-"""The prompts that LoadGen's sample indices stand for: the benchmark's 248, or those of a text file, one a line."""
+"""The prompts that LoadGen's sample indices stand for: the benchmark's 248, or those of a text file, one per line."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def benchmark_prompts() -> list[str]:
 
 
 def digest(prompts: Sequence[str]) -> str:
-    """SHA-256 of the prompts written one a line with a final newline."""
+    """SHA-256 of the prompts, written one per line with a final newline."""
     return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode()).hexdigest()
 
 
 def prompt_set(file: str | Path | None) -> list[str]:
-    """Return the prompts of a text file, one a line, without empty lines; without a file, the benchmark's. Raises BadInput."""
+    """Return the prompts of a text file, one per line, without empty lines; without a file, the benchmark's. Raises BadInput."""
     return benchmark_prompts() if file is None else text.read_prompts(file)

@@ -1,4 +1,4 @@
-"""result.json: what one run found out, as one frozen, versioned record that is written and read here only.
+"""result.json: what one run measured, as one frozen, versioned record that is written and read here only.
 
 To add a field, add it here with a default, because older results of this version lack it, and fill it in `run_record.py`. To
 change what a field means, or to drop one, raise VERSION: every command then refuses an older result in one line.
@@ -51,7 +51,7 @@ class Result:
     `harness`: who asked for the samples, LoadGen or MLCommons' endpoints client.
 
     `valid` is LoadGen's verdict; `invalid_reason` says why not, also for a test that was stopped. `host` is `doctor`'s one line,
-    `system` what the machine tells for a system description. `sample_seconds` are the pipeline's own times, in order.
+    `system` what a system description needs of the machine. `sample_seconds` are the pipeline's own times, in order.
     `division_reasons`: the choices that make this a run of the open division, none for a closed one (`wan_mlperf/division.py`).
     """
 
@@ -118,5 +118,5 @@ def write(folder: Path, result: Result) -> None:
 
 
 def read(folder: Path) -> Result:
-    """Read a run folder's result.json. Raises BadInput for none, half of one, and one of another version."""
+    """Read a run folder's result.json. Raises BadInput if it is missing, incomplete or of another version."""
     return read_record(folder / FILE, Result, version=VERSION, what="a finished run")

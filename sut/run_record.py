@@ -66,7 +66,7 @@ def make_folder(outputs: Path, scenario: str, mode: str) -> Path:
 
 
 def point_latest(folder: Path) -> None:
-    """Make outputs/latest point to this folder. If that fails it says so, and the run is none the worse."""
+    """Make outputs/latest point to this folder. If that fails, print a note: the run itself is unaffected."""
     link = folder.parent / LATEST
     try:
         if link.exists() and not link.is_symlink():
@@ -108,7 +108,7 @@ def write_result(
 ) -> Result:
     """Read LoadGen's verdict, write result.json and return it. `compliance` is the outcome of an audit run.
 
-    `stopped` says why a test ended without LoadGen's verdict. Such a run is invalid, and its numbers cover what was done.
+    `stopped` says why a test ended without LoadGen's verdict. Such a run is invalid, and its numbers cover what had finished.
     `expected` is what `expect` returned.
     """
     detail = {} if stopped else loadgen.read_detail(folder)

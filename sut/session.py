@@ -60,7 +60,7 @@ def run(test: Test, setup: Setup, watch: Watch, *, on_finished: Callable[[Path],
 
 
 def _warm_up(test: Test, engine: Pipeline) -> pace.Rate | None:
-    """Warm up. Returns how fast the system will be at least, if Offline's target is to be set from that."""
+    """Warm up. Returns the rate to set Offline's target from, on rank 0; None if the test does not need one."""
     queries, batch = engine.recipe.warmup_queries, engine.recipe.offline.batch
     if not pace.matters(test.settings, test.scenario, test.mode):
         engine.warm_up(queries, batch=batch)
@@ -83,7 +83,7 @@ class _Session:
         self._test, self._engine, self._watch, self._dispatcher = test, engine, watch, dispatcher
         self._start_s = time.perf_counter() - test.started
         self._folder = self._make_folder()
-        self._expected = run_record.expect(engine)  # before the test, as nothing may fail after it
+        self._expected = run_record.expect(engine)  # before the test, because nothing may fail after it
         if rate is not None:
             print(pace.aim(test.settings, self._folder / "user.conf", rate), flush=True)
         total = pace.expected_queries(test.settings, test.scenario, test.mode, len(test.prompts), audit=test.audit)

@@ -1,7 +1,7 @@
 """Why a TEST04 run was faster than the rule allows: a cache, or a reference run that was slow or noisy.
 
-The times per sample of both runs tell. A repeated sample that is computed again each time takes as long as any other, so the
-medians of the two runs agree; if the scores differ nevertheless, slow samples made the reference's score. If the medians differ,
+The times per sample of both runs show it. A repeated sample that is computed again each time takes as long as any other, so the
+medians of the two runs agree; if the scores still differ, slow samples lowered the reference's score. If the medians differ,
 either the reference was slow throughout, or the repeated sample is not computed again: then only the test's first sample is slow.
 """
 

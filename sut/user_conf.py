@@ -1,7 +1,7 @@
 """LoadGen's user.conf as people write it: read strictly, in any encoding, and handed to LoadGen as it understands it.
 
-LoadGen itself skips what it does not understand: a byte order mark costs the first setting, a carriage return a value, and a line
-for another model is nothing to it.
+LoadGen itself silently skips what it cannot read: a byte order mark costs the first setting, a carriage return a value. Lines
+for another model are ignored.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FRACTIONS = ("target_latency", "target_latency_percentile", "target_qps")
 
 @dataclass(frozen=True, kw_only=True)
 class UserConf:
-    """`values` by "scenario.key" and `lines`, which hold for this model; `others`: line -> the other model it is for."""
+    """`values` (by "scenario.key") and `lines` are those for this model; `others`: line number -> the other model it is for."""
 
     values: Mapping[str, float]
     lines: tuple[str, ...]
@@ -53,7 +53,7 @@ class UserConf:
     name: str
 
     def note(self) -> str | None:
-        """What to tell of lines that are for other models."""
+        """Return what to say about lines for other models, or None if there are none."""
         if not self.others:
             return None
         models = sorted(set(self.others.values()))

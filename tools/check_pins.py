@@ -1,7 +1,7 @@
-"""Do the pins install with the ordinary torch, where this environment has another build? For CI: `python tools/check_pins.py`.
+"""Check that the pins install with the ordinary torch, even where another build is installed: `python tools/check_pins.py`.
 
-Asks pip's resolver on Python 3.12 where that is installed, and everywhere what torch's wheel for Linux says that it requires.
-Nothing is installed.
+For CI. Reads the requirements of torch's wheel for Linux and, where Python 3.12 is installed, also asks pip's resolver. Nothing
+is installed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def pins(file: Path = ROOT / "constraints.txt") -> dict[str, str]:
 
 
 def broken(required: Iterable[str], pinned: Mapping[str, str], environment: Mapping[str, str] | None = None) -> list[str]:
-    """Return those requirements, as a distribution's metadata states them, that a pin does not fulfil."""
+    """Return the requirements, written as in a distribution's metadata, that a pin does not fulfil."""
     found = []
     for text in required:
         requirement = Requirement(text)
@@ -51,7 +51,7 @@ def broken(required: Iterable[str], pinned: Mapping[str, str], environment: Mapp
 
 
 def pip(python: str, *words: str) -> dict[str, Any]:
-    """Return pip's report on a dry run. Without local folders of wheels, which may hold another build of torch."""
+    """Return pip's report on a dry run, without local wheel folders: those may hold another build of torch."""
     env = {name: value for name, value in os.environ.items() if name != "PIP_FIND_LINKS"}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
@@ -64,7 +64,7 @@ def pip(python: str, *words: str) -> dict[str, Any]:
 
 
 def interpreter() -> str | None:
-    """A Python 3.12 that runs, from PATH or of pyenv."""
+    """Return a Python 3.12 that runs, from PATH or pyenv, or None."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     for candidate in (shutil.which(f"python{PYTHON}"), *map(str, sorted(pyenv.glob(f"versions/{PYTHON}.*/bin/python3")))):
         if candidate and subprocess.run([candidate, "-c", ""], capture_output=True, check=False).returncode == 0:

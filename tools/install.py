@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = ("torch", "triton", "pytorch", "nvidia", "rocm")  # how the names begin of what a container built for its GPUs
+KEPT = ("torch", "triton", "pytorch", "nvidia", "rocm")  # name prefixes of what a container built for its GPUs
 VBENCH = "vbench==0.1.5"  # for its list of prompts only: its own pins would replace transformers and numpy
 
 
@@ -25,7 +25,7 @@ def pins(distributions: Iterable[importlib.metadata.Distribution]) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Install, with `arguments` for pip; return pip's exit code."""
+    """Install; `arguments` go to pip. Returns pip's exit code."""
     kept = pins(importlib.metadata.distributions())
     print("kept as installed:", ", ".join(kept) or "nothing, as there is no torch here", flush=True)
     pip = [sys.executable, "-m", "pip", "install"]

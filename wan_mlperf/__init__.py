@@ -7,10 +7,10 @@ import sys
 
 
 def _leave_out_working_folder() -> None:
-    """With `python -m`, Python looks for modules in the working folder first and would take a user's random.py or torch.py.
+    """Keep the working folder off the module path: with `python -m`, a user's random.py there would be imported first.
 
-    So it is left out, here and in the processes that this one starts, unless this package itself is found there. A file
-    wan_mlperf.py, or one named like what Python needs before it comes here (types.py), takes `python -P -m wan_mlperf.run`.
+    This also holds for the processes that this one starts, and not where this package itself is in that folder. A file
+    wan_mlperf.py, or one named like what Python imports before this line (types.py), needs `python -P -m wan_mlperf.run`.
     """
     home = os.path.realpath(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     if sys.argv[:1] != ["-m"] or sys.flags.safe_path or not sys.path or os.path.realpath(sys.path[0] or ".") == home:
@@ -26,7 +26,7 @@ def _leave_out_working_folder() -> None:
 
 _leave_out_working_folder()
 
-import importlib.util  # noqa: E402 (not before)
+import importlib.util  # noqa: E402 (not before the path is clean)
 import logging  # noqa: E402
 import platform  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -34,7 +34,7 @@ from typing import Any  # noqa: E402
 
 
 def _why_not_here(*, command: bool) -> str | None:
-    """What this system lacks, in one line, or None; for a command also whether anything is installed."""
+    """Say in one line what this system lacks, or return None. For a command, also check that the packages are installed."""
     needed = "Linux with glibc on x86-64 or ARM64, and Python 3.11 or newer"
     here = f"{platform.system()} on {platform.machine()}, Python {platform.python_version()}"
     reason = ""
@@ -59,7 +59,7 @@ if (_problem := _why_not_here(command=sys.argv[:1] == ["-m"])) is not None:
     sys.stderr.write(f"error: {_problem}\n")  # for `python -m wan_mlperf.run`, and for the Makefile: no traceback
     raise SystemExit(2)
 
-# transformers, diffusers and torchao warn once per rank about optional parts that are not used here; your own setting wins.
+# transformers, diffusers and torchao warn once per rank about optional parts that are not used here; the user's own setting wins.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 for _name in ("torchao", "torch.utils._pytree", "yunchang"):
@@ -67,10 +67,10 @@ for _name in ("torchao", "torch.utils._pytree", "yunchang"):
 
 
 def _set_up_miopen() -> None:
-    """Where ROCm is, tell MIOpen how to convolve before torch loads it; your own settings win.
+    """Where ROCm is installed, choose MIOpen's convolution settings before torch loads it; the user's own settings win.
 
-    Unless told otherwise it takes a naive kernel for this VAE: 17 s instead of 47 ms for one convolution (ROCm/rocm-libraries
-    1329). AMD's own submissions set the same: no direct convolutions, a search once per shape, its outcome kept in a database.
+    By default MIOpen takes a naive kernel for this VAE: 17 s instead of 47 ms for one convolution (ROCm/rocm-libraries 1329).
+    AMD's own submissions use the same settings: no direct convolutions, one search per shape, its result kept in a database.
     """
     if not Path(os.environ.get("ROCM_PATH", "/opt/rocm")).is_dir():
         return
@@ -84,7 +84,7 @@ def _set_up_miopen() -> None:
 
 
 _set_up_miopen()
-if sys.argv[:1] == ["-m"]:  # a command of ours, and torch is not imported yet; a program decides for itself
+if sys.argv[:1] == ["-m"]:  # one of our commands, before torch is imported; another program decides for itself
     from wan_mlperf.files import keep_compiled
 
     keep_compiled(os.environ)

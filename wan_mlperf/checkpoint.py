@@ -38,13 +38,13 @@ from wan_mlperf.recipe import Dtype
 HUB_REVISION = "5be7df9619b54f4e2667b2755bc6a756675b5cd7"
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 
-# What a part is loaded in. "checkpoint" leaves it to the libraries, as `WanPipeline.from_pretrained(folder)` does: diffusers
-# loads in fp32 whatever is stored, transformers in the dtype that the part's configuration names, or else in its weights'.
+# The dtype a part is loaded in. "checkpoint" leaves it to the libraries, as `WanPipeline.from_pretrained(folder)` does: diffusers
+# loads in fp32 whatever is stored, transformers in the dtype that the part's configuration names, or else in its weights' own.
 _DTYPES: Mapping[Dtype, torch.dtype | None] = {"checkpoint": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def expert_dtype(wanted: Dtype) -> torch.dtype:
-    """What an expert that is loaded as `wanted` computes in; diffusers by itself loads into torch's default dtype, fp32."""
+    """Return the dtype that an expert loaded as `wanted` computes in; diffusers by itself loads in fp32, torch's default."""
     return _DTYPES[wanted] or torch.float32
 
 
@@ -81,7 +81,7 @@ class Checkpoint:
 
     @property
     def revision(self) -> str:
-        """The commit of the hub that these files are of, "unknown" for a folder that does not tell."""
+        """The hub commit that these files come from, or "unknown" if the folder does not record it."""
         return HUB_REVISION if self.name == HUB_NAME else revision_of(self.folder)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -99,7 +99,7 @@ class Checkpoint:
             raise BadInput(f"{parts.where(self.folder, 'tokenizer')} cannot be loaded ({type(error).__name__}: {why})") from None
 
     def load_text_encoder(self, dtype: Dtype, *, device: torch.device = CPU) -> UMT5EncoderModel:
-        """Return the UMT5 encoder on `device`, each tensor of which goes there by itself: 11.4 GB in bf16."""
+        """Return the UMT5 encoder (11.4 GB in bf16), loaded straight onto `device`, one tensor at a time."""
         transformers.utils.logging.disable_progress_bar()
         folder, variant = self.folder / "text_encoder", self._variant("text_encoder")
         return UMT5EncoderModel.from_pretrained(
@@ -109,9 +109,9 @@ class Checkpoint:
     def load_transformer(
         self, part: str, dtype: Dtype, *, convert: Convert = unchanged, device: torch.device = CPU
     ) -> WanTransformer3DModel:
-        """Return one expert on `device`, its modules as `convert` makes them; norms and modulation stay in fp32 as in diffusers.
+        """Return one expert on `device`, its modules converted by `convert`; norms and modulation stay in fp32 as in diffusers.
 
-        A few layers at a time are in host memory in the dtype that they are computed in, none in the one they are stored in.
+        Only a few layers at a time are in host memory, in the dtype that they compute in and not the one they are stored in.
         """
         threads = ranks.own_cores()
         return load_expert(self.folder, part, _DTYPES[dtype], convert=convert, device=device, threads=threads)
@@ -139,7 +139,7 @@ def find(name: str) -> Checkpoint:
     place = expand(utf8(name, what="model"), what="model")
     if name == "embedded":
         folder = _expand_embedded()
-    elif is_folder(place, what="model"):  # before the hub's name, as diffusers has it
+    elif is_folder(place, what="model"):  # a local folder comes before the hub's name, as in diffusers
         folder = place
     elif name == HUB_NAME:
         folder = _from_hub()
@@ -165,7 +165,7 @@ def verify(checkpoint: Checkpoint) -> None:
 def _expand_embedded() -> Path:
     """Return the embedded checkpoint as a Diffusers folder in fp32. It is built on first use, and later checked by content hash.
 
-    The package contains 16-bit weights. In fp32 every library loads the same values, whatever its default dtype, as the parts'
+    The package contains 16-bit weights. In fp32 every library loads the same values, whatever its default dtype, because the
     configurations say fp32, too. Several ranks may do this at once: each builds a separate folder, and the first rename wins.
     """
     sources = sorted(file for file in EMBEDDED.rglob("*") if file.is_file())
@@ -200,7 +200,7 @@ def _expand(sources: Sequence[Path], work: Path, final: Path) -> None:
             if file.name == "config.json" and "dtype" in (config := json.loads(file.read_text(encoding="utf-8"))):
                 target.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
         (work / "SHA256.json").write_text(json.dumps(_hashes(work), indent=1))
-        if final.exists() and not _is_whole(final):  # damaged: out of the way, and away
+        if final.exists() and not _is_whole(final):  # damaged: moved out of the way, then removed
             final.rename(work.with_name(work.name + "-damaged"))
         work.rename(final)
     except OSError:

@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         self._parsed = argparse.Namespace(), [""]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and keep what is left over for `error`, which would get it without quotes."""
+        """Parse, and keep the unknown arguments for `error`, which would otherwise get them joined into one text."""
         self._parsed = super().parse_known_args(args, namespace)
         return self._parsed
 
@@ -84,7 +84,7 @@ def path(text: str) -> str:
 
 
 def output_file(text: str) -> str:
-    """Type of an argument that is a file to write: as `path`, and tried now, before the work."""
+    """Type of an argument that is a file to write: like `path`, and checked now, before the work, to be writable."""
     found = path(text)
     try:
         return str(files.writable_file(Path(found), what="path"))
@@ -118,7 +118,7 @@ def check_recipe(options: argparse.Namespace) -> None:
 
 
 def workload_changes(size: str | None, **others: object) -> dict[str, object]:
-    """Return what flags change in the workload: `size` is HEIGHTxWIDTH, None is a flag that was not given. Raises BadInput."""
+    """Return the workload fields that flags change: `size` is HEIGHTxWIDTH, None a flag that was not given. Raises BadInput."""
     changed = {name: value for name, value in others.items() if value is not None}
     if size is not None:
         height, _, width = size.lower().partition("x")
@@ -146,10 +146,10 @@ def console(*, width: int = 120, file: TextIO | None = None) -> Console:
 
 
 def explain(recipe: Recipe, workload: Workload, command: Mapping[str, object], *, as_json: bool, arch: str | None = None) -> int:
-    """Print what would be done, and return the exit code. Reads no weights. `command` has what the recipe does not.
+    """Print what would be done, and return the exit code. Reads no weights. `command`: settings outside the recipe.
 
-    It says what every kernel name of the plan is on this machine; or with `arch` what it is there, and what of it is missing
-    here.
+    It shows what each kernel name of the plan stands for on this machine, or with `arch` on that architecture, and then also
+    what of it is missing here.
     """
     from pydantic import TypeAdapter
 

@@ -1,7 +1,7 @@
 """Latents + prompt + plan -> latents: the only loop over steps.
 
 Nothing here counts calls or knows ranks. Each step of the plan says which expert, kernel and guidance it uses, and whether it
-computes or applies an earlier change again. `branches` gets the branch of guidance that this process does not compute.
+computes or applies an earlier change again. `branches` fetches the branch of guidance that this process does not compute.
 
 Shapes: B batch, T video tokens (of this rank), C channels of the expert.
 """
@@ -129,10 +129,10 @@ def _compute(
 def warm_lengths(
     plan: Sequence[Step], experts: Mapping[str, Expert], latents: torch.Tensor, hidden: torch.Tensor, branches: int
 ) -> None:
-    """Run one block with each length that a text is rounded up to, so that no query plans or compiles kernels for one.
+    """Run one block with each length that a text is rounded up to, so that no query has to plan or compile kernels.
 
-    `latents` and the text encoder's output `hidden` have a query's shapes; this rank computes so many `branches` of guidance. A
-    text that is not trimmed has one length; one that is not rounded has any, which costs nothing on a CPU.
+    `latents` and the text encoder's output `hidden` have a query's shapes; `branches` is how many branches of guidance this rank
+    computes. An untrimmed text has one length; an unrounded one may have any, which costs nothing on a CPU.
     """
     kinds = {(step.expert, step.attention, step.layers, step.guided): step for step in plan if step.source is None}
     for step in kinds.values():

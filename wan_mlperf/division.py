@@ -2,7 +2,7 @@
 
 The closed division requires a model equivalent to the reference's: its weights, its initial noise, and every step computed with
 both branches of guidance. The numerics of each layer and step, the kernels, the parallelism, and what is algebraically equal
-(padding tokens of the text as one, larger chunks in the decoder) are free. The open division also allows to leave out or replace
+(padding tokens of the text as one, larger chunks in the decoder) are free. The open division also allows leaving out or replacing
 work. Source: MLCommons inference_rules, "Model" and "Divisions"; the fixed latent is the default of the reference's
 run_mlperf.py.
 """

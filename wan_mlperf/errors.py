@@ -10,7 +10,7 @@ Name = TypeVar("Name", bound=str)
 
 
 class BadInput(ValueError):
-    """What was wrong, the value, and what is allowed: one line, raised before weights are read."""
+    """A user's mistake (exit code 2): what was wrong, the value and what is allowed, in one line, before weights are read."""
 
 
 class Failed(RuntimeError):

@@ -1,6 +1,6 @@
 """The two transformers: one forward pass as the denoising loop needs it, from the parts of diffusers' blocks.
 
-A block is `project` (norm, Q, K, V, rotation), self-attention, and `finish` (all that follows): in two pieces, so that ranks can
+A block is `project` (norm, Q, K, V, rotation), self-attention, and `finish` (all that follows). The two pieces let ranks
 exchange tokens for heads around attention while the other branch computes (parallel/interleave.py). Bit for bit as in diffusers.
 
 What depends only on the text (keys and values of cross-attention) is computed once per query. What depends only on shapes and
@@ -48,7 +48,7 @@ class BlockInputs(NamedTuple):
 
 
 class TextKeys(NamedTuple):
-    """One layer's cross-attention keys and values [B, H, S, D]; of trimmed text also its padding (kernels/padding.py).
+    """One layer's cross-attention keys and values [B, H, S, D]; for trimmed text also its padding (kernels/padding.py).
 
     That is the bias of its logits [B, 1, 1, S], or what is to be merged in.
     """
@@ -59,17 +59,17 @@ class TextKeys(NamedTuple):
     padding: Padding | None = None
 
 
-Texts = Sequence[Sequence[TextKeys]]  # of each branch of guidance, each layer's
+Texts = Sequence[Sequence[TextKeys]]  # per branch of guidance, per layer
 
 
 class Split:
-    """How a rank's share of the video tokens is cut out and put together: here, one rank has them all.
+    """How a rank's share of the video tokens is cut out and put back together: here, one rank has them all.
 
     `parallel/split_experts.py` gives the versions for several ranks.
     """
 
     def in_force(self) -> AbstractContextManager[None]:
-        """While the blocks run, attention exchanges tokens and heads over the ranks of this split."""
+        """Return the context to run the blocks in: there, attention exchanges tokens for heads over the ranks of this split."""
         return nullcontext()
 
     def scatter(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ class Split:
 
 
 class Together(Protocol):
-    """Runs several branches of guidance through the blocks at once: parallel/interleave.py's."""
+    """Runs several branches of guidance through the blocks at once, as parallel/interleave.py does."""
 
     def compile(self, **how: Any) -> None:
         """Compile its pieces of a block."""
@@ -111,8 +111,8 @@ class Expert(nn.Module):
     ) -> None:
         """`together`: how a rank that computes both branches of guidance runs them, if not one after the other.
 
-        `trim_text`: the text's padding as one token, by a bias or, with `merge_padding`, merged in. `round_text`: trim to few
-        different lengths.
+        `trim_text`: the text's padding becomes one token, weighted by a bias or, with `merge_padding`, merged in afterwards.
+        `round_text`: trim to a few fixed lengths.
         """
         super().__init__()
         self.transformer = transformer
@@ -127,7 +127,7 @@ class Expert(nn.Module):
         self.compiled = False
 
     def compile(self, **how: Any) -> None:
-        """Compile one block for all layers, `how` torch.compile is told. Each kernel, format and shape first takes seconds."""
+        """Compile one block for all layers; `how` goes to torch.compile. Each kernel, format and shape takes seconds at first."""
         # Both experts share the code, and beyond this limit torch would silently run eagerly.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         self.run_block = torch.compile(run_block, **(how or {"options": OVERLAP}))
@@ -136,7 +136,7 @@ class Expert(nn.Module):
         self.compiled = True
 
     def select(self, layers: Layers) -> None:
-        """Give each layer the format of a step with these `layers`."""
+        """Switch each layer to its format in a step with these `layers`."""
         for one in self._by_step:
             one.select(layers)
 
@@ -193,7 +193,7 @@ class Expert(nn.Module):
         if self.compiled:  # a graph per number of tokens: with a second one the compiler would make the length dynamic
             torch._dynamo.mark_static(tokens, 1)
         with split.in_force():
-            # To warm up (denoise.py), the first block only.
+            # To warm up (denoise.py), `text` has only the first block's keys.
             for block, keys in zip(self.transformer.blocks[: len(text)], text, strict=True):
                 tokens = self.run_block(block, tokens, keys, inputs, self.self_attend, self.cross_attend)
         return tokens
@@ -240,7 +240,7 @@ class Expert(nn.Module):
 
 
 def _make_room(kept: dict[Any, Any]) -> None:
-    """A server that takes any size and number of steps must not keep the tables of all it ever saw."""
+    """Drop the kept tables when there are too many: a server takes any size and number of steps."""
     if len(kept) >= TABLES:
         kept.clear()
 
@@ -266,7 +266,7 @@ def project(block: Any, hidden: torch.Tensor, inputs: BlockInputs) -> tuple[torc
 def finish(
     block: Any, hidden: torch.Tensor, attended: torch.Tensor, text: TextKeys, inputs: BlockInputs, cross_attend: CrossAttend
 ) -> torch.Tensor:
-    """Tokens [B, T, C] before a block, and what its self-attention [B, H, T, D] gave -> tokens after the block."""
+    """Tokens [B, T, C] before a block, and its self-attention's output [B, H, T, D] -> tokens after the block."""
     _, _, gate, shift, scale, last_gate = _modulation(block, inputs)
     attended = block.attn1.to_out[0](attended.transpose(1, 2).flatten(2, 3).type_as(hidden))
     hidden = (hidden.float() + attended * gate).type_as(hidden)
@@ -293,7 +293,7 @@ def _rotate(hidden: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
 
 
 def _any_length(keys: Sequence[TextKeys]) -> None:
-    """Make the text's length dynamic for the compiler: else the first prompt of another length would compile in its query."""
+    """Make the text's length dynamic for the compiler: else the first prompt of another length would compile during its query."""
     for key, value, bias, _ in keys:
         for tensor, dim in ((key, 2), (value, 2), (bias, 3)):
             if tensor is not None:

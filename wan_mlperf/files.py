@@ -1,8 +1,8 @@
 """Files and folders that we write. A file appears under its final name only when it is whole, and nothing temporary stays.
 
 Temporary files exist in two places: next to the file that they become (`atomic_file`, `atomic_link`), and in `scratch`. Both are
-removed however a process ends: one that leaves at once calls `clean_up`, and of a rank that was killed its launcher knows them
-from the job's folder (`clean_up_after`).
+removed however a process ends: a process that exits at once calls `clean_up`, and what a killed rank leaves behind its launcher
+finds through the job's folder (`clean_up_after`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wan_mlperf.inputs.paths import expand
 
 TEMPORARY = ".wan_mlperf-"  # temporary names begin with this, and not with the final name, which may have 255 bytes
 JOB = "WAN_MLPERF_JOB"  # set by `launch`: the job's own folder, which is removed with it
-_NOTE = "temporary-"  # names of links in the job's folder to what its ranks have elsewhere begin with this
+_NOTE = "temporary-"  # prefix of the links in the job's folder to its ranks' temporary files elsewhere
 _temporary: set[Path] = set()  # named files and folders to remove
 _made: list[Path] = []  # folders that this process made for the user's outputs, outermost first
 
@@ -75,7 +75,7 @@ def atomic_link(link: Path, target: str) -> None:
 
 
 def note_here(path: Path) -> None:
-    """Note a file that this process alone may remove, however it ends; not its launcher if it is killed: such as a lock."""
+    """Note a file, such as a lock, that only this process removes when it ends, and not its launcher if it is killed."""
     _temporary.add(path)
 
 
@@ -98,7 +98,7 @@ def forget(path: Path) -> None:
 def _open_temporary(folder: int, name: str) -> tuple[int, bool]:
     """Open a new file in a folder, without a name if possible. Returns its descriptor, and whether it has the name."""
     if os.path.exists("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # not on every file system, NFS for one
+        with contextlib.suppress(OSError):  # not every file system can do this, NFS cannot
             return os.open(".", os.O_RDWR | os.O_TMPFILE, 0o666, dir_fd=folder), False
     return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder), True
 
@@ -118,13 +118,13 @@ def naming(path: Path) -> Iterator[None]:
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Write a file under its final name only when it is whole."""
     with atomic_file(path) as temporary:
-        # A broken name is written as the escape that JSON has for it.
+        # A name that is not valid UTF-8 is written as JSON's escapes.
         temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 @contextmanager
 def scratch(purpose: str, *, inside: Path | None = None) -> Iterator[Path]:
-    """Yield a new folder in the temporary folder, for this user only. It is removed at the end, also if we leave at once.
+    """Yield a new folder in the temporary folder, for this user only. It is removed at the end, even if we exit at once.
 
     With `inside` it is made there instead, with the permissions of the umask, and may be renamed when it is complete.
     """
@@ -160,7 +160,7 @@ def clean_up() -> None:
 
 
 def clean_up_after(job: Path) -> None:
-    """Remove what ranks of a job had elsewhere and left behind, because they were killed. `job` is the job's folder."""
+    """Remove the temporary files that killed ranks left outside the job's folder `job`."""
     for link in job.glob(f"{_NOTE}*"):
         with contextlib.suppress(OSError):
             _remove(Path(os.readlink(link)))
@@ -182,7 +182,7 @@ def _remove(path: Path) -> None:
 
 
 def take_back() -> None:
-    """Remove the folders that this process made for outputs and that are empty, because the command was refused."""
+    """Remove the empty folders that this process made for outputs, after its command was refused."""
     while _made:
         with contextlib.suppress(OSError):
             _made.pop().rmdir()
@@ -227,7 +227,7 @@ def writable_file(path: Path, *, what: str) -> Path:
         if not path.exists() or path.is_file():
             make_folder(path.parent)
             with contextlib.suppress(FileNotFoundError):
-                path.lstat()  # a name that is too long
+                path.lstat()  # raises for a name that is too long
             target = Path(os.path.realpath(path)) if path.is_symlink() else path  # as atomic_file has it
             with tempfile.TemporaryFile(dir=target.parent):
                 pass
@@ -237,9 +237,9 @@ def writable_file(path: Path, *, what: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return where built things are kept: $WAN_MLPERF_CACHE, or the user's cache folder, or else one in the temporary folder.
+    """Return the cache folder: $WAN_MLPERF_CACHE, or one in the user's cache folder, or else one in the temporary folder.
 
-    A container often has no home folder, or one that is not writable. A folder that was named is used without these checks.
+    A container often has no home folder, or one that is not writable. $WAN_MLPERF_CACHE is used without these checks.
     """
     if named := os.environ.get("WAN_MLPERF_CACHE"):
         return expand(named, what="WAN_MLPERF_CACHE")

@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
 
 
 def commits() -> dict[str, str]:
-    """Commits of the packages that tell one: those installed from git, and torch."""
+    """Commits of the packages that record one: those installed from git, and torch."""
     import torch
 
     found = {"torch": str(torch.version.git_version)} if getattr(torch.version, "git_version", None) else {}
@@ -44,15 +44,15 @@ def commits() -> dict[str, str]:
 
 
 def container() -> str:
-    """The container image that this runs in, as $WAN_MLPERF_CONTAINER states it; whether there is one, where it does not."""
+    """Return the container image that $WAN_MLPERF_CONTAINER states; without it, "not stated" in a container, else "none"."""
     inside = Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
     return os.environ.get(CONTAINER) or ("not stated" if inside else "none")
 
 
 def revision_of(folder: Path) -> str:
-    """The commit of the Hugging Face hub that a folder's files are of: "unknown" if it does not tell.
+    """Return the Hugging Face hub commit that a folder's files come from, or "unknown".
 
-    A folder tells if it is the hub's cache, or if `hf download --local-dir` made it.
+    It is known for a folder of the hub's cache, and for one that `hf download --local-dir` made.
     """
     note = folder / ".cache" / "huggingface" / "download" / "model_index.json.metadata"
     try:
@@ -66,7 +66,7 @@ def revision_of(folder: Path) -> str:
 def commit() -> str:
     """This package's commit, with "-dirty" if files were changed: the one a wheel was built from, or the checkout's.
 
-    "unknown" elsewhere: a repository in whose folder the package merely lies, such as a project with its environment, has others.
+    "unknown" otherwise, also where the package is installed inside another project's repository: that commit is not ours.
     """
     if FILE.is_file():
         return FILE.read_text(encoding="utf-8").strip()
@@ -78,7 +78,7 @@ def commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    # Not the repository of a git hook that this may run in; and one that another user owns, as in a container, is as good.
+    # Ignore the repository of a git hook that this may run in; accept one that another user owns, as in a container.
     env = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
     words = ["git", "-c", "safe.directory=*", *arguments]
     done = subprocess.run(words, cwd=FILE.parent, env=env, capture_output=True, text=True, check=True, timeout=20)

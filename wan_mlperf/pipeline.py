@@ -36,7 +36,7 @@ OnPart = Callable[[], object]
 
 @dataclass(frozen=True)
 class Query:
-    """A prompt with its own seed, negative prompt and file of initial noise. None: those of the workload."""
+    """A prompt with its own seed, negative prompt and file of initial noise. None: what the recipe and its workload say."""
 
     prompt: str
     seed: int | None = None
@@ -86,7 +86,7 @@ class Pipeline:
         return frames
 
     def stream(self, prompt: str, *, seed: int | None = None, negative_prompt: str | None = None) -> Iterator[np.ndarray]:
-        """Yield the same frames as they are decoded, uint8 [n, height, width, 3] in host memory.
+        """Yield the frames of `generate` as they are decoded, uint8 [n, height, width, 3] in host memory.
 
         Only the replica's first rank gets chunks, but every rank must exhaust the iterator.
         """
@@ -120,7 +120,7 @@ class Pipeline:
     ) -> torch.Tensor:
         """Return the clean latents [prompts, channels, F, h, w] in fp32, on every rank.
 
-        They are denoised from the noise, or from a `start` in the plan, whose scheduler then goes on with these steps.
+        Denoising begins with the initial noise, or at a `start` within the plan, whose scheduler the remaining steps then use.
         """
         with device.alone():
             return self._latents(self._checked(prompts), on_step, start)
@@ -197,7 +197,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def _warm_lengths(self, batch: int) -> None:
-        """Every rank takes part: attention exchanges its tokens."""
+        """Run `denoise.warm_lengths` for a batch. Every rank calls it: attention exchanges tokens."""
         with device.alone():
             embeds = self.text_encoder.encode(["warm-up"] * batch)
             latents = torch.cat([self.noise(0)] * batch).to(self.mesh.device.torch, embeds.hidden.dtype)
@@ -215,7 +215,7 @@ def load(setup: Setup, timeout_s: float, on_part: OnPart) -> Pipeline:
     decoder = _load_decoder(setup, mesh, bitwise=bitwise)
     on_part()
     text_model = found.load_text_encoder(recipe.model.dtype, device=here.torch)
-    dtype = experts["high_noise"].transformer.dtype  # what diffusers' pipeline hands the embeddings over in
+    dtype = experts["high_noise"].transformer.dtype  # the dtype in which diffusers' pipeline passes the embeddings on
     text_encoder = TextEncoder(found.load_tokenizer(), text_model if recipe.exact else gemm.widen(text_model), dtype)
     on_part()
     return Pipeline(
@@ -243,7 +243,7 @@ def _load_experts(
     bitwise: bool,
     on_part: OnPart,
 ) -> tuple[dict[str, Expert], list[str]]:
-    """Load both experts, one after the other, and convert their linear layers. Returns also a line about each."""
+    """Load both experts, one after the other, and convert their linear layers. Also returns a line about each."""
     recipe, found, here = setup.recipe, setup.checkpoint, mesh.device
     split, unguided_split = split_experts.split(mesh), split_experts.unguided_split(mesh)
     self_attend, cross_attend = split_experts.attends(kernels, exchange=recipe.exchange, rehearsed_ranks=setup.rehearsed_ranks)

@@ -33,7 +33,7 @@ from wan_mlperf.workload import Workload
 class Setup:
     """What preflight found out. `shape` is the mesh for the current ranks, or for those that will be started.
 
-    `rehearsed_ranks`: with `exchange: fp8`, a rank that has all tokens rounds as if so many had exchanged them.
+    `rehearsed_ranks`: with `exchange: fp8`, a rank that has all tokens rounds as if this many ranks had exchanged them.
     """
 
     recipe: Recipe
@@ -56,7 +56,7 @@ def prepare(
     """Check everything that can be checked before weights are read. Raises BadInput.
 
     `workload` replaces the recipe's, for another size or length. `world` is the number of ranks, by default the current ones.
-    `verified` is a checkpoint that this process has already verified, which is not repeated if the recipe names the same one.
+    `verified` is a checkpoint that this process has already verified; it is not verified again if the recipe names it.
     """
     workload = workload or recipe.effective_workload
     if verified is None and not checkpoints.is_here(recipe.model.checkpoint):  # before 126 GB are fetched
@@ -108,7 +108,7 @@ def change(setup: Setup, workload: Workload) -> Setup:
 
 
 def resolve_kernels(setup: Setup, here: device.Device) -> tuple[dict[str, attention.Kernel], gemm.Backends]:
-    """Return what each name of attention and each format of linear layers is on this device. Raises BadInput.
+    """Return the kernel behind each attention name and each linear-layer format on this device. Raises BadInput.
 
     Every package, function and argument is inspected, and xDiT's own checks are called.
     """
@@ -141,7 +141,7 @@ def recipe_from(options: argparse.Namespace, *, scenario: str = "singlestream") 
 
 
 def default_recipe(scenario: str) -> str:
-    """Return the recipe for this device and scenario: one replica answers single queries, Offline has as many as fit."""
+    """Name the recipe for this device and scenario: one replica answers single queries, Offline has as many as fit."""
     if not device.gpu_count():
         names = {"singlestream": "tiny", "offline": "tiny-offline"}
     elif device.probe().arch.startswith("gfx"):
@@ -186,7 +186,7 @@ def _tokens(workload: Workload, found: Checkpoint) -> int:
 
 
 def scheduler_of(name: str) -> tuple[dict[str, Any], str]:
-    """Return a model's scheduler settings, and whose they are: Wan2.2's published ones if the model is not here yet."""
+    """Return a model's scheduler settings, and where they come from: Wan2.2's published ones if the model is not here yet."""
     if not checkpoints.is_here(name):
         file = try_to_load_from_cache(checkpoints.HUB_NAME, "scheduler/scheduler_config.json", revision=checkpoints.HUB_REVISION)
         if not isinstance(file, str):

@@ -100,7 +100,7 @@ def why(error: BaseException) -> str | None:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the system's reason that a library put its own words before."""
+    """Return the system's reason for an error that a library has put in its own words."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.strerror:
@@ -110,7 +110,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _file_of(error: BaseException) -> str | None:
-    """Return the file of an error that names none, as those of `read` and `write`: the code that called them knows it."""
+    """Return the file of an error that names none, such as those of `read` and `write`: the frames that called them know it."""
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         values = list(frame.f_locals.values())
         names = [
@@ -149,7 +149,7 @@ def _memory_here() -> str:
         found.append(
             f"{int(values['MemAvailable']) / 2**20:.1f} of {int(values['MemTotal']) / 2**20:.1f} GiB are free on this host"
         )
-    with contextlib.suppress(OSError, ValueError):  # a container's share
+    with contextlib.suppress(OSError, ValueError):  # the container's limit
         most, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
         found.append(f"{(most - used) / 2**30:.1f} of {most / 2**30:.1f} GiB in this container")
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -166,7 +166,7 @@ def _prepare() -> None:
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     for number in STOPS:
-        if signal.getsignal(number) is signal.SIG_DFL:  # one that is ignored stays so: nohup
+        if signal.getsignal(number) is signal.SIG_DFL:  # an ignored signal stays ignored: nohup
 
             def stop(number: int, _frame: object) -> None:
                 raise Stopped(number)
@@ -191,7 +191,7 @@ def _drop_output() -> None:
 
 
 def finish(code: int) -> NoReturn:
-    """Exit in good order. Under `launch`, the first rank leaves its code in a file, so that torchrun reports no failure."""
+    """Exit normally. Under `launch`, the first rank leaves its code in a file, so that torchrun reports no failure."""
     ranks.drop_torchrun_folders()
     job = os.environ.get(files.JOB)
     if job is None or not ranks.under_torchrun():

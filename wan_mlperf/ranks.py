@@ -1,6 +1,6 @@
 """Which rank this process is, of how many, on which host: torchrun's environment, read here only.
 
-A program may have started torch.distributed by other means before it loads a pipeline: then that says who is who.
+A program may have started torch.distributed by other means before it loads a pipeline: then its process group is asked instead.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _group() -> Any:
 
 
 def environment_alone() -> dict[str, str]:
-    """The environment for a process that is to be a rank of nobody's, even if this one was started by torchrun."""
+    """Return the environment for a child process that is not a rank, even if torchrun started this one."""
     return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
 
 
@@ -78,7 +78,7 @@ def local_world_size(world: int) -> int:
 
 
 def own_cores() -> int:
-    """How many of this host's cores there are for each of its ranks, at least 1."""
+    """Return how many of this host's cores each of its ranks gets, at least 1."""
     return max(1, len(os.sched_getaffinity(0)) // local_world_size(world_size()))
 
 
@@ -108,7 +108,7 @@ def restarts() -> str:
 
 
 def drop_torchrun_folders() -> None:
-    """Remove the empty folders that torchrun made for this rank in the temporary folder, and leaves there."""
+    """Remove the empty folders that torchrun makes for this rank in the temporary folder and never removes."""
     inside = Path(os.environ.get("TORCHELASTIC_ERROR_FILE") or "/none")
     if len(inside.parents) < 4 or not inside.parents[3].name.startswith("torchelastic_"):
         return

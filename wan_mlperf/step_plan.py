@@ -1,4 +1,4 @@
-"""Recipe + workload -> what each denoising step does. It is pure and the same on every rank; the loop only consumes it."""
+"""Recipe + workload -> what each denoising step does. A pure function, the same on every rank; the loop consumes the plan."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ WAN22_SCHEDULER: Mapping[str, object] = {
     "solver_order": 2,
     "solver_type": "bh2",
 }
-# Deterministic solvers of flow matching that diffusers' WanPipeline accepts as well.
 MOST_TIMESTEPS = 100_000
+# Deterministic solvers of flow matching that diffusers' WanPipeline accepts as well.
 SCHEDULERS = ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler")
 
 
@@ -36,7 +36,7 @@ class Step:
     """One denoising step. `timestep` is 0 to 1000, `sigma` the noise level 0 to 1 that it starts from.
 
     `attention` is the kernel of self-attention for both branches of guidance, `gemm` the format of the expert's linear layers.
-    `layers` are the layers of it that have another format in this step, as (pattern of names, format), the first match counting.
+    `layers` are those of its layers with another format in this step, as (name pattern, format); the first match counts.
     If not `guided`, only the positive branch is computed. `source` is the step whose change this one applies again, times
     `factor`, instead of running the expert. `kept`: a later step will apply this one's change.
     """
@@ -68,7 +68,7 @@ def any_unguided(plan: Sequence[Step]) -> bool:
 def make_scheduler(config: Mapping[str, object], workload: Workload) -> Any:
     """Return a new scheduler for the workload's steps. It holds the state of one query.
 
-    Its class is the one that the model names, as in diffusers' own pipeline. Raises BadInput for a class that is not supported.
+    Its class is the one that the model names, as in diffusers' own pipeline. Raises BadInput if class or settings do not fit.
     """
     import diffusers  # not above: a plan can be read without torch
 
@@ -93,7 +93,7 @@ def make_scheduler(config: Mapping[str, object], workload: Workload) -> Any:
 
 
 def make_plan(recipe: Recipe, workload: Workload, scheduler_config: Mapping[str, object] = WAN22_SCHEDULER) -> tuple[Step, ...]:
-    """Return one Step per denoising step, first to last.
+    """Return one Step per denoising step, first to last. Raises BadInput.
 
     The expert follows diffusers' WanPipeline: high noise while timestep >= boundary_ratio x num_train_timesteps.
     """

@@ -1,4 +1,4 @@
-"""A pair of prompts -> UMT5 embeddings, as diffusers' WanPipeline makes them.
+"""Prompts -> UMT5 embeddings, as diffusers' WanPipeline makes them.
 
 Shapes: B prompts, S tokens (512), C text channels (4,096 in Wan2.2).
 """

@@ -24,7 +24,7 @@ from wan_mlperf.spans import Spans
 
 
 class Gather:
-    """Gathers the chunks of all ranks. In this class one rank has it all; `parallel/split_vae.py` has the one for several."""
+    """Joins the bands of all ranks. In this class one rank has it all; `parallel/split_vae.py` has the one for several."""
 
     def fit(self, latent_height: int, latent_width: int) -> None:
         """Prepare for a video of this size."""
@@ -59,7 +59,7 @@ class VaeDecoder:
         self._slots: int = len(vae._feat_map)  # number of convolutions that keep features
 
     def decode(self, latents: torch.Tensor) -> Iterator[torch.Tensor | None]:
-        """Yield the frames of `latents` [B, Z, F, h, w] as uint8 [B, n, height, width, 3] on the device, n = 1 then 4 x chunk.
+        """Yield the frames of `latents` [B, Z, F, h, w] as uint8 [B, n, height, width, 3] on the device, n = 1 then <= 4 x chunk.
 
         A rank that is not its replica's first yields None for each chunk. Every rank must exhaust the iterator.
         """
@@ -112,7 +112,7 @@ def to_host(chunks: Iterator[torch.Tensor | None], device: torch.device, spans: 
 
 @functools.cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all queries: each new stream would bring a pool of pinned and device memory of its own."""
+    """Return the one stream that all queries copy on: each new stream would bring its own pool of pinned and device memory."""
     return torch.cuda.Stream(device)
 
 

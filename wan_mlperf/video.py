@@ -15,15 +15,15 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.files import atomic_file, in_memory
 
 # How much H.264 may throw away, from 0 (nothing) to 51. MLCommons' reference writes with the default quality of diffusers'
-# `export_to_video`, which is CRF 25, AMD with 23. At 16 the file is close to what the model made; it stays where it is because a
+# `export_to_video`, which is CRF 25; AMD uses 23. At 16 the file is close to what the model made; it stays where it is because a
 # decoded video is what VBench scores, and scores must remain comparable. What the difference is worth in VBench is not measured.
 CRF = 16
 # What is in the file, for players that would otherwise guess by its size (BT.709 from 720 lines on): swscale turns RGB into the
 # Y'CbCr of BT.601 in the limited range; the RGB itself is sRGB, as of any picture that a model was trained on.
 COLOURS = {"colorspace": "smpte170m", "color_range": "tv", "color_primaries": "bt709", "color_trc": "iec61966-2-1"}
 ENCODER = "libx264"
-# x264's output depends on the number of its threads, and what VBench scores is what is decoded: with more than one, the pixels of
-# sizes from 192 x 320 on would be others, and scores not comparable with earlier ones (docs/results/serving-2026-11-26.md).
+# x264's output depends on the number of its threads. With more than one, decoded pixels would differ from 192 x 320 on, and
+# VBench scores would not be comparable with earlier ones (docs/results/serving-2026-11-26.md).
 THREADS = 1
 
 
@@ -104,14 +104,14 @@ def chunks_to_mp4(chunks: Iterable[np.ndarray], fps: int) -> bytes:
 
 
 def read_mp4(path: Path) -> np.ndarray:
-    """Return an MP4's frames, uint8 [n, height, width, 3]. Raises OSError for a file that is not a video."""
+    """Return an MP4's frames, uint8 [n, height, width, 3]. Raises OSError, or ValueError for a file that is not a video."""
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return np.stack(frames)
 
 
 def contact_sheet(videos: Sequence[np.ndarray], *, per_video: int = 5, gap: int = 4) -> np.ndarray:
-    """Return one picture with a row per video [n, height, width, 3]: `per_video` frames from all over its length."""
+    """Return one picture with a row per video [n, height, width, 3]: `per_video` frames spread evenly over it."""
     rows = []
     for video in videos:
         chosen = video[np.linspace(0, len(video) - 1, per_video).round().astype(int)]

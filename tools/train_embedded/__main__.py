@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies every stage's steps")
     parser.add_argument("--device", default="cuda" if gpu_count() else "cpu")
     parser.add_argument(
-        "--processes", type=int, default=2, help="stages to run at once on a CPU, one thread each; 1: no other process"
+        "--processes", type=int, default=2, help="on a CPU, 2 or more: run the last stages in separate processes, one thread each"
     )
     parser.add_argument("--score", type=int, default=126, help="held-out prompts to score, 0 for none")
     parser.add_argument("--only", choices=("refine", *experts.RANGES), help=argparse.SUPPRESS)

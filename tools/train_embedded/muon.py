@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrix, outputs by inputs (times taps), is made orthogonal.
+"""Muon: an optimizer whose momentum, as a matrix of outputs x inputs (x taps), is made orthogonal.
 
 After Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024), with his Newton-Schulz coefficients. Unlike
 `torch.optim.Muon` it also takes convolutions, and does not iterate in bf16 on CPUs where that takes fifty times as long.

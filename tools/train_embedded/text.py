@@ -1,4 +1,4 @@
-"""The second stage: a byte-level tokenizer and a small UMT5 encoder that learns what the captions say.
+"""The first stage: a byte-level tokenizer and a small UMT5 encoder that learns what the captions say.
 
 The encoder is trained with four temporary heads that name the shape, both colours and the motion, and is then frozen. With a
 random frozen encoder the experts are far worse.

@@ -1,4 +1,4 @@
-"""The first stage: an `AutoencoderKLWan` that learns to compress the drawn clips.
+"""The second stage: an `AutoencoderKLWan` that learns to compress the drawn clips.
 
 Shapes: B batch, C channels, F frames, H height, W width; latents are [B, 16, (F + 3) / 4, H / 8, W / 8].
 """
@@ -132,7 +132,7 @@ def _psnr(video: Tensor, target: Tensor) -> float:
 
 
 def _crop(video: Tensor, generator: np.random.Generator, frames: int, size: int) -> Tensor:
-    """Cut the same random window from the first `frames` frames of all clips."""
+    """Cut the same random window, `frames` frames of `size` x `size` pixels, from all clips."""
     top, left = generator.integers(0, video.shape[-1] - size + 1, 2)
     begin = int(generator.integers(0, video.shape[2] - frames + 1))
     return video[:, :, begin : begin + frames, top : top + size, left : left + size]

@@ -133,7 +133,7 @@ class Keep:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Gemm:
-    """Format of each expert's linear layers. `keep` gives some another one, as [pattern, format] or a `Keep`; the first counts.
+    """Format of each expert's linear layers. `keep` makes exceptions, as [pattern, format] or a `Keep`; the first match counts.
 
     `fp8_scales`: one per row of the weight and per token, or one per tensor.
     """
@@ -153,7 +153,7 @@ class Gemm:
 class Vae:
     """`chunk`: latent frames per decoder call after the first one. More is faster and takes more memory.
 
-    `tf32`: may an NVIDIA GPU round the factors of fp32's products to TF32, as PyTorch does unless told otherwise?
+    `tf32`: may an NVIDIA GPU round the inputs of fp32 convolutions to TF32, as PyTorch does by default?
     """
 
     chunk: Count = 1
@@ -170,7 +170,7 @@ class Compile:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Offline:
-    """`batch`: how many samples a replica makes at once, as long as enough are left; for devices that one sample leaves idle."""
+    """`batch`: how many samples a replica makes at once, as long as enough are left; for devices that one sample cannot fill."""
 
     batch: Annotated[int, Field(ge=1, le=64)] = 1
 

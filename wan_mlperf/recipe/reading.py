@@ -27,7 +27,7 @@ CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parent.parent / "con
 def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), model: str | None = None, exact: bool = False) -> Recipe:
     """Read a recipe from a YAML file, or from configs/ by its name.
 
-    `overrides` are "key.path=value" strings; `model` is the name or folder of a checkpoint, letter by letter. `exact` turns every
+    `overrides` are "key.path=value" strings; `model` is the name or folder of a checkpoint, taken literally. `exact` turns every
     approximation off: no quantisation, no low-precision attention, no compilation, and each part in the dtype in which diffusers
     loads it by itself. Raises BadInput.
     """

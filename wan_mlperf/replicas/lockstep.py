@@ -25,7 +25,7 @@ class Lockstep:
         replica.is_cancelled = self._cancelled.__contains__
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Make them now, in batches as long as there are enough."""
+        """Make the videos now, in batches as long as there are enough, and return when all are done."""
         waiting = list(jobs)
         while waiting:
             number = self._batch if len(waiting) >= self._batch else 1

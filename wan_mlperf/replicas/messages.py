@@ -12,7 +12,7 @@ from typing import Any
 class Job:
     """Rank 0 to a replica, and a replica's first rank to its others: make the video of `prompt`.
 
-    `ticket` is unique in a run; `sample` is the prompt's index, which messages to people name. `avoid` is the replica where it
+    `ticket` is unique in a run; `sample` is the prompt's index, which messages to users name. `avoid` is the replica where it
     failed. `seed`, `negative_prompt` and `latent` (a file with the initial noise) default to the workload's; `workload` holds
     other changes of the workload for this video. A `watched` job reports its progress and can be cancelled; with `preview` its
     frames can be seen while they are decoded.

@@ -34,7 +34,7 @@ class Pull:
         self.on_result: OnResult = ignore
         self.on_lost: OnLost = ignore
         self.on_progress: OnProgress = ignore
-        self.capacity = 2 * batch * mesh.shape.replicas  # as many again as are being made: they are taken without a round trip
+        self.capacity = 2 * batch * mesh.shape.replicas  # twice what is being made: the next are taken without a round trip
         self._replica, self._watch, self._pack, self._batch, self._mesh = replica, watch, pack, batch, mesh
         self._group = mesh.message_group()
         self._work = WorkQueue(connect("work"), replica=mesh.replica, replicas=mesh.shape.replicas)
@@ -46,7 +46,7 @@ class Pull:
         replica.report = self._report if mesh.rank else lambda progress: self.on_progress(progress)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Offer them to all replicas and return."""
+        """Offer the jobs to all replicas and return at once."""
         self._jobs.update((job.ticket, job) for job in jobs)
         self._work.post(list(jobs))
 

@@ -20,7 +20,7 @@ from wan_mlperf.replicas.transport import Content
 from wan_mlperf.replicas.watch import Watch
 from wan_mlperf.step_plan import Step
 
-SPARSE = 8  # looking at every eighth row and column first rules out most flat frames at a 64th of the reading
+SPARSE = 8  # checking every eighth row and column first clears most frames at a 64th of the reading
 CANCELLED = "cancelled"  # the reason given for a job that rank 0 cancelled
 
 
@@ -163,7 +163,7 @@ class Replica:
         return made
 
     def _attempt(self, jobs: Sequence[Job]) -> _Batch:
-        """Make the frames of `jobs`, or say what is wrong. The result is of use on the first rank only."""
+        """Make the frames of `jobs`, or say what is wrong. Only the first rank uses the result."""
         pipeline = self._pipeline_for(jobs[0].workload)
         longer = pipeline.workload.values / self.pipeline.workload.values
         self._watch.begin(", ".join(str(job.sample) for job in jobs), patience=max(1.0, longer) ** 2)

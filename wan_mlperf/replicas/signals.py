@@ -10,7 +10,7 @@ from wan_mlperf import process
 
 
 class Signals:
-    """Takes `process.STOPS` over until `close`, but for those that are ignored (nohup). Made in the main thread."""
+    """Takes over `process.STOPS` until `close`, except those that are ignored (nohup). Create it in the main thread."""
 
     def __init__(self) -> None:
         self._wake, self._wakened = socket.socketpair()
@@ -22,12 +22,12 @@ class Signals:
         self._handlers = {number: signal.signal(number, lambda *_: None) for number in stops}
 
     def wait(self, timeout_s: float) -> list[int]:
-        """Return the numbers of those that came, after `timeout_s` at the latest."""
+        """Return the numbers of the signals that came, after `timeout_s` at the latest."""
         ready, _, _ = select.select([self._wake], [], [], timeout_s)
         return [number for number in self._wake.recv(64) if number in self._handlers] if ready else []
 
     def close(self) -> None:
-        """Give them back to who had them before."""
+        """Restore the handlers that were there before."""
         signal.set_wakeup_fd(-1)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)

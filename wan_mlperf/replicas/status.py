@@ -1,4 +1,4 @@
-"""Where a rank is, in memory that it shares with the ranks of its host, so that they can name the place after its death."""
+"""A rank's stage and sample, in memory shared with the ranks of its host, so that they can name them after its death."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Note:
                 self._area = mmap.mmap(file.fileno(), self.SIZE, access=mmap.ACCESS_READ)
 
     def set(self, stage: str, sample: str) -> None:
-        """Write both."""
+        """Write the stage and the sample."""
         self._sample = sample
         self._area[:] = f"{stage}\n{sample}".encode()[: self.SIZE].ljust(self.SIZE, b"\0")
 

@@ -1,6 +1,6 @@
-"""Checks that all ranks of a job make together before any work: what is refused on one is refused on all, and said once.
+"""Checks that all ranks of a job run together before any work: what one rank refuses, all refuse, with one message.
 
-Without it, a file that is missing on one host would end that rank silently and leave the others waiting.
+Otherwise a file that is missing on one host would end that rank silently and leave the others waiting.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from wan_mlperf.errors import BadInput, Failed
 from wan_mlperf.inputs import text
 from wan_mlperf.replicas.store import connect
 
-CONNECT_S, WAIT_S = 60.0, 300.0  # how long a rank tries to reach the store, and waits for the others to come as far
+CONNECT_S, WAIT_S = 60.0, 300.0  # how long a rank tries to reach the store, and waits for the others to get as far
 _times = itertools.count()
 
 
@@ -58,7 +58,7 @@ def streams(paths: Sequence[str | None]) -> None:
             if text.may_be_stream(path):
                 try:
                     mine[path] = base64.b64encode(text.read_bytes(path)).decode()
-                except (OSError, ValueError):  # said by whoever reads it
+                except (OSError, ValueError):  # reported by whoever reads it
                     continue
     for path, content in _from_first(mine).items():
         text.remember(path, base64.b64decode(content))

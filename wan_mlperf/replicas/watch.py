@@ -26,7 +26,7 @@ from wan_mlperf.replicas.status import Note, is_alive, whereabouts
 from wan_mlperf.replicas.store import connect
 from wan_mlperf.spans import Spans
 
-ON_END_S = 10.0  # what rank 0 may take to write down how far it came
+ON_END_S = 10.0  # how long rank 0 may take to write down how far it got
 # Words of an error that another rank's death causes.
 COLLECTIVE = ("gloo", "nccl", "connection closed", "connection reset", "connection was", "broken pipe", "tcpstore")
 
@@ -87,7 +87,7 @@ class Watch:
         self._progress = spans.progress
 
     def begin(self, sample: str, *, patience: float = 1.0) -> None:
-        """This rank now works on a sample, and hangs if it makes no progress. `patience`: how many times longer it may take."""
+        """This rank now works on a sample, and counts as hung without progress. `patience`: how many times longer it may take."""
         self._limit_s = self._faults.hang_s * patience
         self._note.set("begin", sample)
 
@@ -171,7 +171,7 @@ class Watch:
             return
         claim = json.loads(self._store.get("end"))
         self._kill(claim["victim"])
-        # Said once per host: by the rank that claimed, and on other hosts by torchrun's first.
+        # Printed once per host: by the rank that claimed, and on other hosts by their first rank.
         self._leave(claim["line"], claim["code"], say=claim["node"] != self._node and ranks.local_rank() == 0)
 
     def _kill(self, rank: int | None) -> None:
@@ -206,7 +206,7 @@ class Watch:
         while not self._closed.wait(self._tick_s):
             now = time.monotonic()
             if now - last > 3 * self._tick_s:
-                self._seen.clear()  # this process was stopped itself: nobody's age is known
+                self._seen.clear()  # this process itself was stopped: nobody's age is known
             last = now
             try:
                 self._end_if_claimed()
@@ -245,7 +245,7 @@ class Watch:
             numbers = self._signals.wait(self._tick_s)
             now = time.monotonic()
             if now - last > 3 * self._tick_s:
-                self._ticked = moved = now  # this process was stopped itself
+                self._ticked = moved = now  # this process itself was stopped
             last = now
             for number in numbers:
                 self._signalled(number)

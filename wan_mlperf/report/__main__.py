@@ -1,4 +1,4 @@
-"""A run folder -> report.html, a single file without outside links. Two run folders -> a comparison.
+"""A run folder -> report.html, a single file without external links. Two run folders -> a comparison.
 
 `python -m wan_mlperf.report outputs/latest` writes the page again, `python -m wan_mlperf.report A B` compares B with A.
 """
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("run", type=cli.path, metavar="A", help="a run folder, such as outputs/latest")
     parser.add_argument("other", type=cli.path, metavar="B", nargs="?", help="a second one, compared with the first")
     parser.add_argument(
-        "-o", "--output", type=cli.path, metavar="FILE", help="where the page goes (default: report.html or compare.html in it)"
+        "-o", "--output", type=cli.path, metavar="FILE", help="where the page goes (default: report.html in A, compare.html in B)"
     )
     options = parser.parse_args(arguments)
     first = read(Path(options.run))

@@ -147,7 +147,7 @@ def _published(run: Result) -> list[tuple[Published, float | None]]:
 
 
 def _contact_sheet(folder: Path) -> list[tuple[str, list[str]]]:
-    """Return a few videos from all over the run: the prompt, and frames as data URLs."""
+    """Return a few videos spread over the run: the prompt, and frames as data URLs."""
     entries = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
     there = [entry for entry in entries if (folder / entry["video"]).is_file()]
     chosen = [there[index] for index in sorted(set(np.linspace(0, len(there) - 1, VIDEOS).astype(int)))] if there else []

@@ -18,7 +18,7 @@ PAGE = "report.html"
 
 
 def write(folder: Path) -> None:
-    """Write a finished run's report.html. If that fails it says why, and the run is none the worse."""
+    """Write a finished run's report.html. If that fails, print why: the run itself is unaffected."""
     try:
         atomic_write(folder / PAGE, render(read(folder)))
     except (OSError, ValueError, KeyError, jinja2.TemplateError) as error:

@@ -136,7 +136,7 @@ class Errors:
 
     @classmethod
     def from_trials(cls, plan: Sequence[Step], options: Options, made: Mapping[str, np.ndarray]) -> Errors:
-        """Make it from each trial's difference to the exact latents, all of the same length."""
+        """Make it from each trial's difference from the exact latents, all of the same length."""
         vectors: dict[Choice, np.ndarray] = {}
         for expert in EXPERTS:
             for name in options.gemm(expert):

@@ -1,7 +1,7 @@
 """Runs schedules on the recipe's own model, for fixed prompts and seeds. Results are kept and not measured again.
 
-A schedule goes on from where it first differs from the exact one, whose latents before each step are kept: on average half of a
-trial is not computed.
+A schedule starts where it first differs from the exact one, whose latents before each step are kept: that saves half of a
+trial on average.
 
 Every rank runs this. Several replicas share the trials. Each result is a separate file, so a search can be stopped at any moment
 and continued.
@@ -48,7 +48,7 @@ class Made:
 
 
 class _Remembering(TextEncoder):
-    """A text encoder that encodes the same prompts once: every trial has them."""
+    """A text encoder that encodes the same prompts only once: every trial uses them."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         super().__init__(encoder.tokenizer, encoder.model, encoder.dtype)
@@ -79,11 +79,11 @@ class Bench:
         self._kernels = kernels
         self._formats: tuple[GemmName, GemmName] | None = None
         self._pipeline: Pipeline | None = None
-        self._starts: dict[int, list[Start]] = {}  # first prompt of a batch -> exact's before each step and at the end
+        self._starts: dict[int, list[Start]] = {}  # first prompt of a batch -> the exact run's, before each step and at the end
         self._exact: Sequence[Step] = ()
 
     def pipeline(self, formats: tuple[GemmName, GemmName]) -> Pipeline:
-        """Return the pipeline with these formats. Another one is released first, as two large models do not fit."""
+        """Return the pipeline with these formats. Another one is released first, because two large models do not fit."""
         if self._pipeline is None or self._formats != formats:
             self._pipeline = None
             gc.collect()
@@ -137,7 +137,7 @@ class Bench:
         return made
 
     def _shared(self, plan: Sequence[Step]) -> int:
-        """Return how many steps at its start a plan has in common with the exact one, and needs nothing of later."""
+        """Return how many first steps a plan shares with the exact one and does not apply again later."""
         alike = (replace(one, kept=False) == replace(other, kept=False) for one, other in zip(plan, self._exact, strict=True))
         shared = next((index for index, same in enumerate(alike) if not same), len(plan))
         return min([shared, *(step.source for step in plan if step.source is not None)])
@@ -149,13 +149,13 @@ class Bench:
         return make_plan(schedule.in_recipe(self._recipe), self._recipe.effective_workload, config)
 
     def close(self) -> None:
-        """Let the ranks go."""
+        """Close the process groups."""
         if self._pipeline is not None:
             self._pipeline.mesh.close()
 
 
 class Ledger:
-    """What each trial did to the final latents: one file per trial, in a folder named by the identity."""
+    """What each trial did to the final latents: one file per trial, in a folder named by a hash of the identity."""
 
     def __init__(self, identity: Mapping[str, Any]) -> None:
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -168,7 +168,7 @@ class Ledger:
         return self._file(trial).is_file()
 
     def read(self, trial: str) -> np.ndarray:
-        """Return the difference to the exact latents, relative to their norm: fp32 [prompts x numbers]."""
+        """Return the difference from the exact latents, relative to their norm: fp32 [prompts x numbers]."""
         vector: np.ndarray = np.load(self._file(trial))
         return vector
 

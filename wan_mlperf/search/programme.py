@@ -21,7 +21,7 @@ from wan_mlperf.step_plan import Step
 
 Price = Callable[[Step], float]
 T = TypeVar("T")
-GRID = 5_000  # costs are rounded to this fraction of the most expensive schedule's
+GRID = 5_000  # costs are rounded to 1 / GRID of the most expensive schedule's
 ROUNDS, STARTS = 3, 8  # how often, and from how many schedules, the weights are computed again
 
 

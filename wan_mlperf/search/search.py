@@ -147,7 +147,7 @@ def _spread(points: Sequence[Point], count: int) -> list[Point]:
 
 
 def _write(job: Job, found: Found, squares: dict[str, float]) -> None:
-    # The file lies elsewhere than the recipe that it came from, whose user.conf is relative to its folder.
+    # The file is not in the folder of the recipe that it came from, to which user.conf is relative.
     user_conf = str(job.recipe.user_conf_path.resolve())
     recipe = found.chosen.schedule.in_recipe(job.recipe, name=f"{job.recipe.name}-found", user_conf=user_conf)
     head = [

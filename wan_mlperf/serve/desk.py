@@ -64,7 +64,7 @@ class Task:
 
     @property
     def share(self) -> float:
-        """Progress from 0 to 1. The decode counts a tenth of all steps."""
+        """Progress from 0 to 1. The decode counts as much as a tenth of the steps."""
         steps = self.workload.steps
         decode = max(1.0, steps / 10)
         return (self.steps + decode * self.frames / self.workload.frames) / (steps + decode)
@@ -88,7 +88,7 @@ class Desk:
         metrics.watch(waiting=lambda: len(self._waiting), in_flight=lambda: len(self._in_flight))
 
     def accept(self, wanted: Wanted, *, route: str, held: bool) -> Task:
-        """Accept a job. One that is `held`, whose client waits on its connection, is never too many. Raises Refused."""
+        """Accept a job. A full queue does not refuse one that is `held`, whose client waits on its connection. Raises Refused."""
         workload, recipe = wanted.workload, self._recipe(wanted)
         with self._lock:
             if self._stopping:

@@ -21,7 +21,7 @@ COOKIE = "wan_mlperf_session"
 OPEN = ("/", "/health", "/session")  # need no token: they reveal nothing about the users' videos
 BODY_BYTES = 256 * 1024
 BODY_S = 30.0
-# Read and discarded of a body that is too long; otherwise its sender would never see the answer.
+# How much of an oversized body is read and discarded; otherwise its sender would never see the answer.
 DISCARDED_BYTES = 8 * 1024 * 1024
 HEADERS = {
     "X-Content-Type-Options": "nosniff",

@@ -37,7 +37,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def raise_limit_of_files() -> None:
-    """Raise this process's limit of open files, hence connections, to the system's; print a note if that is low."""
+    """Raise this process's limit on open files, and so on connections, to the hard limit; print a note if that is low."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65536 if most == resource.RLIM_INFINITY else most
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
@@ -79,7 +79,7 @@ class HttpServer:
             time.sleep(0.005)
 
     def await_answers(self, timeout_s: float) -> None:
-        """Wait, for `timeout_s` at most, until every open request is answered, those included that were not read yet."""
+        """Wait, for `timeout_s` at most, until every open request is answered, including those not read yet."""
         until = time.monotonic() + timeout_s
         while self._thread.is_alive() and (left := until - time.monotonic()) > 0:
             seen = asyncio.run_coroutine_threadsafe(self._most_open_requests(), self._loop)
@@ -95,7 +95,7 @@ class HttpServer:
         self._thread.join(STOP_S + 2)
 
     async def _most_open_requests(self) -> int:
-        """How many requests were open at most in the next turns of the loop: a new connection becomes one in a few of them."""
+        """Return the most requests open in the next turns of the loop: a new connection takes a few turns to become one."""
         most = self._open_requests()
         for _ in range(TURNS):
             await asyncio.sleep(TURN_S)

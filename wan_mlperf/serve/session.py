@@ -65,7 +65,7 @@ def run(options: Options, setup: Setup, taken: socket.socket | None) -> int:
 class Session:
     """Rank 0's part of the server: the book, the queue and the HTTP server.
 
-    `made_by` is what /about says of the model, the recipe, the device and the software.
+    `made_by` is what /about says about the model, the recipe, the device and the software.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ from wan_mlperf.text_encoder import check_prompt
 from wan_mlperf.workload import MLPERF, Workload
 
 Dialect = Literal["endpoints", "openai"]
-# `fixed`: a request must agree with the recipe's workload. `any`: it may change it. `recipe`: what it says of it is ignored.
+# `fixed`: a request must agree with the recipe's workload. `any`: it may change it. `recipe`: what it says about it is ignored.
 Policy = Literal["fixed", "any", "recipe"]
 # MLCommons' client sends "720x1280" for 720 rows of 1,280 pixels; OpenAI's writes width x height.
 SIZE_ORDER: dict[Dialect, tuple[str, str]] = {"endpoints": ("height", "width"), "openai": ("width", "height")}
@@ -35,7 +35,7 @@ WORKLOAD_FIELDS = {
     "guidance_scale_2": "guidance_low",
     "boundary_ratio": "boundary_ratio",
 }
-SECONDS_APART = 0.5  # how far a length in seconds may be from that of the frames, and still mean them
+SECONDS_APART = 0.5  # how far a length in seconds may be from that of the frames and still mean the same
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -149,7 +149,7 @@ class Reader:
         return None if seed == base.seed and base.latent_shape(0) == workload.latent_shape(0) else seed
 
     def _length(self, workload: Workload, seconds: float) -> Workload:
-        """Return the workload with as many frames as make `seconds`."""
+        """Return the workload with the number of frames for `seconds`. Raises Refused."""
         if min(abs(seconds - (workload.frames - one) / workload.fps) for one in (0, 1)) <= SECONDS_APART:
             return workload
         if self._policy == "fixed":

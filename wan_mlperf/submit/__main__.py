@@ -31,7 +31,7 @@ WORDS = {process.DONE: "done", process.INVALID: "INVALID", process.BAD_INPUT: "b
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do what the first word says; return the exit code."""
+    """Run the chosen subcommand, and return the exit code."""
     options = parse(arguments)
     return {"run": run, "system": system, "pack": pack}[options.command](options)
 
@@ -41,11 +41,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = cli.Parser(prog="python -m wan_mlperf.submit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="run | system | pack", parser_class=cli.Parser)
     one = commands.add_parser("run", help="do every stage that is not done yet")
-    one.add_argument("--campaign", required=True, type=cli.path, metavar="DIR", help="where the runs go; the same folder goes on")
+    one.add_argument("--campaign", required=True, type=cli.path, metavar="DIR", help="where the runs go; the same one continues")
     one.add_argument("--scenario", action="append", choices=("singlestream", "offline"), help="only this one (default: both)")
     cli.add_recipe_arguments(one)
-    one.add_argument("--no-lock", action="store_true", help="go on where the campaign's file system has no locks")
-    one.add_argument("--offline-recipe", type=cli.path, metavar="RECIPE", help="another recipe for Offline than --recipe")
+    one.add_argument("--no-lock", action="store_true", help="continue where the campaign's file system has no locks")
+    one.add_argument("--offline-recipe", type=cli.path, metavar="RECIPE", help="the recipe for Offline, if not that of --recipe")
     one.add_argument("--dry-run", action="store_true", help="allow a workload that is not the benchmark's, and no VBench score")
     one.add_argument("--full-length", action="store_true", help="with --dry-run: 600 s per test, as MLCommons' checker asks")
     again = "do a stage again, such as performance or offline-test04; the old run is kept aside"
@@ -68,7 +68,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     three.add_argument("-o", "--output", required=True, type=cli.path, metavar="DIR", help="a folder that is not there yet")
     bandwidth = "the data path in your words, for documentation/bandwidth.md"
     three.add_argument("--bandwidth", type=cli.path, metavar="FILE", help=bandwidth)
-    three.add_argument("--dry-run", action="store_true", help="build the tree in spite of what is missing, and list it")
+    three.add_argument("--dry-run", action="store_true", help="build the tree despite what is missing, and list it")
     options = parser.parse_args(arguments)
     if options.command == "run" and options.full_length and not options.dry_run:
         raise BadInput("--full-length has no effect: the benchmark's own tests take 600 s anyway; allowed: with --dry-run")
@@ -78,7 +78,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_harness(options: argparse.Namespace) -> None:
-    """Refuse flags that the chosen harness does not know, and a client that is not there. Raises BadInput."""
+    """Raise BadInput for flags that do not apply to the chosen harness, and for a client that is not there."""
     if options.harness == "endpoints":
         for flag, value in (("--full-length", options.full_length), ("--keep-accuracy-log", options.keep_accuracy_log)):
             if value:
@@ -91,7 +91,7 @@ def _check_harness(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace, start: Start | None = None) -> int:
-    """Work off the stages that are not done; the exit code is the worst of the stages'. `start` runs a command (for tests)."""
+    """Run the stages that are not done; return the worst of their exit codes. `start` runs a command (for tests)."""
     from wan_mlperf.submit.campaign import Stage
     from wan_mlperf.submit.show import duration, estimate, explain_failure, show, show_missing
 
@@ -124,7 +124,7 @@ def run(options: argparse.Namespace, start: Start | None = None) -> int:
             begun = time.monotonic()
             code = begin_call(command(campaign, stage, options))
             state = campaign.state(stage)
-            # What lies in the folder counts, not the exit code: VBench ends with 1 for a score below the floor.
+            # What is in the folder counts, not the exit code: VBench ends with 1 for a score below the floor.
             word = "done" if state.done else WORDS.get(code, f"ended with exit code {code}")
             note = f", {state.note}" if state.run else ""
             process.tell(f"{stage}: {word} after {duration(time.monotonic() - begun)}{note}")
@@ -149,7 +149,7 @@ def chosen_again(campaign: Campaign, names: Sequence[str]) -> list[Stage]:
 
 
 def begin(options: argparse.Namespace) -> tuple[Campaign, dict[Scenario, Path]]:
-    """Check the recipes and open the campaign; return also each scenario's user.conf. Raises BadInput."""
+    """Check the recipes and open the campaign; also return each scenario's user.conf. Raises BadInput."""
     from sut import accuracy_log, prompts, run_record
     from wan_mlperf import preflight
     from wan_mlperf.recipe import to_yaml
@@ -181,13 +181,13 @@ def for_scenario(options: argparse.Namespace, scenario: str) -> argparse.Namespa
     if scenario == "offline" and options.offline_recipe:
         own["recipe"] = options.offline_recipe
     if options.full_length:
-        ours = own["recipe"] is None or not Path(own["recipe"]).is_file()  # a name from configs/, where the file lies, too
+        ours = own["recipe"] is None or not Path(own["recipe"]).is_file()  # a name from configs/, which has the file, too
         own["set"] = [*options.set, f"user_conf={'mlperf/user.conf' if ours else CONFIGS / 'mlperf' / 'user.conf'}"]
     return argparse.Namespace(**own)
 
 
 def command(campaign: Campaign, stage: Stage, options: argparse.Namespace) -> list[str]:
-    """The command that performs a stage, a process of its own."""
+    """The command that performs a stage, as a separate process."""
     from wan_mlperf.submit.campaign import Stage
 
     if stage.kind == "vbench" and (made := campaign.need(stage)):
@@ -222,7 +222,7 @@ def call(words: Sequence[str], lock: int | None, variables: Mapping[str, str]) -
 
 @contextmanager
 def locked(folder: Path, *, needed: bool = True) -> Iterator[int | None]:
-    """Hold the campaign alone, as a file descriptor. Raises BadInput while another process works in it."""
+    """Lock the campaign and yield the lock's file descriptor. Raises BadInput while another process works in it."""
     busy = "another `submit run`, or a run that it started, still works in it"
     held = locks.lock(folder, what="campaign", busy=busy, without=None if needed else process.note)
     try:
@@ -232,7 +232,7 @@ def locked(folder: Path, *, needed: bool = True) -> Iterator[int | None]:
 
 
 def warn_of_vbench(campaign: Campaign) -> None:
-    """Say at the start, not hours later, that VBench will not run here."""
+    """Print at the start, not hours later, why VBench cannot run here."""
     from wan_mlperf.vbench import __main__ as vbench
     from wan_mlperf.workload import DIMENSIONS
 

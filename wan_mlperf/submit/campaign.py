@@ -1,6 +1,6 @@
 """A campaign folder: the runs of a submission, and which of its stages are done.
 
-No list of finished stages is kept that could be wrong. A stage is done when the folder contains a whole, valid result of it, made
+No list of finished stages is kept: it could be wrong. A stage is done when the folder contains a whole, valid result of it, made
 with this recipe and this commit. So a campaign can be stopped at any moment and started again.
 """
 
@@ -132,7 +132,7 @@ class Campaign:
         return found
 
     def set_aside(self, stage: Stage) -> list[Path]:
-        """Move what counts for a stage to `aside/`, so that it is done again; return where it lies now. Nothing is deleted."""
+        """Move what counts for a stage to `aside/`, so that it is done again; return where it is now. Nothing is deleted."""
         state = self.state(stage)
         if not state.done or state.run is None:
             return []

@@ -1,4 +1,4 @@
-"""MLCommons' endpoints client, which is the user's: where it is, the rows it sends, and its configuration for this system.
+"""MLCommons' endpoints client, which the user installs: where it is, the rows it sends, its configuration for this system.
 
 Read and tried at commit ea332753 of mlcommons/endpoints (Python 3.12).
 """
@@ -51,14 +51,14 @@ def find(client: str | None) -> Path:
     place = Path(client)
     inside = (place / "bin", place) if is_folder(place, what="--client") else (place.parent,)
     for folder in inside:
-        program = (folder / PROGRAM).absolute()  # a link into a Python's own folder stays one: the environment is beside it
+        program = (folder / PROGRAM).absolute()  # links are kept: the environment is next to the link, not its target
         if program.is_file() and os.access(program, os.X_OK):
             return program
     raise BadInput(f"--client {client!r}: no {PROGRAM} there; allowed: {INSTALL}")
 
 
 def check(program: Path, config: Path) -> None:
-    """Have the client itself read a configuration. Raises BadInput where it refuses, as another version of it may."""
+    """Have the client itself read a configuration. Raises BadInput if it refuses it, as another version may."""
     words = [str(program), "validate-yaml", "--config", str(config)]
     done = subprocess.run(words, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
@@ -90,9 +90,9 @@ def write_rows(file: Path, prompts: Sequence[str], workload: Workload) -> None:
 
 
 def configuration(scenario: Scenario, *, rows: Path, run: Path, dry_run: bool) -> dict[str, Any]:
-    """Return the client's configuration of a scenario's run: configs/mlperf/endpoints-SCENARIO.yaml with this run's places.
+    """Return the client's configuration of a scenario's run: configs/mlperf/endpoints-SCENARIO.yaml with this run's paths.
 
-    It measures performance and makes the accuracy run's videos. The audit is a call of its own (`audit_of`), so that it can be
+    It measures performance and makes the accuracy run's videos. The audit is a separate call (`audit_of`), so that it can be
     repeated alone. The server's address comes later (`at`).
     """
     shipped = CONFIGS / "mlperf" / f"endpoints-{scenario}.yaml"
@@ -135,7 +135,7 @@ def _at(config: dict[str, Any], address: str) -> dict[str, Any]:
 
 
 def samples(config: dict[str, Any], prompts: int) -> dict[str, int]:
-    """How many videos each part of a run makes: warm-up, performance, accuracy, audit (its own warm-ups among it)."""
+    """How many videos each part of a run makes: warm-up, performance, accuracy, audit (including its own warm-ups)."""
     settings, audit = config["settings"], config["audit"]
     warm_up = settings["warmup"]["n_requests"]
     return {

@@ -29,12 +29,12 @@ SUMMARY, SCORES, CONFIG = "performance/result_summary.json", "accuracy/accuracy_
 AUDIT, AUDIT_FILE = "audit", "audit_output_caching_test.json"
 HALVES = ("reference", "output_caching")
 PERCENTILES = ("50", "90", "95", "97", "99")
-# Of the report folder, what goes into the tree beside what pack makes itself; as in v6.1's submissions.
+# What goes from the report folder into the tree, next to what pack makes itself; as in v6.1's submissions.
 PACKED = (CONFIG, SUMMARY, SCORES, "report.txt")
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Return a JSON object of the client's; an empty one if it is not there, or half of one."""
+    """Return a JSON object that the client wrote; an empty one if the file is missing or incomplete."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -62,7 +62,7 @@ def last_error(log: Path) -> str:
 
 
 def mean_stages(metrics: str) -> dict[str, float]:
-    """Mean seconds per stage of all videos that a server made, from its /metrics; `video` is the whole of it."""
+    """Mean seconds per stage of all videos that a server made, from its /metrics; `video` is the total."""
 
     def mean(name: str, label: str = "") -> float:
         parts = [re.search(rf"^wan_mlperf_{name}_{part}{re.escape(label)} (\S+)$", metrics, re.M) for part in ("sum", "count")]
@@ -75,7 +75,7 @@ def mean_stages(metrics: str) -> dict[str, float]:
 def keep_videos(run: Path, prompts: Sequence[str]) -> int:
     """Move the accuracy run's videos to videos/INDEX.mp4, write prompts.json, and return how many there are.
 
-    The client's own folder of links to them goes: they would lead nowhere.
+    The client's own folder of links to them is removed: the links would lead nowhere.
     """
     index = read(run / "sample_idx_map.json").get(ACCURACY) or {}
     (run / "videos").mkdir(exist_ok=True)
@@ -133,7 +133,7 @@ def write_result(
     system: Mapping[str, str],
     stopped: str | None,
 ) -> Result:
-    """Write result.json from the client's summary and from what the server says of itself; return it.
+    """Write result.json from the client's summary and from what the server says about itself; return it.
 
     `planned`: samples that the performance run had to issue; `videos`: those that the accuracy run has left.
     """
@@ -204,7 +204,7 @@ def log_problems(run: Path, *, duration_s: int, seeds: Mapping[str, int], sample
 
 
 def rule_problems(run: Path, *, duration_s: int, samples: int) -> list[str]:
-    """What only the rules ask for: enough samples, for long enough. The client does not see to the duration itself."""
+    """What only the rules ask for: enough samples, for long enough. The client itself does not ensure the duration."""
     summary = read(run / SUMMARY)
     seconds, issued = (summary.get("duration_ns") or 0) / 1e9, int(summary.get("n_samples_issued") or 0)
     found = []

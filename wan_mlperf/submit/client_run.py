@@ -1,7 +1,7 @@
-"""One scenario measured by MLCommons' endpoints client: a server of this system, the client beside it, and what they leave.
+"""One scenario measured by MLCommons' endpoints client: a server of this system, the client next to it, and their results.
 
-`submit run --harness endpoints` starts it as a process of its own: `python -m wan_mlperf.submit.client_run`. The run folder is
-the client's report folder, and holds `result.json` and the accuracy run's `videos/` besides.
+`submit run --harness endpoints` starts it as a separate process: `python -m wan_mlperf.submit.client_run`. The run folder is
+the client's report folder, and also holds `result.json` and the accuracy run's `videos/`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from wan_mlperf.files import atomic_write
 from wan_mlperf.recipe import Recipe, to_yaml
 from wan_mlperf.submit import client, client_results
 
-PR_SET_PDEATHSIG = 1  # of Linux
-STOP_S = 60.0  # what the server may take to end
+PR_SET_PDEATHSIG = 1  # from Linux's sys/prctl.h
+STOP_S = 60.0  # how long the server may take to end
 LOOK_S = 2.0  # how often the progress is read
 
 
@@ -79,7 +79,7 @@ class Measurement:
 
     @contextlib.contextmanager
     def serving(self, run: Path, options: argparse.Namespace) -> Iterator[str]:
-        """Check what the client will be told, start the server, and yield its address; stop it at the end."""
+        """Check the client's configuration, start the server and yield its address; stop it at the end."""
         rows = run / "wan22_prompts.jsonl"
         client.write_rows(rows, self._prompts, self._workload)
         client.write_scorer(run)

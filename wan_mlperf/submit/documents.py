@@ -47,7 +47,7 @@ def measurements(recipe: Mapping[str, Any], result: Result) -> dict[str, str]:
 
 
 def _rule(rule: Any) -> tuple[str, str]:
-    """(which layers, in words; their format) of an entry of `gemm.keep`."""
+    """Return which layers an entry of `gemm.keep` names, in words, and their format."""
     if not isinstance(rule, Mapping):
         pattern, name = rule
         return f"those whose name matches `{pattern}`", name
@@ -83,7 +83,7 @@ The experts: {"; ".join(result.experts)}. Initial noise: {result.noise}.
 
 
 def calibration(recipes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]) -> str:
-    """Return calibration.md: what was quantised and how, per scenario. Of each kernel what ran is told, by its result."""
+    """Return calibration.md: what was quantised and how, per scenario; for each kernel what ran, from the result."""
     parts = [
         "# Calibration",
         "No data set was used for calibration. Every scale is computed from the tensor that is being quantised: weights when "
@@ -108,7 +108,7 @@ def calibration(recipes: Mapping[str, Mapping[str, Any]], results: Mapping[str, 
             used = dict.fromkeys((attention["early"], attention["late"]))
         lines += [f"  - `{name}` ({kernels[name]}): {numerics[name]}." for name in used]
         lines.append(f"- Cross-attention ({kernels['cross']}): {numerics['cross']}.")
-        if "exchange" in numerics:  # results from before there was a choice have no text of it
+        if "exchange" in numerics:  # older results, from before there was a choice, have no text for it
             lines.append(f"- Between the GPUs that share a video's tokens: {numerics['exchange']}.")
         lines.append(f"- VAE: {model['vae_dtype']}, not quantised. Everything else: {model['dtype']}.")
         parts += [f"## {scenario}", "\n".join(lines)]

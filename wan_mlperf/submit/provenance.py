@@ -1,4 +1,4 @@
-"""What a submission says of itself beyond its numbers: bandwidth.md, the submitter's README.md, REPRODUCIBILITY.json."""
+"""What a submission says about itself beyond its numbers: bandwidth.md, the submitter's README.md, REPRODUCIBILITY.json."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from wan_mlperf.checkpoint import HUB_NAME
 from wan_mlperf.submit.requirements import Problem
 from wan_mlperf.vbench.summary import Summary
 
-RULES_BYTES = 224_870_400  # of one video in the rules' table of egress bandwidth; 81 x 720 x 1280 x 3 is 223,948,800
+RULES_BYTES = 224_870_400  # per video, in the rules' table of egress bandwidth; 81 x 720 x 1280 x 3 is 223,948,800
 UNKNOWN = "to be filled in"
 
 
 def required_bytes_per_s(results: Mapping[str, Result]) -> float:
-    """The rules' minimum of egress bandwidth: the highest throughput of the submission times a video's bytes."""
+    """The rules' minimum egress bandwidth in bytes/s: the highest throughput of the submission times a video's bytes."""
     rates = []
     for result in results.values():
         latency = result.latency_mean_s

@@ -1,4 +1,4 @@
-"""Everything that keeps a campaign from being submitted, as one list: the rules' part of it and what MLCommons' checker reads.
+"""Everything that keeps a campaign from being submitted, in one list: what the rules ask for and what MLCommons' checker reads.
 
 Sources: MLCommons inference_rules, and tools/submission/submission_checker for v6.1.
 """
@@ -41,7 +41,7 @@ CLIENTS_SEEDS = {
 class Problem:
     """One thing that is missing, and the stages that lack it.
 
-    `seen`: MLCommons' checker refuses it; else only the rules do, and an audit. `hard`: without it there is no tree to build.
+    `seen`: MLCommons' checker refuses it; else only the rules, and an audit, do. `hard`: without it there is no tree to build.
     """
 
     what: str
@@ -54,7 +54,7 @@ class Problem:
 
 
 def listed(problems: Sequence[Problem]) -> list[Problem]:
-    """The same with equal ones of several stages as one."""
+    """Return the problems with equal ones of several stages merged."""
     merged: dict[str, Problem] = {}
     for one in problems:
         known = merged.get(one.what)
@@ -103,7 +103,7 @@ def _run(stage: Stage, result: Result, run: Path, division: str) -> list[Problem
 
 
 def _client_run(stage: Stage, result: Result, run: Path, division: str) -> list[Problem]:
-    """The same of a run of the endpoints client, which also made the accuracy run's videos."""
+    """Like `_run`, for a run of the endpoints client, which also made the accuracy run's videos."""
     duration, least = DURATION_MS // 1000, OFFLINE_SAMPLES if stage.scenario == "offline" else SINGLESTREAM_QUERIES
     seeds = {own: SEEDS[name] for own, name in CLIENTS_SEEDS.items()}
     log = client_results.log_problems(run, duration_s=duration, seeds=seeds, samples=ACCURACY_SAMPLES)
@@ -183,7 +183,7 @@ def _performance_log(detail: Mapping[str, Any]) -> list[str]:
 
 
 def _counts(stage: Stage, detail: Mapping[str, Any]) -> list[str]:
-    """What the checker does not look at, as far as it goes: counts that were made, and errors of a performance run."""
+    """What the rules ask of LoadGen's counts and the checker does not look at: queries, samples, errors."""
     found = []
     queries, samples = detail.get("result_query_count", 0), detail.get("effective_samples_per_query", 0)
     if stage.scenario == "singlestream" and stage.kind != "accuracy" and queries < SINGLESTREAM_QUERIES:
@@ -196,7 +196,7 @@ def _counts(stage: Stage, detail: Mapping[str, Any]) -> list[str]:
 
 
 def _rules(result: Result, division: str) -> list[str]:
-    """What a run's record tells that LoadGen's log does not."""
+    """What a run's result.json shows that LoadGen's log does not."""
     found = []
     if not result.workload_is_mlperf:
         found.append("its workload is not the benchmark's")
@@ -204,7 +204,7 @@ def _rules(result: Result, division: str) -> list[str]:
         found.append("its prompts are not the benchmark's")
     if division != "closed":
         return found
-    # Said above in other words, and for open runs, too.
+    # A wrong workload is already reported above, for open runs, too.
     found += [reason for reason in result.division_reasons if not reason.startswith("workload:")]
     if result.checkpoint != "embedded" and result.model_revision not in ("unknown", HUB_REVISION):
         found.append(f"model revision {result.model_revision}; allowed: {HUB_REVISION}")
@@ -215,7 +215,7 @@ def _rules(result: Result, division: str) -> list[str]:
 
 
 def _one_system(results: Sequence[Result]) -> list[Problem]:
-    """All runs of a submission are of one system."""
+    """Report if the runs are not all of one system."""
     fields = ("number_of_nodes", "accelerators_per_node", "accelerator_model_name", "host_processor_model_name")
     found = []
     for field in fields:

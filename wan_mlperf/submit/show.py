@@ -28,7 +28,7 @@ def show(campaign: Campaign, user_confs: Mapping[Scenario, Path]) -> None:
 
 
 def estimate(campaign: Campaign, stage: Stage, user_confs: Mapping[Scenario, Path]) -> float | None:
-    """Seconds that a stage may take, if a finished run tells."""
+    """Seconds that a stage may take, or None without a finished run to tell from."""
     known = None if stage.kind == "vbench" else speed(campaign, stage)
     if known is None:
         return None

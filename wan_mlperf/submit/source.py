@@ -20,7 +20,7 @@ def inspect(source: Path) -> tuple[str, str | None]:
 
 
 def archive(source: Path, commit: str, place: Path) -> None:
-    """Write the files of a commit, nothing else that lies in the checkout, and no hidden files: MLCommons refuses those."""
+    """Write the files of a commit: nothing else from the checkout, and no hidden files, which MLCommons refuses."""
     top = _git(source, "rev-parse", "--show-toplevel").strip()
     done = subprocess.run(["git", "archive", "--format=tar", commit], cwd=top, capture_output=True, check=True, timeout=600)
     place.mkdir(parents=True)

@@ -38,10 +38,10 @@ def pack(
     bandwidth: Path | None = None,
     source: Path = SOURCE,
 ) -> list[str]:
-    """Build the tree in `output`; return what a person should know of it.
+    """Build the tree in `output`; return notes for the submitter.
 
     `bandwidth` is a person's description of the data path, `source` the git checkout that made the results. Raises BadInput for
-    a campaign that cannot be submitted, with everything that is missing. A dry run is packed in spite of most of it.
+    a campaign that cannot be submitted, with everything that is missing. A dry run is packed despite most of it.
     """
     for what, name in (("--submitter", submitter), ("--system", system.stem)):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}", name):

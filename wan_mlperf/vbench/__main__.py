@@ -87,7 +87,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dimensions", default=",".join(DIMENSIONS), metavar="A,B", help="score only these now (default: all six)"
     )
-    parser.add_argument("--device", help="cpu, or cuda, also for a ROCm GPU (default: cuda if there is a GPU)")
+    parser.add_argument("--device", help="cpu or cuda; cuda also means a ROCm GPU (default: cuda if there is a GPU)")
     parser.add_argument("--parse-only", action="store_true", help="judge the existing raw results, and score nothing")
     options = parser.parse_args(arguments)
     options.dimensions = options.dimensions.split(",")
@@ -193,7 +193,7 @@ def run_worker(environment: Environment, job: Mapping[str, object], log: Path) -
             if progress is not None:
                 progress.close()
     if code:
-        ending = f"exit code {code}" if code > 0 else signal.Signals(-code).name  # SIGKILL is mostly the lack of memory
+        ending = f"exit code {code}" if code > 0 else signal.Signals(-code).name  # SIGKILL mostly means out of memory
         return f"{last} ({ending}, see {log})"
     process.tell(f"{job['dimension']}: done in {time.perf_counter() - start:.0f} s")
     return None

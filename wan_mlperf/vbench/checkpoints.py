@@ -26,7 +26,7 @@ class VBenchCheckpoint:
     sha256: str = ""
 
 
-# The paths and addresses are those of VBench 0.1.5 in local mode, as in MLCommons' reference. Tag2Text opens the last one by its
+# The paths and addresses are those of VBench 0.1.5 in local mode, as in MLCommons' reference. Tag2Text opens the last one by
 # name. The first one is code: VBench runs its hubconf.py.
 CHECKPOINTS = (
     VBenchCheckpoint(
@@ -112,7 +112,7 @@ def hashes(dimensions: Iterable[str]) -> dict[str, str]:
 
 
 def not_the_published(found: Mapping[str, str]) -> list[str]:
-    """Return the checkpoints that differ from the publisher's, as far as the publisher names a hash."""
+    """Return the checkpoints that differ from the publisher's, where the publisher names a hash."""
     return [one.path for one in CHECKPOINTS if one.sha256 and found.get(one.path, one.sha256) != one.sha256]
 
 
@@ -153,7 +153,7 @@ def surroundings() -> Iterator[tuple[Path, dict[str, str]]]:
             {
                 **os.environ,
                 **offline,
-                "TMPDIR": str(folder),  # what a worker that is killed leaves there goes with it
+                "TMPDIR": str(folder),  # what a killed worker leaves there is removed with it
                 "TORCH_HOME": str(folder / "torch"),
                 "VBENCH_CACHE_DIR": str(checkpoint_folder()),
             },

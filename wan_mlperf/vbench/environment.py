@@ -1,7 +1,7 @@
 """VBench's separate environment: built once by `--setup`, then found and checked by every run.
 
 VBench needs an older transformers than this project. Its environment contains everything that requirements.txt pins. It uses the
-host's torch, which fits the GPU and saves a large download, or with `--torch` another one.
+host's torch, which fits the GPU and saves a large download, or another one with `--torch`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Environment:
 
     @property
     def site_packages(self) -> Path:
-        """The folder of its packages."""
+        """The folder of the environment's packages."""
         return Path(sysconfig.get_path("purelib", "posix_prefix", vars={"base": str(self.folder)}))
 
     @property
@@ -67,7 +67,7 @@ def find() -> Environment:
 def plan(torch_specs: Sequence[str]) -> list[str]:
     """Return the pinned requirements that `--setup` installs without their dependencies.
 
-    A torchvision that belongs to the host's torch, or that `--torch` names, is kept instead of the pinned one.
+    A torchvision that belongs to the host's torch, or that `--torch` names, is used instead of the pinned one.
     """
     lines = [line.strip() for line in REQUIREMENTS.read_text().splitlines()]
     pins = [line for line in lines if line and not line.startswith("#")]
@@ -111,7 +111,7 @@ def setup(torch_specs: Sequence[str] = ()) -> Environment:
 def _call(command: Sequence[str], doing: str) -> str:
     """Run a command and return its standard output. Raises Failed with the last line that it wrote."""
     try:
-        with scratch("setup") as folder:  # a pip that is stopped leaves much there
+        with scratch("setup") as folder:  # a stopped pip leaves many files there
             variables = {**os.environ, "TMPDIR": str(folder)}
             done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     except OSError as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
-from typing_extensions import TypedDict  # pydantic takes typing's own only from Python 3.12 on
+from typing_extensions import TypedDict  # pydantic accepts typing's own only from Python 3.12 on
 
 from sut import accuracy_log
 from sut.result import Result
@@ -84,7 +84,7 @@ def summarise(
 ) -> Summary:
     """Judge the raw results of the scored dimensions. `run` is the result of the run that made the videos, if known.
 
-    `more` are problems that are known already.
+    `more` are problems that are already known.
     """
     absent = [dimension for dimension in DIMENSIONS if dimension not in raws]
     complete = not (absent or videos.missing or videos.unreadable)
@@ -141,7 +141,7 @@ def _problems(
 
 
 def _conflict(values: Sequence[Any]) -> bool:
-    """True if any two of these differ. Mappings may have different keys, but not different values of a key."""
+    """True if any two of these differ. Mappings may have different keys, but not different values for the same key."""
     if not values or not isinstance(values[0], Mapping):
         return len(set(values)) > 1
     merged: dict[str, Any] = {}

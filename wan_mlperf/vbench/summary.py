@@ -79,5 +79,5 @@ def write(folder: Path, summary: Summary) -> None:
 
 
 def read(folder: Path) -> Summary:
-    """Read a run folder's summary.json. Raises BadInput for none, half of one, and one of another version."""
+    """Read a run folder's summary.json. Raises BadInput if it is missing, incomplete or of another version."""
     return read_record(folder / FILE, Summary, version=VERSION, what="what `python -m wan_mlperf.vbench` wrote")

@@ -1,4 +1,4 @@
-"""Scores one VBench dimension. It runs in VBench's environment, so it imports nothing of this project.
+"""Scores one VBench dimension. It runs in VBench's environment, so it imports nothing from this project.
 
 `python -I worker.py JOB.json` scores; `--check DIMENSION...` imports everything and prints the versions. A job contains
 `dimension`, `device`, `videos` (the staged folder), `output` (where the result goes) and `identity` (copied into the result).

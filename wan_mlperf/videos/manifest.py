@@ -18,7 +18,7 @@ from wan_mlperf.recipe import Recipe
 from wan_mlperf.workload import Workload
 
 MANIFEST = "manifest.json"
-# Settings that change a video in its rounding at most. A list of prompts may be continued with other values of these.
+# Settings that change at most a video's rounding. A list of prompts may be continued with other values of these.
 NOT_IN_A_VIDEO = ("name", "folder", "mesh", "offline", "faults", "warmup_queries", "user_conf", "workload")
 
 
