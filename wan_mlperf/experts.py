@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock as Block
 from torch import nn
 
 from wan_mlperf.kernels import padding
@@ -63,10 +64,7 @@ Texts = Sequence[Sequence[TextKeys]]  # per branch of guidance, per layer
 
 
 class Split:
-    """How a rank's share of the video tokens is cut out and put back together: here, one rank has them all.
-
-    `parallel/split_experts.py` gives the versions for several ranks.
-    """
+    """How a rank's share of the video tokens is cut out and put together. One rank has them all; others: split_experts.py."""
 
     def in_force(self) -> AbstractContextManager[None]:
         """Return the context to run the blocks in: there, attention exchanges tokens for heads over the ranks of this split."""
@@ -82,13 +80,15 @@ class Split:
 
 
 class Together(Protocol):
-    """Runs several branches of guidance through the blocks at once, as parallel/interleave.py does."""
+    """Runs both branches of guidance through the blocks at once: parallel/interleave.py's, or parallel/batched.py's."""
+
+    summary: str  # how, in words
 
     def compile(self, **how: Any) -> None:
         """Compile its pieces of a block."""
 
     def __call__(
-        self, blocks: Sequence[Any], tokens: torch.Tensor, texts: Texts, inputs: BlockInputs, cross_attend: CrossAttend
+        self, blocks: Sequence[Block], tokens: torch.Tensor, texts: Texts, inputs: BlockInputs, cross_attend: CrossAttend
     ) -> list[torch.Tensor]:
         """Tokens [B, T, C] -> the same after all blocks, with each of the texts."""
 
@@ -122,7 +122,7 @@ class Expert(nn.Module):
         self.self_attend, self.cross_attend, self.together = self_attend, cross_attend, together
         self._by_step = [one for one in transformer.modules() if isinstance(one, ByStep)]
         self._modulations: dict[float, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._rotary: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._rotary: dict[tuple[object, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self.run_block: Callable[..., torch.Tensor] = run_block  # replaced by its compiled version
         self.compiled = False
 
@@ -246,14 +246,14 @@ def _make_room(kept: dict[Any, Any]) -> None:
 
 
 def run_block(
-    block: Any, hidden: torch.Tensor, text: TextKeys, inputs: BlockInputs, self_attend: SelfAttend, cross_attend: CrossAttend
+    block: Block, hidden: torch.Tensor, text: TextKeys, inputs: BlockInputs, self_attend: SelfAttend, cross_attend: CrossAttend
 ) -> torch.Tensor:
     """Tokens [B, T, C] -> the same after a block."""
     query, key, value = project(block, hidden, inputs)
     return finish(block, hidden, self_attend(query, key, value, inputs.kernel, inputs.tokens), text, inputs, cross_attend)
 
 
-def project(block: Any, hidden: torch.Tensor, inputs: BlockInputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def project(block: Block, hidden: torch.Tensor, inputs: BlockInputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tokens [B, T, C] -> Q, K and V [B, H, T, D] of a block's self-attention."""
     attn, (shift, scale) = block.attn1, _modulation(block, inputs)[:2]
     hidden = (block.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
@@ -264,7 +264,7 @@ def project(block: Any, hidden: torch.Tensor, inputs: BlockInputs) -> tuple[torc
 
 
 def finish(
-    block: Any, hidden: torch.Tensor, attended: torch.Tensor, text: TextKeys, inputs: BlockInputs, cross_attend: CrossAttend
+    block: Block, hidden: torch.Tensor, attended: torch.Tensor, text: TextKeys, inputs: BlockInputs, cross_attend: CrossAttend
 ) -> torch.Tensor:
     """Tokens [B, T, C] before a block, and its self-attention's output [B, H, T, D] -> tokens after the block."""
     _, _, gate, shift, scale, last_gate = _modulation(block, inputs)
@@ -280,7 +280,7 @@ def finish(
     return (hidden.float() + fed.float() * last_gate).type_as(hidden)
 
 
-def _modulation(block: Any, inputs: BlockInputs) -> tuple[torch.Tensor, ...]:
+def _modulation(block: Block, inputs: BlockInputs) -> tuple[torch.Tensor, ...]:
     """Shift, scale and gate [1, 1, C] of self-attention, then of the feed-forward layers."""
     return (block.scale_shift_table + inputs.modulation.float()).chunk(6, dim=1)
 

@@ -16,7 +16,7 @@ from wan_mlperf.checkpoint import Checkpoint
 from wan_mlperf.denoise import Prompt, Start, denoise, warm_lengths
 from wan_mlperf.errors import BadInput
 from wan_mlperf.experts import Expert
-from wan_mlperf.kernels import attention, device, gemm
+from wan_mlperf.kernels import attention, device, gemm, packed
 from wan_mlperf.kernels import vae as kernels_vae
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel import split_experts, split_vae, xdit
@@ -269,9 +269,11 @@ def _load_experts(
         )
         if recipe.compile.experts:
             experts[name].compile()
+        elif not recipe.exact:
+            packed.pack(transformer.blocks)
         on_part()
     if together is not None:
-        summary.append("branches of guidance take turns: while one exchanges, the other computes")
+        summary.append(f"branches of guidance: {together.summary}")
     return experts, summary
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from rich.table import Table
@@ -13,6 +13,9 @@ from rich.table import Table
 from wan_mlperf.errors import BadInput
 from wan_mlperf.recipe import Gemm, Recipe, Reuse
 from wan_mlperf.workload import Workload
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
 
 ExpertName = Literal["high_noise", "low_noise"]
 Layers = tuple[tuple[str, str], ...]
@@ -65,7 +68,7 @@ def any_unguided(plan: Sequence[Step]) -> bool:
     return any(not step.guided and step.source is None for step in plan)
 
 
-def make_scheduler(config: Mapping[str, object], workload: Workload) -> Any:
+def make_scheduler(config: Mapping[str, object], workload: Workload) -> SchedulerMixin:
     """Return a new scheduler for the workload's steps. It holds the state of one query.
 
     Its class is the one that the model names, as in diffusers' own pipeline. Raises BadInput if class or settings do not fit.

@@ -13,6 +13,7 @@ from wan_mlperf import Pipeline, load_recipe
 from wan_mlperf.denoise import Start
 from wan_mlperf.errors import BadInput
 from wan_mlperf.kernels.linear import ByStep, Fp8Linear, Mxfp4Linear
+from wan_mlperf.kernels.packed import PackedLinear
 from wan_mlperf.predict import forecast, hardware, work
 from wan_mlperf.predict.from_recipe import prices_of
 from wan_mlperf.predict.subject import expert_bytes
@@ -35,7 +36,7 @@ def recipe(model: Path, *more: str) -> Recipe:
 
 def kinds(pipeline: Pipeline, expert: str) -> dict[str, type[nn.Module]]:
     modules = pipeline.experts[expert].transformer.named_modules()
-    linear = (nn.Linear, Fp8Linear, Mxfp4Linear, ByStep)
+    linear = (PackedLinear, Fp8Linear, Mxfp4Linear, ByStep)
     return {name: type(one) for name, one in modules if name.startswith("blocks.") and isinstance(one, linear)}
 
 
@@ -68,7 +69,7 @@ def test_both_formats_are_held_only_where_they_are_needed(model: Path) -> None:
     assert ByStep not in kinds(pipeline, "high_noise").values(), "none of its steps is among them"
     low = kinds(pipeline, "low_noise")
     held = {name for name, kind in low.items() if kind is ByStep}
-    assert held and {name.split(".")[1] for name in held} == {"1"} and f"{len(held)} mxfp4 and fp8" in pipeline.load_summary[-1]
+    assert held and {name.split(".")[1] for name in held} == {"1"} and f"{len(held)} mxfp4 and fp8" in pipeline.load_summary[1]
     assert {low[f"{name}.formats.{form}"] for name in held for form in ("mxfp4", "fp8")} == {Mxfp4Linear, Fp8Linear}
 
 
@@ -76,7 +77,7 @@ def test_a_rule_of_one_expert_leaves_the_other_as_it_is(model: Path) -> None:
     rule = "gemm.keep=[{layers: blocks.0.ffn.*, format: bf16, expert: high_noise}]"
     pipeline = Pipeline.load(recipe(model, *MXFP4, rule))
     high, low = kinds(pipeline, "high_noise"), kinds(pipeline, "low_noise")
-    assert {name for name, kind in high.items() if kind is nn.Linear} == {"blocks.0.ffn.net.0.proj", "blocks.0.ffn.net.2"}
+    assert {name for name, kind in high.items() if kind is PackedLinear} == {"blocks.0.ffn.net.0", "blocks.0.ffn.net.2"}
     assert set(low.values()) == {Mxfp4Linear}
 
 

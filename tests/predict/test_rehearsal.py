@@ -79,7 +79,7 @@ def test_a_rehearsal_agrees_with_a_real_run(tmp_path: Path, overrides: tuple[str
 
 @pytest.mark.job
 def test_the_exchange_is_that_share_of_the_tensors() -> None:
-    subject = embedded("mesh.cfg=1", gpus=4)
+    subject = embedded("mesh.cfg=1", "mesh.interleave=false", gpus=4)
     tokens, size = work.tokens_of(subject.workload), work.size_of_expert(subject.configs["transformer"])
     (first, *_) = rehearsal.rehearse(subject)
     sent = first.total.sent["ulysses"]
@@ -87,8 +87,12 @@ def test_the_exchange_is_that_share_of_the_tensors() -> None:
     assert sent == 2 * 3 * size.layers * 4 * (tokens // 4) * size.width * 2 * 3 // 4
     assert first.total.messages["ulysses"] == 2 * 3 * size.layers * 4 * 3
 
+    # Both branches as one batch: the same bytes in half as many messages.
+    (batched, *_) = rehearsal.rehearse(embedded("mesh.cfg=1", gpus=4))
+    assert batched.total.sent == first.total.sent and 2 * batched.total.messages["ulysses"] == first.total.messages["ulysses"]
+
     # Q, K and V as bytes, with a row of scales each; the same messages.
-    (low, *_) = rehearsal.rehearse(embedded("mesh.cfg=1", "exchange=fp8", gpus=4))
+    (low, *_) = rehearsal.rehearse(embedded("mesh.cfg=1", "mesh.interleave=false", "exchange=fp8", gpus=4))
     assert low.total.sent["ulysses"] == 2 * 3 * work.exchange_bytes(tokens, 4, size, qkv_bytes=1)
     assert low.total.sent["ulysses"] == 2 * 3 * size.layers * (3 * (tokens // 4 + 1) + tokens // 4 * 2) * size.width * 3 // 4
     assert low.total.messages == first.total.messages
@@ -133,12 +137,12 @@ def leave_out_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
 def leave_out_an_expert(monkeypatch: pytest.MonkeyPatch) -> None:
     from wan_mlperf import experts
 
-    whole = experts.Expert.run_blocks
+    whole = experts.Expert.run_branches
 
-    def skip(expert: Any, tokens: Any, latents: Any, timestep: float, *rest: Any) -> Any:
-        return tokens if timestep < 875 else whole(expert, tokens, latents, timestep, *rest)
+    def skip(expert: Any, tokens: Any, latents: Any, timestep: float, texts: Any, *rest: Any) -> Any:
+        return [tokens] * len(texts) if timestep < 875 else whole(expert, tokens, latents, timestep, texts, *rest)
 
-    monkeypatch.setattr(experts.Expert, "run_blocks", skip)
+    monkeypatch.setattr(experts.Expert, "run_branches", skip)
 
 
 def leave_out_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,13 +87,13 @@ def test_a_trial_starts_where_it_differs(model: Path, monkeypatch: pytest.Monkey
     trials = choices.trials(bench.plan(base), options)
     forwards = {"0 unguided": 2 * STEPS - 1, "3 sage_fp4": 4, "4 unguided": 1, "2+1 x0.9": 4, "2+2 x1.1": 2}
     calls: list[float] = []
-    whole = experts.Expert.run_blocks
+    whole = experts.Expert.run_branches
 
-    def counted(self: Any, tokens: Any, latents: Any, timestep: float, *rest: Any) -> Any:
-        calls.append(timestep)
-        return whole(self, tokens, latents, timestep, *rest)
+    def counted(self: Any, tokens: Any, latents: Any, timestep: float, texts: Any, *rest: Any) -> Any:
+        calls.extend([timestep] * len(texts))
+        return whole(self, tokens, latents, timestep, texts, *rest)
 
-    monkeypatch.setattr(experts.Expert, "run_blocks", counted)
+    monkeypatch.setattr(experts.Expert, "run_branches", counted)
     alone = {name: bench.run(trials[name], name=name) for name in forwards}
     bench.run(base, name="exact")
     for name, number in forwards.items():

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,6 +20,9 @@ from wan_mlperf.kernels.device import Device, probe
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.recipe import Recipe, parse
 from wan_mlperf.workload import Workload
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
 
 MARK = "contestant: "
 # Prompt -> (stage -> seconds, final latents or None). Makes one video, up to frames in host memory.
@@ -83,7 +86,7 @@ def xdit(recipe: Recipe, workload: Workload, folder: Path) -> Run:
     return timed(plain_xdit.load(folder, probe(), dtype), workload, probe())
 
 
-def timed(pipeline: Any, workload: Workload, device: Device) -> Run:
+def timed(pipeline: WanPipeline, workload: Workload, device: Device) -> Run:
     """Warm up a WanPipeline and return how to run it with our workload. Hooks on its parts time the stages."""
     pipeline.set_progress_bar_config(disable=True)
     stages: dict[str, float] = defaultdict(float)
@@ -95,11 +98,11 @@ def timed(pipeline: Any, workload: Workload, device: Device) -> Run:
     ):
         began: list[float] = []
 
-        def before(*_: Any, began: list[float] = began) -> None:
+        def before(*_: object, began: list[float] = began) -> None:
             _synchronise(device)
             began.append(time.perf_counter())
 
-        def after(*_: Any, began: list[float] = began, stage: str = stage) -> None:
+        def after(*_: object, began: list[float] = began, stage: str = stage) -> None:
             _synchronise(device)
             stages[stage] += time.perf_counter() - began.pop()
 
@@ -110,7 +113,9 @@ def timed(pipeline: Any, workload: Workload, device: Device) -> Run:
         stages.clear()
         kept: list[torch.Tensor] = []
 
-        def keep(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        def keep(
+            _pipeline: WanPipeline, step: int, _timestep: torch.Tensor, tensors: dict[str, torch.Tensor]
+        ) -> dict[str, torch.Tensor]:
             kept[:] = [tensors["latents"]]
             return {}
 

@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -34,7 +33,7 @@ from wan_mlperf.workload import MLPERF, Workload
 
 LAYERS = {"block720p": 1, "expert720p": 40}
 TEXT_LENGTH = 60  # of a typical prompt, without padding
-Call = Callable[[], Any]
+Call = Callable[[], object]
 
 
 def main(workload: str, rounds: int, file: str | None) -> int:

@@ -14,19 +14,25 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from rich.table import Table
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, record_function
 
 from wan_mlperf import cli, preflight, process, ranks
 from wan_mlperf.bench.fidelity import console, start_ranks
 from wan_mlperf.files import atomic_write, writable_folder
+from wan_mlperf.parallel.batched import Batched
+from wan_mlperf.parallel.interleave import Interleaved
 from wan_mlperf.pipeline import Pipeline
 from wan_mlperf.predict import hardware, work
 from wan_mlperf.spans import Spans
 from wan_mlperf.step_plan import Step
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PARTS = ("text_encode", "attention", "gemm", "exchange", "elementwise", "vae_decode", "to_host", "host")
 PROMPT = "a red circle moving left on a blue background"
@@ -96,7 +102,7 @@ def profile(pipeline: Pipeline, trace: Path) -> tuple[dict[str, float], float]:
     return by_part(profiler.events() or [], seconds, gpu=pipeline.mesh.device.is_gpu), seconds
 
 
-def by_part(events: Iterable[Any], seconds: float, *, gpu: bool) -> dict[str, float]:
+def by_part(events: Iterable[FunctionEvent], seconds: float, *, gpu: bool) -> dict[str, float]:
     """Sum the events' self time by part, in seconds. On a CPU the range of a part has self time, too; that of a stage is host."""
     found: dict[str, float] = defaultdict(float)
     for event in events:
@@ -110,11 +116,11 @@ def by_part(events: Iterable[Any], seconds: float, *, gpu: bool) -> dict[str, fl
     return {part: found[part] for part in PARTS}
 
 
-def part_of(event: Any) -> str | None:
+def part_of(event: FunctionEvent) -> str | None:
     """Which part an event's self time belongs to; None outside every stage, for instance on a library's thread."""
     name, stage = event.name, None
     part = "exchange" if name.startswith(MESSAGES) else "attention" if any(word in name for word in KERNELS) else None
-    above = event
+    above: FunctionEvent | None = event
     while above is not None and stage is None:
         if above.name.startswith(PART):
             part = part or above.name.removeprefix(PART)
@@ -135,7 +141,7 @@ def part_of(event: Any) -> str | None:
     return "gemm" if any(one.startswith(PRODUCTS) for one in inside) else "elementwise"
 
 
-def _root(event: Any) -> Any:
+def _root(event: FunctionEvent) -> FunctionEvent:
     while event.cpu_parent is not None:
         event = event.cpu_parent
     return event
@@ -144,17 +150,19 @@ def _root(event: Any) -> Any:
 def _label_calls(pipeline: Pipeline) -> None:
     """Name attention and the exchange between ranks in the trace, for as long as this process lives."""
 
-    def label(holder: Any, attribute: str, part: str) -> None:
+    def label(holder: object, attribute: str, part: str) -> None:
         setattr(holder, attribute, _labelled(getattr(holder, attribute), part))
 
     for expert in pipeline.experts.values():
         label(expert, "self_attend", "attention")
         label(expert, "cross_attend", "attention")
-    taking_turns: Any = pipeline.experts["high_noise"].together  # both experts' own
-    if taking_turns is not None:
-        label(taking_turns, "attend", "attention")
-        begin = _labelled(taking_turns.start, "exchange")
-        taking_turns.start = lambda packed: _labelled(begin(packed), "exchange")
+    together = pipeline.experts["high_noise"].together  # both experts' own
+    if isinstance(together, Batched):
+        label(together, "self_attend", "attention")
+    elif isinstance(together, Interleaved):
+        label(together, "attend", "attention")
+        begin = _labelled(together.start, "exchange")
+        together.start = lambda packed: _labelled(begin(packed), "exchange")  # type: ignore[method-assign]
     label(pipeline.mesh, "all_branches", "exchange")
     label(pipeline.mesh, "gather_to_first", "exchange")
     if pipeline.mesh.exchange is not None:
@@ -162,8 +170,8 @@ def _label_calls(pipeline: Pipeline) -> None:
         pipeline.mesh.exchange.start = lambda tensors: _labelled(start(tensors), "exchange")  # type: ignore[method-assign]
 
 
-def _labelled(function: Callable[..., Any], part: str) -> Callable[..., Any]:
-    def call(*arguments: Any, **keys: Any) -> Any:
+def _labelled(function: Callable[P, R], part: str) -> Callable[P, R]:
+    def call(*arguments: P.args, **keys: P.kwargs) -> R:
         with record_function(f"{PART}{part}"):
             return function(*arguments, **keys)
 

@@ -13,7 +13,7 @@ import re
 import stat
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from wan_mlperf.errors import BadInput
 
@@ -156,7 +156,7 @@ def read_bytes(path: str | Path) -> bytes:
     return content
 
 
-def _open(name: str) -> Any:
+def _open(name: str) -> BinaryIO:
     """Open a file for reading. torchrun does not pass on /dev/fd/N that it was given, so a rank uses its parent's."""
     if name in ("-", "/dev/stdin", "/proc/self/fd/0", "/dev/fd/0"):
         if sys.stdin is None:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 # Inductor's passes that start an exchange early and wait for it late. PyTorch recommends them, and AMD sets them.
 _EARLY, _LATE = "reorder_communication_preserving_peak_memory", "sink_waits_iterative"
 _OVERLAP = "reorder_for_compute_comm_overlap"
-OVERLAP: dict[str, Any] = {_OVERLAP: True, f"{_OVERLAP}_passes": [_EARLY, _LATE, _EARLY]}
+OVERLAP: dict[str, object] = {_OVERLAP: True, f"{_OVERLAP}_passes": [_EARLY, _LATE, _EARLY]}
 # Variables that choose which of a host's GPUs a build of torch may see.
 VISIBLE = {"CUDA": ("CUDA_VISIBLE_DEVICES",), "ROCm": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")}
 

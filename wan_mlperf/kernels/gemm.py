@@ -18,7 +18,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ from wan_mlperf.kernels.device import Device
 from wan_mlperf.kernels.linear import AiterLinear, ByStep, Fp8Linear, Mxfp4Linear, TorchaoLinear, compute_dtype
 from wan_mlperf.recipe import Gemm
 from wan_mlperf.step_plan import Layers
+
+if TYPE_CHECKING:
+    from torchao.core.config import AOBaseConfig
 
 NativeLinear = Callable[[nn.Linear], nn.Module]
 Backends = Mapping[str, "str | None"]  # format -> key of GEMM, None for a reference
@@ -167,7 +170,7 @@ def weight_bytes(layer: nn.Module) -> int:
     return total
 
 
-def _storages(tensor: Any) -> Iterator[torch.Tensor]:
+def _storages(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield the plain tensors inside a tensor: torchao's consist of several."""
     if hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
@@ -195,7 +198,7 @@ def _torchao(layer: nn.Linear, name: str, fp8_scales: str) -> nn.Module:
     return TorchaoLinear(layer)
 
 
-def fp8_config(scales: str) -> Any:
+def fp8_config(scales: str) -> AOBaseConfig:
     """Return torchao's configuration of FP8 layers. Weights and activations have one scale per "row" or per "tensor"."""
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, PerTensor
     from torchao.quantization.quantize_.common.kernel_preference import KernelPreference
@@ -208,7 +211,7 @@ def fp8_config(scales: str) -> Any:
     )
 
 
-def _mxfp4_config() -> Any:
+def _mxfp4_config() -> AOBaseConfig:
     from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig
 
     fp4 = torch.float4_e2m1fn_x2

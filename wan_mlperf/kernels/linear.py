@@ -12,7 +12,7 @@ import abc
 import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -40,10 +40,10 @@ class Quantised(nn.Module, abc.ABC):
 
     in_features: int
     out_features: int
-    quantises: tuple[Any, ...]
+    quantises: tuple[object, ...]
 
     @abc.abstractmethod
-    def multiply_all(self, hidden: torch.Tensor, layers: Sequence[Any]) -> list[torch.Tensor]:
+    def multiply_all(self, hidden: torch.Tensor, layers: Sequence[Self]) -> list[torch.Tensor]:
         """[..., K] -> [..., N] of each of the layers, which quantise as this one does."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ class InTwoSteps(Quantised):
     def multiply(self, *operands: torch.Tensor) -> torch.Tensor:
         """What `quantise` returned -> [..., N]."""
 
-    def multiply_all(self, hidden: torch.Tensor, layers: Sequence[Any]) -> list[torch.Tensor]:
+    def multiply_all(self, hidden: torch.Tensor, layers: Sequence[Self]) -> list[torch.Tensor]:
         """See `Quantised.multiply_all`."""
         operands = self.quantise(hidden)
         return [layer.multiply(*operands) for layer in layers]
@@ -95,21 +95,20 @@ class ByStep(nn.Module):
 def products(hidden: torch.Tensor, layers: Sequence[nn.Module]) -> list[torch.Tensor]:
     """Return each layer's output on the same input [..., K], which is quantised once for all that quantise alike."""
     layers = [one.current if isinstance(one, ByStep) else one for one in layers]
-    outs: list[Any] = [None] * len(layers)
+    outs: dict[int, torch.Tensor] = {}
     for number, layer in enumerate(layers):
-        if outs[number] is not None:
+        if number in outs:
             continue
         if not isinstance(layer, Quantised):
             outs[number] = layer(hidden)
             continue
-        alike = [
-            other
+        alike = {
+            other: one
             for other, one in enumerate(layers)
             if other >= number and isinstance(one, Quantised) and one.quantises == layer.quantises
-        ]
-        for other, out in zip(alike, layer.multiply_all(hidden, [layers[other] for other in alike]), strict=True):
-            outs[other] = out
-    return outs
+        }
+        outs.update(zip(alike, layer.multiply_all(hidden, list(alike.values())), strict=True))
+    return [outs[number] for number in range(len(layers))]
 
 
 class _Reference(InTwoSteps):
@@ -236,7 +235,7 @@ class TorchaoLinear(InTwoSteps):
         """What `quantise` returned -> [M, N]."""
         return F.linear(operands[0], self.weight, self.bias)
 
-    def multiply_all(self, hidden: torch.Tensor, layers: Sequence[Any]) -> list[torch.Tensor]:
+    def multiply_all(self, hidden: torch.Tensor, layers: Sequence[Self]) -> list[torch.Tensor]:
         """See `Quantised.multiply_all`."""
         outs = super().multiply_all(hidden.reshape(-1, self.in_features), layers)
         return [out.view(*hidden.shape[:-1], -1) for out in outs]
@@ -254,7 +253,7 @@ class AiterLinear(Quantised):
         size: Any = packed
         self.in_features, self.out_features = size.in_features, size.out_features
 
-    def multiply_all(self, hidden: torch.Tensor, layers: Sequence[Any]) -> list[torch.Tensor]:
+    def multiply_all(self, hidden: torch.Tensor, layers: Sequence[Self]) -> list[torch.Tensor]:
         """See `Quantised.multiply_all`."""
         if len(layers) == 1:
             return [layers[0].packed(hidden)]

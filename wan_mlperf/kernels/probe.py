@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -103,7 +102,7 @@ def _parameters(need: Need) -> dict[str, bool] | None:
     return {name: one.default is not inspect.Parameter.empty for name, one in parameters.items()}
 
 
-def _list(values: Sequence[Any]) -> str:
+def _list(values: Sequence[object]) -> str:
     return " or ".join(str(value) for value in values)
 
 

@@ -78,7 +78,7 @@ def groups_of(mesh: Mesh) -> dict[str, Group]:
     return {one.group_name: Group(what, one.size()) for what, those in named.items() for one in those if one is not None}
 
 
-def group_name(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+def group_name(args: Sequence[object], kwargs: Mapping[str, object]) -> str | None:
     """Name of the group that a collective was called with: functional ones get the name, others a process group."""
     for one in (*args, *kwargs.values()):
         if isinstance(one, str) and one not in ("sum", "avg"):

@@ -12,14 +12,18 @@ B batch, H heads, T tokens of a rank, D head dim, U Ulysses degree.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from wan_mlperf.kernels import e4m3
+from wan_mlperf.parallel.xdit import Key
 
 
-def attend(usp: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, backend: Any, tokens: int) -> torch.Tensor:
+def attend(
+    usp: ModuleType, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, backend: Key, tokens: int
+) -> torch.Tensor:
     """Attention of all ranks' tokens: q, k, v [B, H, T, D] -> [B, H, T, D]. `backend` is a key of xDiT's attention registry.
 
     `usp` is xDiT's module of that name. `tokens` counts those of all ranks, without the zeros that pad the last shares.

@@ -21,12 +21,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock as Block
 
 from wan_mlperf.errors import BadInput
 from wan_mlperf.experts import BlockInputs, CrossAttend, TextKeys, finish, project
 from wan_mlperf.kernels import e4m3
 from wan_mlperf.kernels.device import Device
 from wan_mlperf.parallel.mesh import Shape
+from wan_mlperf.parallel.xdit import Key
 from wan_mlperf.recipe import MeshRecipe
 
 Wait = Callable[[], torch.Tensor]
@@ -54,6 +56,8 @@ class Interleaved:
     `attend(query, key, value, kernel)` is attention on a rank's own heads. `fp8`: Q, K and V cross as E4M3 (kernels/e4m3.py).
     """
 
+    summary = "in turns: while one exchanges, the other computes"
+
     def __init__(self, group: dist.ProcessGroup, attend: Callable[..., torch.Tensor], *, fp8: bool = False) -> None:
         self.group, self.attend, self.fp8, self.size = group, attend, fp8, dist.get_world_size(group)
         self.first: Piece = _first
@@ -70,7 +74,7 @@ class Interleaved:
 
     def __call__(
         self,
-        blocks: Sequence[Any],
+        blocks: Sequence[Block],
         tokens: torch.Tensor,
         texts: Sequence[Sequence[TextKeys]],
         inputs: BlockInputs,
@@ -107,13 +111,13 @@ class Interleaved:
         return tensor
 
 
-def _arrived(work: Any, _packed: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
+def _arrived(work: dist.Work, _packed: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
     """Wait for an exchange, whose tensors are kept alive until then. On a GPU the stream waits, not the host."""
     work.wait()
     return received
 
 
-def _first(block: Any, hidden: torch.Tensor, inputs: BlockInputs, size: int, fp8: bool) -> torch.Tensor:
+def _first(block: Block, hidden: torch.Tensor, inputs: BlockInputs, size: int, fp8: bool) -> torch.Tensor:
     """Tokens [B, T, C] -> Q, K and V for each rank, [U, 3, B, H / U, T, D], or with `fp8` as packed bytes, T + 1 rows."""
     projected = [e4m3.pack(one) if fp8 else one for one in project(block, hidden, inputs)]
     return torch.stack([one.unflatten(1, (size, -1)).transpose(0, 1) for one in projected], dim=1)
@@ -136,15 +140,15 @@ def _middle(
 
 
 def _last(
-    block: Any, hidden: torch.Tensor, arrived: torch.Tensor, text: TextKeys, inputs: BlockInputs, cross_attend: CrossAttend
+    block: Block, hidden: torch.Tensor, arrived: torch.Tensor, text: TextKeys, inputs: BlockInputs, cross_attend: CrossAttend
 ) -> torch.Tensor:
     """Tokens [B, T, C] before a block, and the output [U, B, H / U, T, D] of each rank's heads -> tokens after the block."""
     return finish(block, hidden, arrived.transpose(0, 1).flatten(1, 2), text, inputs, cross_attend)
 
 
 def _turn(
-    block: Any,
-    following: Any,
+    block: Block,
+    following: Block,
     hidden: torch.Tensor,
     arrived: torch.Tensor,
     text: TextKeys,
@@ -158,7 +162,7 @@ def _turn(
     return hidden, _first(following, hidden, inputs, size, fp8)
 
 
-def on_own_heads(keys: Mapping[str, Any], rehearsed_ranks: int = 1) -> Callable[..., torch.Tensor]:
+def on_own_heads(keys: Mapping[str, Key], rehearsed_ranks: int = 1) -> Callable[..., torch.Tensor]:
     """Return attention through xDiT without any exchange; `keys` is recipe name -> key of its registry.
 
     With `rehearsed_ranks` above 1 it rounds Q, K and V as if so many ranks had exchanged them as E4M3.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +14,9 @@ from wan_mlperf.experts import CrossAttend, SelfAttend, Split, TextKeys, Togethe
 from wan_mlperf.kernels import e4m3, padding
 from wan_mlperf.kernels.attention import Kernel
 from wan_mlperf.kernels.device import Device
-from wan_mlperf.parallel import fp8_exchange, interleave, xdit, xdit_groups
+from wan_mlperf.parallel import batched, fp8_exchange, interleave, xdit, xdit_groups
 from wan_mlperf.parallel.mesh import Mesh, Shape
+from wan_mlperf.parallel.xdit import Key
 from wan_mlperf.recipe import ExchangeName, Recipe
 
 
@@ -82,16 +82,21 @@ def together(
 ) -> Together | None:
     """Return how both branches of guidance take turns through the blocks; None if they run one after the other.
 
-    `rehearsed_ranks` as for `attends`.
+    In turns where `mesh.interleave` says so. As one batch on a CPU, unless the recipe turns off the first, or nothing may even
+    round in another order. `rehearsed_ranks` as for `attends`.
     """
     if not interleave.chosen(recipe.mesh, shape, device):
-        return None
+        bitwise = recipe.exact and shape.per_replica == 1
+        if device.is_gpu or shape.cfg > 1 or recipe.mesh.interleave is False or bitwise:
+            return None
+        self_attend, _ = attends(kernels, exchange=recipe.exchange, rehearsed_ranks=rehearsed_ranks)
+        return batched.Batched(self_attend)
     fp8, alone = recipe.exchange == "fp8", shape.ulysses == 1
     attend = interleave.on_own_heads(_keys(kernels), rehearsed_ranks if fp8 and alone else 1)
     return interleave.Interleaved(xdit_groups.sequence_groups().ulysses, attend, fp8=fp8 and not alone)
 
 
-def _keys(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
+def _keys(kernels: Mapping[str, Kernel]) -> dict[str, Key]:
     """Recipe name -> key of xDiT's attention registry."""
     return {
         name: xdit.backend_key(kernel.xdit) if kernel.xdit else xdit.register(name, kernel.function)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,11 @@ from torch import nn
 
 from wan_mlperf.parallel.mesh import Mesh
 from wan_mlperf.vae_decode import Gather
+
+if TYPE_CHECKING:
+    from distvae.models.layers.conv2d import PatchConv2d
+    from distvae.models.layers.conv3d import PatchConv3d
+    from distvae.modules.adapters.layers.attn_adapters import GatheredAttentionAdapter
 
 HEIGHT, WIDTH = -2, -1
 
@@ -91,7 +96,9 @@ def _compute_while_edges_travel(decoder: nn.Module, mesh: Mesh, patch_dim: int) 
     neighbours = {mesh.rank_in_replica - 1: (0, 0), mesh.rank_in_replica + 1: (-1, 2)}  # own edge, and the kernel's row beyond it
     neighbours = {rank: where for rank, where in neighbours.items() if 0 <= rank < mesh.shape.per_replica}
 
-    def forward(conv: Any, band: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        conv: PatchConv2d | PatchConv3d, band: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         function = F.conv2d if band.ndim == 4 else F.conv3d
         edges = {rank: band.select(patch_dim, own).contiguous() for rank, (own, _) in neighbours.items()}
         received = exchange.start(edges)
@@ -123,7 +130,7 @@ def _attend_for_own_band(decoder: nn.Module, mesh: Mesh, bands: Bands) -> None:
     exchange, own = mesh.exchange, mesh.rank_in_replica
     assert exchange is not None
 
-    def forward(adapter: Any, band: torch.Tensor) -> torch.Tensor:
+    def forward(adapter: GatheredAttentionAdapter, band: torch.Tensor) -> torch.Tensor:
         block, frames = adapter.module, band.transpose(1, 2)  # [B, T, C, h, w]
         images = frames.flatten(0, 1)
         queries, keys_values = block.to_qkv(block.norm(images)).flatten(2).mT.split([block.dim, 2 * block.dim], -1)

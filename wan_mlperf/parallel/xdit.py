@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,6 +23,8 @@ from wan_mlperf.kernels import probe
 from wan_mlperf.kernels.backends import ATTENTION
 from wan_mlperf.kernels.device import build, gpu_count
 from wan_mlperf.kernels.reference import Function
+
+Key = Hashable  # of xDiT's attention registry: an AttentionBackendType, or the name of a function of ours
 
 
 @functools.cache
@@ -80,7 +82,7 @@ def _load_without_gpu() -> ModuleType:
     return package
 
 
-def backend_key(name: str) -> Any:
+def backend_key(name: str) -> Key:
     """Return the key of xDiT's attention registry for one of its backends, by its name in AttentionBackendType."""
     load()
     return importlib.import_module("xfuser.core.distributed.attention_backend").AttentionBackendType[name]
@@ -110,7 +112,7 @@ def check_backend(key: str, *, dtype: torch.dtype | None = None, head_dim: int |
     return None
 
 
-def attention_function(key: Any) -> Any:
+def attention_function(key: Key) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """Return the function behind a key of xDiT's attention registry: it returns the output, and the log-sum-exp or None."""
     return importlib.import_module("xfuser.core.distributed.attention_backend").ATTENTION_FUNCTION_REGISTRY[key]
 

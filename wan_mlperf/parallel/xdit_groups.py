@@ -29,9 +29,9 @@ _GROUPS = ("_WORLD", "_MODEL_REPLICA", "_DP", "_CFG", "_SP", "_TP", "_PP", "_FS"
 class _Ground:
     """The default process group that xDiT's groups stand on, and whether it was started here."""
 
-    group: Any = None
+    group: dist.ProcessGroup | None = None
     ours: bool = False
-    store: Any = None  # where the ranks found each other
+    store: tuple[dist.Store, int, int] | None = None  # where the ranks found each other
     starts: int = 0
 
 
@@ -64,7 +64,7 @@ def start_groups(device: Device, *, replicas: int, cfg: int, ulysses: int, ring:
     return distributed
 
 
-def _start_world(device: Device, distributed: Any, state: Any, timeout_s: float) -> None:
+def _start_world(device: Device, distributed: ModuleType, state: ModuleType, timeout_s: float) -> None:
     """Start the group of all ranks: torch.distributed's, unless the program has, and xDiT's on top of it."""
     if not dist.is_initialized() or dist.group.WORLD is not _ground.group:  # xDiT's groups, if any, were another one's
         for name in _GROUPS:
@@ -85,7 +85,7 @@ def _start_world(device: Device, distributed: Any, state: Any, timeout_s: float)
     _ground.group = dist.group.WORLD
 
 
-def _store(timeout: datetime.timedelta) -> tuple[Any, int, int]:
+def _store(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
     """Where ranks under torchrun put the addresses of a new default group: (store, rank, world), with another prefix each time.
 
     torch uses the same keys again for the next default group of a process. A rank that looks before its peer has written the new
@@ -110,7 +110,7 @@ def _our_groups(timeout_s: float) -> Iterator[None]:
     before = set(c10d._world.pg_map)
 
     class OnOurDevices(gloo):  # a class, because torch asks whether groups are instances of this name
-        def __init__(self, store: Any, rank: int, size: int, *, timeout: datetime.timedelta) -> None:
+        def __init__(self, store: dist.Store, rank: int, size: int, *, timeout: datetime.timedelta) -> None:
             options = gloo._Options()
             options._devices, options._timeout = devices, timeout
             super().__init__(store, rank, size, options)

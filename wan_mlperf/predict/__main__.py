@@ -7,15 +7,16 @@ by side with --html. `predict fit` refits the model's constants to measured runs
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wan_mlperf import cli, process
 from wan_mlperf.errors import BadInput
 
 if TYPE_CHECKING:  # imported when they are needed: --help and a misspelt flag must not wait for torch
     from wan_mlperf.predict.forecast import Forecast
+    from wan_mlperf.predict.memory import Fit
     from wan_mlperf.recipe import Recipe
 
 RECIPE, GPUS = "mi355x-singlestream", 8
@@ -162,7 +163,7 @@ def check_memory(one: Forecast) -> None:
     )
 
 
-def other_fits(one: Forecast) -> list[Any]:
+def other_fits(one: Forecast) -> list[Fit]:
     """The memory that a rank needs with each dtype and chunk of the decode and each format of the experts."""
     from wan_mlperf.predict import memory, rehearsal
 
@@ -184,7 +185,7 @@ def write_outputs(forecasts: Sequence[Forecast], options: argparse.Namespace) ->
         _write(Path(options.html), page.render(forecasts), atomic_write)
 
 
-def _write(path: Path, content: str, write: Any) -> None:
+def _write(path: Path, content: str, write: Callable[[Path, str], object]) -> None:
     try:
         write(path, content)
     except OSError as error:

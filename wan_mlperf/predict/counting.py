@@ -27,6 +27,7 @@ from wan_mlperf.parallel.fake_ranks import Group, group_name
 
 aten = torch.ops.aten
 PRODUCTS = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm)
+PACKED = torch.ops.mkldnn._linear_pointwise  # a CPU's linear layer (kernels/packed.py), which a rehearsal has in PyTorch's form
 CONVOLUTIONS = (aten.convolution, aten._convolution, aten.mkldnn_convolution)
 # The dtype of a product -> its name as a format.
 FORMATS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -185,7 +186,7 @@ class Counting(TorchDispatchMode):
             out = func(*args, **(kwargs or {}))
         if func.namespace in ("_c10d_functional", "c10d"):
             self._communicate(packet._qualified_op_name.split("::")[1], args, kwargs or {})
-        elif packet in PRODUCTS or packet in CONVOLUTIONS:
+        elif packet in (*PRODUCTS, *CONVOLUTIONS, PACKED):
             self._compute(packet, args, kwargs or {}, out)
         outputs = [one for one in tree_leaves(out) if isinstance(one, torch.Tensor)]
         if func.namespace == "aten":
@@ -202,6 +203,9 @@ class Counting(TorchDispatchMode):
             image, weight = args[0], args[1]
             name, flops = f"convolution {form}", 2.0 * out.numel() * weight.numel() / weight.shape[0]
             shapes = f"{tuple(image.shape)} * {tuple(weight.shape)}"
+        elif packet is PACKED:
+            name, flops = f"gemm {form}", 2.0 * out.numel() * args[0].shape[-1]
+            shapes = f"{tuple(args[0].shape)} x {tuple(args[1].shape)}"
         else:
             name, flops = f"gemm {form}", float(flop_registry[packet](*args, **kwargs, out_val=out))
             shapes = " x ".join(str(tuple(one.shape)) for one in tensors[-2:])

@@ -56,11 +56,11 @@ class Forecast:
         """Seconds to load the published checkpoint: from a warm page cache, and from a disk."""
         return FILES_GB / WARM_GB_S, FILES_GB / COLD_GB_S
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """What --json writes."""
         low, high = self.prediction.band
         need = self.need
-        found: dict[str, Any] = {
+        found: dict[str, object] = {
             "recipe": self.recipe,
             "hardware": self.gpu.name,
             "gpus": self.gpus,
@@ -176,7 +176,7 @@ def _seconds_of_stage(counts: Counts, prices: Prices, ulysses: int, *, hidden: f
     return Seconds(attention=attention, gemm=gemm, exchange=exchange - min(hidden * exchange, attention + gemm))
 
 
-def _rank_json(rank: RankCounts) -> dict[str, Any]:
+def _rank_json(rank: RankCounts) -> dict[str, object]:
     need = need_of(rank)
     return {
         "rank": rank.rank,

@@ -64,6 +64,6 @@ def check(entry: Mapping[str, Any], what: str, needed: Sequence[str]) -> None:
             raise BadInput(f"{what}: {key}: {str(value)[:80]!r} is not allowed; allowed: {allowed}")
 
 
-def _are_shares(value: Any) -> bool:
+def _are_shares(value: object) -> bool:
     shares = value.values() if isinstance(value, dict) else ()
     return bool(shares) and all(type(share) in (int, float) and 0 < share < math.inf for share in shares)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import UMT5EncoderModel
 
 from wan_mlperf.denoise import Prompt, denoise
 from wan_mlperf.experts import Expert, TextKeys
@@ -139,7 +140,7 @@ def _holding_all(rank: RankCounts, first: RankCounts) -> RankCounts:
     return replace(rank, weights={**missing, **rank.weights}, stages=stages)
 
 
-def _encode(subject: Subject, mesh: Mesh, model: Any, counting: Counting) -> Prompt:
+def _encode(subject: Subject, mesh: Mesh, model: UMT5EncoderModel, counting: Counting) -> Prompt:
     """Run the text encoder on the branches that this rank computes. No tokenizer runs: the lengths are typical ones."""
     embeds = []
     alone = mesh.branch == 1 and any_unguided(subject.plan)

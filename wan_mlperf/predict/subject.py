@@ -50,7 +50,7 @@ def expert_bytes(subject: Subject, name: str, form: str) -> float:
     return float(sum(one.nbytes for one in [*transformer.parameters(), *transformer.buffers()]))
 
 
-def make_text_model(subject: Subject) -> Any:
+def make_text_model(subject: Subject) -> UMT5EncoderModel:
     """Make the UMT5 encoder."""
     with _default_dtype(DTYPES[subject.recipe.model.dtype]):
         return UMT5EncoderModel(UMT5Config(**subject.configs["text_encoder"])).eval()
@@ -93,7 +93,7 @@ def make_experts(subject: Subject, mesh: Mesh, counting: Counting) -> dict[str, 
     return experts
 
 
-def keep_in_fp32(transformer: Any) -> None:
+def keep_in_fp32(transformer: WanTransformer3DModel) -> None:
     """Keep norms and modulation in fp32, as diffusers' from_pretrained does."""
     kept = transformer._keep_in_fp32_modules or []
     for name, parameter in transformer.named_parameters():

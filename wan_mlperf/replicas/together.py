@@ -13,12 +13,15 @@ import json
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wan_mlperf import process, ranks
 from wan_mlperf.errors import BadInput, Failed
 from wan_mlperf.inputs import text
 from wan_mlperf.replicas.store import connect
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 CONNECT_S, WAIT_S = 60.0, 300.0  # how long a rank tries to reach the store, and waits for the others to get as far
 _times = itertools.count()
@@ -79,14 +82,14 @@ def _from_all(value: str) -> list[str]:
 
 
 @functools.cache
-def _store() -> Any:
+def _store() -> Store:
     try:
         return connect("together", timeout_s=CONNECT_S)
     except Exception as error:
         raise Failed(f"{_where()} cannot be reached ({process.one_line(error)[:160]})") from None
 
 
-def _wait(store: Any, keys: Sequence[str]) -> list[bytes]:
+def _wait(store: Store, keys: Sequence[str]) -> list[bytes]:
     try:
         store.wait(list(keys), datetime.timedelta(seconds=WAIT_S))
         return [store.get(key) for key in keys]

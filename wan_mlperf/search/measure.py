@@ -157,7 +157,7 @@ class Bench:
 class Ledger:
     """What each trial did to the final latents: one file per trial, in a folder named by a hash of the identity."""
 
-    def __init__(self, identity: Mapping[str, Any]) -> None:
+    def __init__(self, identity: Mapping[str, object]) -> None:
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = writable_folder(cache_folder() / "search" / key, what="cache folder")
         if not (self.folder / "identity.json").exists():

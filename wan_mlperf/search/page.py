@@ -50,7 +50,7 @@ def strip(schedule: Mapping[str, Any], plan: Sequence[Step]) -> Markup:
     return Markup('<div class="steps" role="img" aria-label="{}">{}</div>').format(label, Markup("".join(cells)))
 
 
-def _drawing(record: Mapping[str, Any]) -> dict[str, Any]:
+def _drawing(record: Mapping[str, Any]) -> dict[str, object]:
     """The front as SVG in a box of 100 x 100, with the ends of both axes."""
     points = [*record["front"], record["own"]]
     costs = [point["cost"] for point in points]

@@ -114,7 +114,7 @@ def _measured_recipe(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, **changes)
 
 
-def _identity(recipe: Recipe, setup: Setup, prompts: Sequence[str]) -> dict[str, Any]:
+def _identity(recipe: Recipe, setup: Setup, prompts: Sequence[str]) -> dict[str, object]:
     """Return everything that a trial's error depends on."""
     return {
         "model": setup.checkpoint.identity,
@@ -177,7 +177,7 @@ def _write(job: Job, found: Found, squares: dict[str, float]) -> None:
     _print(job, found)
 
 
-def _point_json(job: Job, point: Point) -> dict[str, Any]:
+def _point_json(job: Job, point: Point) -> dict[str, object]:
     return {
         "cost": point.cost + job.pricing.fixed,
         "error": point.error,

@@ -10,7 +10,7 @@ import hashlib
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -128,7 +128,7 @@ class Book:
         self._writer.start()
         self.found = Found(finished=finished, lost=tuple(lost))
 
-    def add(self, *, recipe: tuple[str, dict[str, Any]], **values: Any) -> Video:
+    def add(self, *, recipe: tuple[str, Mapping[str, object]], **values: Any) -> Video:
         """Add a job and return it; `recipe` is its key and the identity it stands for, `values` are `Video`'s other fields."""
         with self._lock:
             key, identity = recipe

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from wan_mlperf import process
 from wan_mlperf.preflight import Setup
@@ -82,7 +81,7 @@ class Desk:
         self._tickets = 0
         self._stopping = False
         self._lock = threading.Condition()
-        self._recipes: dict[Any, tuple[str, dict[str, Any]]] = {}
+        self._recipes: dict[Workload, tuple[str, dict[str, object]]] = {}
         self.forecast = Forecast(setup.shape.replicas * setup.recipe.offline.batch)
         dispatcher.on_result, dispatcher.on_lost, dispatcher.on_progress = self._made, self._lost, self._moved
         metrics.watch(waiting=lambda: len(self._waiting), in_flight=lambda: len(self._in_flight))
@@ -274,7 +273,7 @@ class Desk:
         video: Video | None = self._book.get(task.video_id)
         return video.route if video is not None else "videos"
 
-    def _recipe(self, wanted: Wanted) -> tuple[str, dict[str, Any]]:
+    def _recipe(self, wanted: Wanted) -> tuple[str, dict[str, object]]:
         """Return the key and identity of everything that decides how the video looks, apart from prompt and seed."""
         setup = self._setup
         negative = setup.workload.negative_prompt if wanted.negative_prompt is None else wanted.negative_prompt

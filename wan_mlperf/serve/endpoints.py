@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -24,7 +23,7 @@ def routes(site: Site) -> list[Route]:
         outcome = await finished(site, request, task)
         if outcome is None:
             return Response(status_code=CLIENT_GONE)
-        answer: dict[str, Any] = {"video_id": task.video_id}
+        answer = {"video_id": task.video_id}
         if fields.response_format == "video_bytes":
             answer["video_bytes"] = base64.b64encode(outcome.content).decode()
         else:

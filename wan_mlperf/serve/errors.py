@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.responses import JSONResponse
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -22,7 +20,7 @@ class Refused(Exception):
     def answer(self) -> JSONResponse:
         """Return the response to send."""
         kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        body: dict[str, Any] = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        body = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return JSONResponse({"error": body}, self.status, headers=self.headers)
 
 

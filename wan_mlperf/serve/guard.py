@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import ipaddress
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -107,7 +106,7 @@ class _Body:
         self._length = 0
         self._is_complete = False
 
-    async def __call__(self) -> Any:
+    async def __call__(self) -> Message:
         if self._is_complete:
             return await self._receive()
         try:

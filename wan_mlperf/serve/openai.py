@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
-from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -100,7 +99,7 @@ class _Api:
         return JSONResponse({"object": "list", "data": [model]})
 
 
-def video_object(site: Site, video: Video) -> dict[str, Any]:
+def video_object(site: Site, video: Video) -> dict[str, object]:
     """Return OpenAI's video object."""
     task = site.desk.task(video.id)
     progress = 100 if video.status == "completed" else min(99, math.floor(100 * task.share)) if task is not None else 0

@@ -9,7 +9,6 @@ import re
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -92,7 +91,7 @@ def content_security_policy(text: str) -> str:
     )
 
 
-def _live(site: Site, task: Task, place: int | None) -> dict[str, Any]:
+def _live(site: Site, task: Task, place: int | None) -> dict[str, object]:
     """Return a job's state for the page: its step and expert, or its `place` in the queue."""
     forecast, workload = site.desk.forecast, task.workload
     if task.begun is None:

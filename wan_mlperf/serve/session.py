@@ -7,7 +7,6 @@ import socket
 import threading
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 from pydantic_core import to_jsonable_python
 
@@ -77,7 +76,7 @@ class Session:
         book: Book,
         taken: socket.socket,
         *,
-        made_by: Mapping[str, Any] = MappingProxyType({}),
+        made_by: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         self._options, self._watch, self._dispatcher, self._setup = options, watch, dispatcher, setup
         self._book = book

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -29,7 +28,7 @@ class Site:
     reader: Reader
     metrics: Metrics
     access: Access
-    made_by: Mapping[str, Any]
+    made_by: Mapping[str, object]
 
     @property
     def model(self) -> str:
@@ -48,7 +47,7 @@ async def finished(site: Site, request: Request, task: Task) -> Outcome | None:
     """Wait for a video. If the client disconnects first, delete the job and return None. Raises Refused."""
     outcome: asyncio.Future[Outcome] = asyncio.wrap_future(task.outcome)
     gone = asyncio.create_task(_disconnected(request))
-    both: set[asyncio.Future[Any]] = {outcome, gone}
+    both: set[asyncio.Future[Outcome] | asyncio.Task[None]] = {outcome, gone}
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if outcome.done():

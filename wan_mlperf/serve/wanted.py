@@ -121,7 +121,7 @@ class Reader:
     def _workload(self, fields: Fields, dialect: Dialect) -> Workload:
         """Return the workload that the fields describe. Under the policy `fixed` it must be the recipe's."""
         base = workload = self._setup.workload
-        wanted: list[tuple[str, str, Any]] = []
+        wanted: list[tuple[str, str, object]] = []
         if fields.size is not None:
             sides = re.fullmatch(r"(\d{1,4})x(\d{1,4})", fields.size, re.ASCII)
             order = SIZE_ORDER[dialect]
@@ -222,7 +222,7 @@ def _fields(values: dict[str, Any], dialect: Dialect, *, text: bool) -> Any:
         raise Refused(message, param=name) from None
 
 
-def _changed(workload: Workload, name: str, key: str, value: Any) -> Workload:
+def _changed(workload: Workload, name: str, key: str, value: object) -> Workload:
     try:
         return replace_workload(workload, **{key: value})
     except BadInput as error:
@@ -234,6 +234,6 @@ def _size(workload: Workload, order: tuple[str, str]) -> str:
     return "x".join(str(getattr(workload, side)) for side in order)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -72,7 +72,7 @@ def write_rows(file: Path, prompts: Sequence[str], workload: Workload) -> None:
 
     Rows for another workload also hold its size, length, steps and guidance: the client would send the benchmark's.
     """
-    own: dict[str, Any] = {}
+    own: dict[str, object] = {}
     if workload != MLPERF:
         own = {
             "size": f"{workload.height}x{workload.width}",  # rows x columns, as the client means it

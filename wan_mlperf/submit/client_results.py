@@ -121,7 +121,7 @@ def fill_score(folder: Path, score: float | None) -> None:
 
 def write_result(
     run: Path,
-    made_by: Mapping[str, Any],
+    made_by: Mapping[str, object],
     *,
     scenario: Scenario,
     prompts: Sequence[str],
@@ -142,7 +142,7 @@ def write_result(
     completed = int(summary.get("n_samples_completed") or 0)
     reason = stopped or _why_not(summary, planned=planned, videos=videos, expected=len(prompts))
     latency = summary.get("latency") or {}
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         **made_by,
         "scenario": scenario,
         "mode": "performance",

@@ -190,7 +190,7 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _write(file: Path, config: dict[str, Any]) -> Path:
+def _write(file: Path, config: dict[str, object]) -> Path:
     atomic_write(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return file
 

@@ -144,7 +144,7 @@ def _conflict(values: Sequence[Any]) -> bool:
     """True if any two of these differ. Mappings may have different keys, but not different values for the same key."""
     if not values or not isinstance(values[0], Mapping):
         return len(set(values)) > 1
-    merged: dict[str, Any] = {}
+    merged: dict[str, object] = {}
     return any(merged.setdefault(key, item) != item for value in values for key, item in value.items())
 
 

@@ -129,7 +129,7 @@ def manifest_problems(folder: Path) -> list[str]:
 
 def _once(file: Path, videos: list[Video]) -> list[Video]:
     for key in ("index", "prompt", "video"):
-        seen: dict[Any, int] = {}
+        seen: dict[object, int] = {}
         for video in videos:
             value = getattr(video, key)
             if value in seen:
