@@ -105,9 +105,14 @@ def chunks_to_mp4(chunks: Iterable[np.ndarray], fps: int) -> bytes:
 
 def read_mp4(path: Path) -> np.ndarray:
     """Return an MP4's frames, uint8 [n, height, width, 3]. Raises OSError, or ValueError for a file that is not a video."""
-    with av.open(str(path)) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    return np.stack(frames)
+    try:
+        with av.open(str(path)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        return np.stack(frames)
+    except OSError:
+        raise
+    except (av.FFmpegError, IndexError, ValueError) as error:  # no video stream; none of its frames can be decoded
+        raise ValueError(f"{str(path)!r}: cannot be decoded as a video ({error})") from None
 
 
 def contact_sheet(videos: Sequence[np.ndarray], *, per_video: int = 5, gap: int = 4) -> np.ndarray:

@@ -59,6 +59,8 @@ def test_what_a_recipe_does_not_do_is_no_part() -> None:
     plain = dataclasses.replace(plain, model=dataclasses.replace(plain.model, vae_dtype="checkpoint"))
     assert list(approximations.parts_of(plain)) == ["dtype and order of rounding", "all"]
     assert "skipped work" in approximations.parts_of(load_recipe("tiny-fast"))
+    merged = approximations.parts_of(dataclasses.replace(plain, attention=Attention(cross="native")))
+    assert list(merged) == ["dtype and order of rounding", "attention", "all"]
 
 
 def test_independent_errors_add_by_their_squares() -> None:

@@ -73,3 +73,20 @@ def test_a_recipe_that_can_be_read_once(launcher: str, model: Path, tmp_path: Pa
     done = shell(f"{shlex.quote(sys.executable)} {start} wan_mlperf.generate {shlex.join(words)} --recipe {recipe}")
     assert done.returncode == 0, done.stderr[-2000:]
     assert out.is_file() and "denoising: 2/2" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["ours", "torchrun"])
+def test_a_search_whose_recipe_can_be_read_once(launcher: str, model: Path, tmp_path: Path) -> None:
+    """And a wrong one is one line, on two ranks, too."""
+    start = "-m" if launcher == "ours" else TORCHRUN.format(ranks=2)
+    sizes = ["workload.height=32", "workload.width=32", "workload.frames=5", "mesh.ranks=2", "mesh.replicas=2", "mesh.cfg=1"]
+    words = [*(f"--set={size}" for size in sizes), f"--model={model}", "--forwards=7", "--division=open", "--worst-edge=5"]
+    words += ["--prompts=2", "--finalists=1", "-o", str(tmp_path / "out")]
+    command = f"{shlex.quote(sys.executable)} {start} wan_mlperf.search {shlex.join(words)} --recipe"
+    env = f"WAN_MLPERF_CACHE={shlex.quote(str(tmp_path / 'cache'))}"
+    done = shell(f"{env} {command} <(sed 's/steps: 20/steps: 4/' configs/tiny.yaml)")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out" / "recipe.yaml").is_file()
+    done = shell(f"{env} {command} <(sed 's/steps: 20/stepz: 4/' configs/tiny.yaml)")
+    assert done.returncode == 2 and done.stderr.count("stepz") == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]

@@ -22,7 +22,7 @@ def test_an_amd_node(tmp_path: Path) -> None:
     assert ecc.state(root, no_smi) == ("on", "on 8 of 8 GPUs, DRAM on in 1 DIMMs")
     assert ecc.check(root, no_smi).ok == "ok"
     (root / "sys/bus/pci/devices/0000:03:00.0/ras/umc_err_count").unlink()
-    assert ecc.state(root, no_smi) == ("unknown", "on 7 of 8 GPUs, DRAM on in 1 DIMMs")
+    assert ecc.state(root, no_smi) == ("unknown", "known to be on for 7 of 8 GPUs, DRAM on in 1 DIMMs")
     lay(root, {DIMM.format("dimm1"): "None"})
     assert ecc.state(root, no_smi)[0] == "off"
     assert ecc.check(root, no_smi).ok == "warn"
@@ -33,8 +33,8 @@ def test_an_amd_node(tmp_path: Path) -> None:
     [
         ("Enabled\nEnabled\n", "on", "on 2 of 2 GPUs, DRAM on in 1 DIMMs"),
         ("Enabled\nDisabled\n", "off", "off on 1 of 2 GPUs, DRAM on in 1 DIMMs"),
-        ("[N/A]\n[N/A]\n", "unknown", "on 0 of 2 GPUs, DRAM on in 1 DIMMs"),
-        (None, "unknown", "on 0 of 2 GPUs, DRAM on in 1 DIMMs"),
+        ("[N/A]\n[N/A]\n", "unknown", "known to be on for 0 of 2 GPUs, DRAM on in 1 DIMMs"),
+        (None, "unknown", "known to be on for 0 of 2 GPUs, DRAM on in 1 DIMMs"),
     ],
 )
 def test_nvidia_gpus(tmp_path: Path, said: str | None, state: str, text: str) -> None:

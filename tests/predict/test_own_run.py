@@ -15,6 +15,7 @@ import pytest
 from sut import result as results
 from sut import run_record
 from tests import run_folders
+from wan_mlperf.errors import BadInput
 from wan_mlperf.parallel.mesh import Shape
 from wan_mlperf.predict import fit_command, own_run, work
 from wan_mlperf.predict.from_recipe import kernels_of, prices_of
@@ -122,3 +123,21 @@ def test_it_is_a_row_to_fit(tmp_path: Path) -> None:
     assert sum(row.attention.values()) == pytest.approx(1.0) and set(row.attention) <= set(
         word.removeprefix("xDiT ") for word in RAN.values()
     )
+
+
+def change_plan(folder: Path, **changes: Any) -> Path:
+    """Change the first half of the plan's steps."""
+    values = json.loads((folder / results.FILE).read_text())
+    for step in values["plan"][: len(PLAN) // 2]:
+        step.update(changes)
+    (folder / results.FILE).write_text(json.dumps(values))
+    return folder
+
+
+def test_a_run_is_refused_as_a_row_if_one_figure_cannot_stand_for_it(tmp_path: Path) -> None:
+    some = change_plan(run_of(tmp_path / "some", None, known().stages), guided=False)
+    with pytest.raises(BadInput, match="some of its steps are without guidance; allowed: all of them, or none"):
+        fit_command._own_run(some)
+    layers = change_plan(run_of(tmp_path / "layers", None, known().stages), layers=[["blocks.0.*", "fp8"]])
+    with pytest.raises(BadInput, match="linear layers in fp8 and mxfp4; allowed: one format"):
+        fit_command._own_run(layers)

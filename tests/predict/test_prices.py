@@ -212,6 +212,17 @@ def test_the_floor_is_the_known_one() -> None:
     assert sent == pytest.approx(27.1e9, rel=0.01) and seconds == pytest.approx(0.0504, rel=0.01)
     sent, seconds = floor.exchange_of(price, Shape(replicas=1, cfg=2, ulysses=4, ring=1))
     assert sent == pytest.approx(23.2e9, rel=0.01) and seconds == pytest.approx(0.1008, rel=0.01)
+    ring, _ = floor.exchange_of(price, Shape(replicas=1, cfg=1, ulysses=4, ring=2))
+    assert ring == pytest.approx(27.1e9 * 6 / 7, rel=0.01)  # of the same eighth of the tokens, 3 / 4 leave instead of 7 / 8
+    # A faster format by layers lowers the floor, too.
+    plans = [
+        make_plan(
+            load_recipe("mi355x-singlestream", overrides=[f"gemm.{name}={form}" for name in ("high_noise", "low_noise")] + keep),
+            MLPERF,
+        )
+        for form, keep in (("bf16", ["gemm.keep=[['*', fp8]]"]), ("fp8", []))
+    ]
+    assert floor.floor_of(price, plans[0]).gemm == pytest.approx(floor.floor_of(price, plans[1]).gemm)
     # Q, K and V in one byte and the output in two: five eighths, and a row of scales to every 9,450 tokens.
     low = floor.exchange_of(prices("mesh.cfg=1"), Shape(replicas=1, cfg=1, ulysses=8, ring=1))
     whole = floor.exchange_of(price, Shape(replicas=1, cfg=1, ulysses=8, ring=1))

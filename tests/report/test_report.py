@@ -113,6 +113,30 @@ def test_a_page_that_cannot_be_made_costs_the_run_nothing(tmp_path: Path, capsys
     assert not (folder / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        (
+            "videos/0.mp4",
+            b"not a video",
+            "0.mp4.: cannot be decoded as a video .*; allowed: the videos of a finished accuracy run",
+        ),
+        ("videos/0.mp4", b"", "0.mp4.: cannot be decoded as a video"),
+        ("prompts.json", b"[{", "prompts.json.: not a list of videos .*; allowed: an accuracy run's"),
+        ("prompts.json", b'[{"prompt": "a cat"}]', "prompts.json.: not a list of videos"),
+        ("prompts.json", b'{"0.mp4": "a cat"}', "prompts.json.: not a list of videos"),
+    ],
+)
+def test_a_damaged_accuracy_run_is_one_line(tmp_path: Path, capsys: Any, file: str, content: bytes, says: str) -> None:
+    folder = write(tmp_path / "run", mode="accuracy")
+    videos(folder, benchmark_prompts()[:4])
+    (folder / file).write_bytes(content)
+    with pytest.raises(BadInput, match=says):
+        report.main([str(folder)])
+    run_folder.write(folder)
+    assert "no report.html: " in capsys.readouterr().err and not (folder / "report.html").exists()
+
+
 def test_older_results_have_no_times_per_sample(tmp_path: Path) -> None:
     folder = write(tmp_path / "run")
     values = json.loads((folder / "result.json").read_text())

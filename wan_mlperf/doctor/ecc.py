@@ -24,7 +24,9 @@ def gpu_memory(root: Path, gpus: tuple[Gpu, ...], smi: Smi) -> tuple[State, str]
         devices = [folder for folder in (root / "sys/bus/pci/devices").glob("*") if read(folder / "vendor") == "0x1002"]
         ours = [folder for folder in devices if (read(folder / "device") or "").startswith(PCI_IDS["0x1002"])]
         counted = sum((folder / "ras/umc_err_count").is_file() for folder in ours)
-    return ("on" if counted >= len(gpus) else "unknown"), f"on {counted} of {len(gpus)} GPUs"
+    if counted >= len(gpus):
+        return "on", f"on {counted} of {len(gpus)} GPUs"
+    return "unknown", f"known to be on for {counted} of {len(gpus)} GPUs"
 
 
 def host_memory(root: Path) -> tuple[State, str]:

@@ -189,9 +189,9 @@ def _map(function: Callable[[Item], Result], items: Sequence[Item], threads: int
     if threads == 1:
         yield from map(function, items)
         return
-    before = torch.get_num_threads()
+    threads, before = min(threads, MOST_THREADS), torch.get_num_threads()
     torch.set_num_threads(1)  # in the threads of the pool, too: each computes alone
-    with ThreadPoolExecutor(min(threads, MOST_THREADS)) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque[Future[Result]] = collections.deque()
         try:
             for item in items:

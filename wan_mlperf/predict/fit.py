@@ -114,7 +114,7 @@ def summary(checked: Sequence[Checked]) -> dict[str, float]:
     """Counts of rows; mean or median error of those not fitted, of MLPerf's, of unseen submitters; the share within FITS_WELL."""
     apart = [abs(one.error) for one in checked if not one.row.fitted and not one.row.exception]
     mlperf = [abs(one.error) for one in checked if one.row.is_mlperf and not one.row.fitted and not one.row.exception]
-    every = [abs(one.error) for one in checked]
+    every, strict = [abs(one.error) for one in checked], [abs(one.error) for one in checked if not one.row.fitted]
     unseen = [abs(one.unseen_error) for one in checked if one.unseen_error is not None and not one.row.exception]
     figures = {
         "rows": len(checked),
@@ -123,7 +123,7 @@ def summary(checked: Sequence[Checked]) -> dict[str, float]:
         "mean_not_fitted": float(np.mean(apart)) if apart else math.nan,
         "median_not_fitted": float(np.median(apart)) if apart else math.nan,
         "mean_mlperf_not_fitted": float(np.mean(mlperf)) if mlperf else math.nan,
-        "mean_with_exceptions": float(np.mean([abs(one.error) for one in checked if not one.row.fitted])),
+        "mean_with_exceptions": float(np.mean(strict)) if strict else math.nan,
         "mean_unseen_submitter": float(np.mean(unseen)) if unseen else math.nan,
         "within_15_percent": float(np.mean([error <= FITS_WELL for error in every])) if every else math.nan,
     }

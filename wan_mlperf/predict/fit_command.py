@@ -100,18 +100,21 @@ def _own_run(folder: Path) -> Row:
     result = results.read(folder)
     recipe = load_recipe(folder / "recipe.yaml")
     gpu = own_run.gpu_of(result.device)
-    formats = {step.gemm for step in result.plan if step.source is None}
-    if gpu is None or not result.plan or len(formats) != 1:
+    steps = [step for step in result.plan if step.source is None]
+    formats = {name for step in steps for name in (step.gemm, *(form for _, form in step.layers))}
+    if gpu is None or not steps or len(formats) != 1:
         names = ", ".join(one.name for one in hardware.all_hardware())
         ran = f"on {result.device}, with linear layers in {' and '.join(sorted(formats)) or 'no format'}"
         raise BadInput(f"run {str(folder)!r}: {ran}; allowed: one format, on {names}")
+    if len({step.guided for step in steps}) != 1:
+        raise BadInput(f"run {str(folder)!r}: some of its steps are without guidance; allowed: all of them, or none")
     size_of_video = {name: result.workload[name] for name in ("height", "width", "frames")}
     workload = replace_workload(recipe.effective_workload, **size_of_video)
     config = configs_of(recipe.model.checkpoint)["transformer"]
     fabric, world = device_of(gpu).fabric, result.world_size
     shape = shape_of(recipe, workload, work.size_of_expert(config), gpus=world, fabric=fabric)
     prices = own_run.prices_of_run(recipe, workload, gpu=gpu, shape=shape, kernels=result.kernels, config=config)
-    computed = [prices.kernel(step.attention) for step in result.plan if step.source is None]
+    computed = [prices.kernel(step.attention) for step in steps]
     for kernel in computed:
         rates.attention(kernel, gpu)
     return Row(
@@ -121,7 +124,7 @@ def _own_run(folder: Path) -> Row:
         attention={kernel: computed.count(kernel) / len(computed) for kernel in dict.fromkeys(computed)},
         gemm=formats.pop(),
         steps=len(computed),
-        guided=True,
+        guided=steps[0].guided,
         denoise_only=False,
         seconds=result.generate_mean_s,
         is_mlperf=False,

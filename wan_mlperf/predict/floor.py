@@ -24,7 +24,8 @@ def exchange_of(prices: Prices, shape: Shape) -> tuple[float, float]:
     """(bytes that one rank sends in a step, seconds at the peak of the links that it uses) on the mesh `shape`."""
     tokens = work.tokens_of(prices.workload, prices.size)
     qkv, output = prices.ways.qkv_bytes, prices.ways.output_bytes
-    forward = work.exchange_bytes(tokens, shape.ulysses, prices.size, qkv_bytes=qkv, output_bytes=output)
+    ranks = shape.ulysses * shape.ring
+    forward = work.exchange_bytes(tokens, shape.ulysses, prices.size, qkv_bytes=qkv, output_bytes=output, ranks=ranks)
     sent = forward * 2 / shape.cfg
     links = max(1, shape.ulysses - 1) if prices.gpu.fabric == "mesh" else 1
     return sent, sent / (links * prices.gpu.link_gb_s * 1e9)
@@ -40,6 +41,6 @@ def _forward(prices: Prices, step: Step) -> Seconds:
     halves = ("fp4", "fp8") if form == "fp4" and gpu.fp4 is not None else (form, form)
     attention = sum(flops.attention / 2 / gpu.peak(one) for one in halves) + flops.cross_attention / gpu.peak("bf16")
     _, exchange = exchange_of(prices, replace(shape, cfg=2))  # of one forward
-    return Seconds(
-        attention=attention / ranks, gemm=flops.gemm / ranks / gpu.peak(rates.GEMM_FORMATS[step.gemm]), exchange=exchange
-    )
+    shares = work.gemm_shares(step.gemm, step.layers, prices.size)
+    gemm = sum(share * flops.gemm / gpu.peak(rates.GEMM_FORMATS[name]) for name, share in shares.items())
+    return Seconds(attention=attention / ranks, gemm=gemm / ranks, exchange=exchange)

@@ -30,10 +30,5 @@ def render(forecasts: Sequence[Forecast]) -> str:
     )
 
 
-def _bar(one: Forecast, longest: float) -> Markup:
-    parts = {_words(name): one.prediction.parts[name] for name in PARTS}
-    return charts.stacked(parts, longest, one.prediction.band)
-
-
 def _words(name: str) -> str:
     return name.replace("_", " ")

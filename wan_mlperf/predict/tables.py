@@ -146,13 +146,14 @@ def show_floor(prices: Prices, plan: Sequence[Step], recipe: str) -> None:
     made.add_section()
     made.add_row("all", f"{bound.total:.3f}", f"{predicted.seconds:.3f}")
     console().print(made)
-    title = "what one rank sends per step, and its time at the peak of the links that it uses"
+    title = "what one rank sends per guided step, and its time at the peak of the links that it uses"
     meshes = table(title, "mesh", "MB", "ms", "s per video")
     for cfg in (1, 2):
         ulysses = gpus // cfg
         if gpus % cfg == 0 and ulysses > 1 and prices.size.heads % ulysses == 0:
             sent, seconds = floor.exchange_of(prices, replace(prices.shape, cfg=cfg, ulysses=ulysses, ring=1))
-            row = f"{sent / 1e6:,.0f}", f"{seconds * 1e3:.1f}", f"{seconds * len(plan):.2f}"
+            whole = seconds * sum(step.forwards for step in plan) / 2  # a step's two forwards
+            row = f"{sent / 1e6:,.0f}", f"{seconds * 1e3:.1f}", f"{whole:.2f}"
             made_of = f"CFG {cfg} x Ulysses {ulysses}"
             meshes.add_row(made_of, *row)
     console().print(meshes)

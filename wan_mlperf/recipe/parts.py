@@ -45,7 +45,8 @@ class MeshRecipe:
     `ranks` is how many ranks `python -m wan_mlperf.run` starts (auto: one per GPU, or two without a GPU); torchrun decides for
     itself. cfg auto is 1 if every pair of GPUs has its own link (AMD Instinct), otherwise 2 for an even number of ranks; ulysses
     auto takes what is left. `interleave`: with cfg 1, may one branch of guidance compute while the other exchanges? The results
-    are the same; auto does so on GPUs, and not on a CPU, whose cores would have to do both.
+    are the same. auto does so on GPUs; a CPU's cores would have to do both, so there both branches are one batch. With false, one
+    branch follows the other everywhere.
     """
 
     ranks: Count | Auto = "auto"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,8 +10,10 @@ from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from sut.result import Result
+from wan_mlperf.errors import BadInput
 from wan_mlperf.pages import charts, template
 from wan_mlperf.pages.charts import NONE
 from wan_mlperf.published import Published, published
@@ -29,6 +30,12 @@ STAGES = {
     "to_host": "copy to host",
     "respond": "response to LoadGen",
 }
+
+
+@dataclass(frozen=True)
+class _Video:
+    prompt: str
+    video: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,18 +154,25 @@ def _published(run: Result) -> list[tuple[Published, float | None]]:
 
 
 def _contact_sheet(folder: Path) -> list[tuple[str, list[str]]]:
-    """Return a few videos spread over the run: the prompt, and frames as data URLs."""
-    entries = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-    there = [entry for entry in entries if (folder / entry["video"]).is_file()]
+    """Return a few videos spread over the run: the prompt, and frames as data URLs. Raises OSError or BadInput."""
+    file = folder / "prompts.json"
+    try:
+        entries = TypeAdapter(list[_Video]).validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise BadInput(f"{str(file)!r}: not a list of videos ({error.errors()[0]['msg']}); allowed: an accuracy run's") from None
+    there = [entry for entry in entries if (folder / entry.video).is_file()]
     chosen = [there[index] for index in sorted(set(np.linspace(0, len(there) - 1, VIDEOS).astype(int)))] if there else []
     sheet = []
     for entry in chosen:
-        video = read_mp4(folder / entry["video"])
+        try:
+            video = read_mp4(folder / entry.video)
+        except ValueError as error:
+            raise BadInput(f"{error}; allowed: the videos of a finished accuracy run") from None
         frames = video[np.linspace(0, len(video) - 1, FRAMES).round().astype(int)]
         shrink = max(1, video.shape[2] // 320)
         kind = "png" if video.shape[2] <= 160 else "jpeg"
         pictures = [imageio.imwrite("<bytes>", frame[::shrink, ::shrink], extension=f".{kind}") for frame in frames]
-        sheet.append((entry["prompt"], [f"data:image/{kind};base64,{base64.b64encode(one).decode()}" for one in pictures]))
+        sheet.append((entry.prompt, [f"data:image/{kind};base64,{base64.b64encode(one).decode()}" for one in pictures]))
     return sheet
 
 

@@ -10,9 +10,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wan_mlperf import cli, process, ranks
 from wan_mlperf.errors import BadInput, choose
+
+if TYPE_CHECKING:  # imported when they are needed: --help and a misspelt flag must not wait for torch
+    from wan_mlperf.preflight import Setup
+    from wan_mlperf.search.search import Job
 
 DIVISIONS = ("closed", "open")
 
@@ -20,18 +25,33 @@ DIVISIONS = ("closed", "open")
 def main(arguments: Sequence[str]) -> int:
     """Search, and return the exit code."""
     options = parse(arguments)
+    cli.check_recipe(options)
+    from wan_mlperf.parallel.launch import launch
+    from wan_mlperf.replicas import together
+    from wan_mlperf.replicas.watch import Watch
+    from wan_mlperf.search import search
+
+    together.streams([options.recipe, options.on])
+    with together.checks():
+        job, setup = check(options, arguments)
+    if not ranks.under_torchrun() and setup.shape.world > 1:
+        return launch("wan_mlperf.search", arguments, setup.shape.world)
+    with Watch(setup.recipe.faults) as watch:
+        search.run(job, setup, watch)
+    return process.DONE
+
+
+def check(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[Job, Setup]:
+    """Check everything that can be refused before a weight is read. The setup is that of the model which is measured."""
     from wan_mlperf import preflight
     from wan_mlperf.files import writable_folder
-    from wan_mlperf.parallel.launch import launch
     from wan_mlperf.recipe import load_recipe
-    from wan_mlperf.replicas.watch import Watch
     from wan_mlperf.search import prices, search
     from wan_mlperf.step_plan import make_plan
 
     recipe = preflight.recipe_from(options)
     measured = recipe if options.on is None else load_recipe(options.on)
-    world = preflight.ranks_for(measured)
-    setup = preflight.prepare(measured, world=world)
+    setup = preflight.prepare(measured, world=preflight.ranks_for(measured))
     plan = setup.plan if options.on is None else make_plan(recipe, recipe.effective_workload)
     if [step.expert for step in plan] != [step.expert for step in setup.plan]:
         raise BadInput(
@@ -43,9 +63,6 @@ def main(arguments: Sequence[str]) -> int:
         pricing = prices.of_run(recipe, Path(options.seconds_from), plan)
     else:
         pricing = prices.by_forwards()
-    output = writable_folder(Path(options.output), what="output folder")
-    if not ranks.under_torchrun() and world > 1:
-        return launch("wan_mlperf.search", arguments, world)
     job = search.Job(
         recipe=recipe,
         plan=plan,
@@ -56,12 +73,10 @@ def main(arguments: Sequence[str]) -> int:
         worst_edge=options.worst_edge,
         prompts=options.prompts,
         finalists=options.finalists,
-        output=output,
+        output=writable_folder(Path(options.output), what="output folder"),
         command=" ".join(["python -m wan_mlperf.search", *arguments]),
     )
-    with Watch(measured.faults) as watch:
-        search.run(job, setup, watch)
-    return process.DONE
+    return job, setup
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

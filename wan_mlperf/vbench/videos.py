@@ -211,7 +211,7 @@ def unreadable(path: Path) -> str | None:
             stream.thread_type = "AUTO"
             declared = stream.frames
             frames = sum(1 for _ in container.decode(stream))
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, av.FFmpegError) as error:
         return f"cannot be decoded ({getattr(error, 'strerror', None) or error})"
     if declared and frames != declared:
         return f"holds {frames} of the {declared} frames that it declares"
