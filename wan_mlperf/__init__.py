@@ -62,6 +62,9 @@ if (_problem := _why_not_here(command=sys.argv[:1] == ["-m"])) is not None:
 # transformers, diffusers and torchao warn once per rank about optional parts that are not used here; the user's own setting wins.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+# A new large tensor's memory comes from the system page by page. In pages of 4 KiB that takes a CPU several times as long as the
+# operation that fills it. torch reads this at its first tensor, and asks for pages of 2 MiB (for tensors from 2 MiB on).
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 for _name in ("torchao", "torch.utils._pytree", "yunchang"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 

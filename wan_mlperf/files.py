@@ -266,9 +266,14 @@ def keep_compiled(variables: MutableMapping[str, str]) -> None:
 
 
 def _could_be_made(folder: Path) -> bool:
+    there = folder
     try:
-        while not folder.exists():
-            folder = folder.parent
-        return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+        while not there.exists():
+            there = there.parent
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            return False
+        if there != folder:  # root may write to /proc, where nothing can be made
+            os.rmdir(tempfile.mkdtemp(prefix=TEMPORARY, dir=there))
+        return True
     except OSError:
         return False

@@ -52,6 +52,9 @@ class Contestant:
         values = TypeAdapter(Recipe).dump_python(recipe, mode="json")
         job.write_text(json.dumps({"kind": kind, "recipe": values, "folder": str(folder), "latents": str(self.latents)}))
         threads = len(os.sched_getaffinity(0))
+        env = {**os.environ, "TMPDIR": str(work)}
+        if kind != "ours":
+            env["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's default, not what importing wan_mlperf sets
         command = [sys.executable, "-m", "wan_mlperf.bench.contestant", str(job)]
         if kind != "diffusers":
             command[1:2] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
@@ -63,7 +66,7 @@ class Contestant:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "TMPDIR": str(work)},
+            env={**env, "OMP_NUM_THREADS": str(threads)},
         )
 
     def load(self) -> None:
