@@ -16,7 +16,8 @@ from wan_mlperf.files import atomic_file, in_memory
 
 # How much H.264 may throw away, from 0 (nothing) to 51. MLCommons' reference writes with the default quality of diffusers'
 # `export_to_video`, which is CRF 25; AMD uses 23. At 16 the file is close to what the model made; it stays where it is because a
-# decoded video is what VBench scores, and scores must remain comparable. What the difference is worth in VBench is not measured.
+# decoded video is what VBench scores, and scores must remain comparable. In VBench's flicker the default quality scores 0.04 of
+# 100 points more (docs/results/compression-2026-11-26.md).
 CRF = 16
 # What is in the file, for players that would otherwise guess by its size (BT.709 from 720 lines on): swscale turns RGB into the
 # Y'CbCr of BT.601 in the limited range; the RGB itself is sRGB, as of any picture that a model was trained on.
