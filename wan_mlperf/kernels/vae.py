@@ -108,12 +108,15 @@ def convolve_causally(layer: Any, frames: torch.Tensor, before: torch.Tensor | N
     """`forward` of `WanCausalConv3d` and of its sharded form; `frames` and the last ones `before` them are [B, C, T, H, W]."""
     convolution = getattr(layer, "conv3d", layer)
     weight, front = convolution.weight, layer._padding[4]
+    pieces = [frames]
     if front and before is not None:
-        frames, front = torch.cat([before, frames], 2), front - before.shape[2]
-    if front + frames.shape[2] == weight.shape[2]:  # one frame comes out: these rows of the kernel meet only zeros
+        pieces, front = [before, frames], front - before.shape[2]
+    if front + sum(one.shape[2] for one in pieces) == weight.shape[2]:  # one frame comes out: the first rows meet only zeros
         weight, front = weight[:, :, front:], 0
     if front:
-        frames = F.pad(frames, (0, 0, 0, 0, front, 0))
+        shape = *frames.shape[:2], front, *frames.shape[3:]
+        pieces.insert(0, frames.new_zeros(shape).contiguous(memory_format=torch.channels_last_3d))
+    frames = torch.cat(pieces, 2) if len(pieces) > 1 else frames
     return convolution._conv_forward(frames, weight, convolution.bias)
 
 
