@@ -169,7 +169,7 @@ COMMANDS = {
             *("wan_mlperf.predict", "--recipe", "mi355x-singlestream", "--hardware", "mi355x", "--gpus", "8"),
             *("--json", "p.json"),
         ],
-        moment=lambda place, job: len(job.survivors()) > 0 and job.process.poll() is None,
+        moment=lambda _place, job: len(job.survivors()) > 1,  # the rehearsal has forked its workers
         outputs=("cwd/p.json",),
     ),
     "bench": Command(
@@ -236,6 +236,10 @@ def test_ended_in_the_middle(name: str, way: str, place: Place, model: Path) -> 
         check_end(job, way)
     finally:
         job.kill()
+    if (
+        way == "kill 0"
+    ):  # the holder of an output folder's lock was killed, and the system has let go of it: the next command takes it
+        outputs = (*outputs, r"cwd/\w+/\.lock")
     assert place.left(*outputs) == [], job.output
 
 

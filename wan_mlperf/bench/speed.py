@@ -7,6 +7,7 @@ The `*720p` workloads time one part at the benchmark's full size on one GPU (ful
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -76,7 +77,8 @@ class Contestant:
     def run(self, prompt: str) -> None:
         """Make one video and note its time."""
         assert self._process.stdin is not None
-        print(prompt, file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `_read` says why
+            print(prompt, file=self._process.stdin, flush=True)
         answer = self._read()
         self.seconds.append(answer["seconds"])
         self.stages.append(answer["stages"])
@@ -88,7 +90,8 @@ class Contestant:
     def close(self) -> None:
         """End the processes, and wait for them."""
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         try:
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:

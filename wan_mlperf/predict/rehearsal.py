@@ -12,6 +12,7 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -99,8 +100,21 @@ def _run(jobs: Sequence[tuple[Any, ...]], workers: int) -> list[RankCounts]:
         return [rehearse_rank(*job) for job in jobs]
     # A fork is seconds faster, but it would inherit the process group, and a process cannot have a fake one besides.
     context = multiprocessing.get_context("spawn" if fake_ranks.has_group() else "fork")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=xdit.load) as pool:
-        return list(pool.map(rehearse_rank, *zip(*jobs, strict=True)))
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin_worker) as pool:
+        try:
+            return list(pool.map(rehearse_rank, *zip(*jobs, strict=True)))
+        except BaseException:  # stopped: a rank takes many seconds, and nobody waits for its counts
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise
+
+
+def _begin_worker() -> None:
+    """In a worker: how it ends is its parent's affair, which gets the same Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    xdit.load()
 
 
 def rehearse_rank(subject: Subject, rank: int, denoises: bool, decodes: bool = True) -> RankCounts:
