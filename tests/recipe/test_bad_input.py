@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT, SMALL
 from wan_mlperf import checkpoint, run
 from wan_mlperf.errors import BadInput
 from wan_mlperf.generate import __main__ as generate
+from wan_mlperf.recipe import load_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -187,3 +189,16 @@ def test_it_is_one_line_and_exit_code_2_before_torch_is_imported(words: list[str
     assert (done.returncode, done.stdout, len(lines)) == (2, "", 1), lines
     assert lines[0].startswith(says)
     assert len(done.stderr.splitlines()) > 100 and not re.search(r"\| +(torch|diffusers)$", done.stderr, re.MULTILINE)
+
+
+@pytest.mark.parametrize("key", ["exchange\n", "a\u2028b", "dty\tpe", "\x1b[31m", "x" * 3000])
+def test_a_key_that_cannot_be_printed_is_one_line(key: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    for content in ({key: "bf16"}, {"model": {key: 1}}):
+        file.write_text(yaml.safe_dump(content), encoding="utf-8")
+        with pytest.raises(BadInput, match="no such key") as refused:
+            load_recipe(file)
+        assert str(refused.value).isprintable() and len(str(refused.value)) < 500
+    with pytest.raises(BadInput, match="no such key") as refused:
+        load_recipe("tiny", overrides=[f"{key}=1"])
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 500

@@ -136,7 +136,7 @@ def _explain(kind: type[object], error: ValidationError) -> str:
             continue
         path.append(part)
         fields = _dataclass_of(get_type_hints(fields)[part]) if part in known else None  # type: ignore[assignment]
-    key = ".".join(path) or "the whole"
+    key = ".".join(part if part.isprintable() and len(part) <= 80 else _short(part) for part in path) or "the whole"
     if first["type"] == "unexpected_keyword_argument" or first["type"] == "extra_forbidden":
         names = [one.name for one in dataclasses.fields(fields)] if dataclasses.is_dataclass(fields) else []
         names = [name for name in names if name not in FILLED]
