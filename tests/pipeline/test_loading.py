@@ -121,5 +121,6 @@ def test_3_gb_are_loaded_in_1_gb_beyond_the_packed_weights(cores: int, tmp_path_
     if not folder.exists():
         load.random_experts(folder, 3.0)
     one = load.measure("ours", folder, [], cores)
-    assert one["stored"] > 3e9 and one["kept"] < 0.15 * one["stored"]
+    # MXFP4 keeps 17 / 128 of fp32. The embedders, here 8 % of what is stored, stay in bf16.
+    assert one["stored"] > 3e9 and one["kept"] < 0.18 * one["stored"]
     assert one["peak"] < one["kept"] + 1e9
