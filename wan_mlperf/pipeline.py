@@ -210,7 +210,7 @@ def load(setup: Setup, timeout_s: float, on_part: OnPart) -> Pipeline:
     mesh = meshes.start(setup.shape, here, timeout_s=timeout_s, unguided=any_unguided(setup.plan))
     on_part()
     kernels, gemms = resolve_kernels(setup, here)
-    bitwise = recipe.exact and setup.shape.per_replica == 1  # nothing may even round in another order
+    bitwise = recipe.is_bitwise(setup.shape.per_replica)
     experts, summary = _load_experts(setup, mesh, kernels, gemms, bitwise=bitwise, on_part=on_part)
     decoder = _load_decoder(setup, mesh, bitwise=bitwise)
     on_part()

@@ -274,6 +274,7 @@ def test_some_calls_fail(runner: tuple[Runner, Path], materials: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # a run per call: several hundred for `pack` and `search`
 @pytest.mark.parametrize("name", CASES)
 def test_each_call_fails_once(name: str, runner: tuple[Runner, Path], materials: Path) -> None:
     if name == "pack" and git(ROOT, "status", "--porcelain"):

@@ -38,7 +38,7 @@ def parts_of(recipe: Recipe) -> dict[str, Recipe]:
     skipping = {"guidance": recipe.guidance, "reuse": recipe.reuse}
     quantised = set(gemm.names(recipe.gemm)) != {"bf16"}
     attended = recipe.attention.steps is not None or (recipe.attention.early, recipe.attention.late) != ("sdpa", "sdpa")
-    attended = attended or recipe.attention.cross != plain.attention.cross
+    attended |= recipe.attention.cross != plain.attention.cross
     found = {NOTHING: plain}
     if attended:
         found["attention"] = replace(plain, attention=recipe.attention)

@@ -9,7 +9,7 @@ and a search for the fastest kernel, once for each of the few shapes. On a CPU, 
   takes 0.88 of the time (one core with AVX2), and the transposes between frames and video are views.
 - Causal convolutions pad by copying, after another copy that puts the last frames before the new ones, while oneDNN pads at no
   extra cost. Products with the zeros before the first frame are left out: two thirds of the first frame's products.
-- diffusers' norm and activation write five large tensors, once to add zero. One is enough.
+- diffusers' norm and activation make five large tensors, one of them to add zero. Here they make one, and change it in place.
 
 Sums are then computed in another order, so results are the same except for rounding, not bit for bit.
 """

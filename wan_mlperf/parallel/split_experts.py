@@ -82,12 +82,12 @@ def together(
 ) -> Together | None:
     """Return how both branches of guidance take turns through the blocks; None if they run one after the other.
 
-    In turns where `mesh.interleave` says so. As one batch on a CPU, unless the recipe turns off the first, or nothing may even
-    round in another order. `rehearsed_ranks` as for `attends`.
+    In turns where `mesh.interleave` says so; as one batch on a CPU, unless it is false or the result must be bit for bit
+    diffusers'. `rehearsed_ranks` as for `attends`.
     """
     if not interleave.chosen(recipe.mesh, shape, device):
-        bitwise = recipe.exact and shape.per_replica == 1
-        if device.is_gpu or shape.cfg > 1 or recipe.mesh.interleave is False or bitwise:
+        one_by_one = recipe.mesh.interleave is False or recipe.is_bitwise(shape.per_replica)
+        if device.is_gpu or shape.cfg > 1 or one_by_one:
             return None
         self_attend, _ = attends(kernels, exchange=recipe.exchange, rehearsed_ranks=rehearsed_ranks)
         return batched.Batched(self_attend)

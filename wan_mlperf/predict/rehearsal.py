@@ -100,11 +100,12 @@ def _run(jobs: Sequence[tuple[Any, ...]], workers: int) -> list[RankCounts]:
         return [rehearse_rank(*job) for job in jobs]
     # A fork is seconds faster, but it would inherit the process group, and a process cannot have a fake one besides.
     context = multiprocessing.get_context("spawn" if fake_ranks.has_group() else "fork")
+    before = set(multiprocessing.active_children())  # of a program that calls this
     with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin_worker) as pool:
         try:
             return list(pool.map(rehearse_rank, *zip(*jobs, strict=True)))
         except BaseException:  # stopped: a rank takes many seconds, and nobody waits for its counts
-            for worker in multiprocessing.active_children():
+            for worker in set(multiprocessing.active_children()) - before:
                 worker.kill()
             raise
 

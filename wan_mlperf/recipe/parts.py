@@ -228,6 +228,10 @@ class Recipe:
         """The workload of this run: the benchmark's, unless the recipe has its own."""
         return self.workload or MLPERF
 
+    def is_bitwise(self, ranks: int) -> bool:
+        """Must a replica of so many ranks give diffusers' result bit for bit, so that nothing may even round in another order?"""
+        return self.exact and ranks == 1
+
     @property
     def stands_for(self) -> Arch | None:
         """The architecture whose kernels PyTorch references may imitate, or None if references are forbidden."""
