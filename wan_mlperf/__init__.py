@@ -62,6 +62,8 @@ if (_problem := _why_not_here(command=sys.argv[:1] == ["-m"])) is not None:
 # transformers, diffusers and torchao warn once per rank about optional parts that are not used here; the user's own setting wins.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+# When a rank ends, the C++ part of torch.distributed warns on the others with 30 stack frames. The watch says it in one line.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 # A new large tensor's memory comes from the system page by page. In pages of 4 KiB that takes a CPU several times as long as the
 # operation that fills it. torch reads this at its first tensor, and asks for pages of 2 MiB (for tensors from 2 MiB on).
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -25,6 +25,7 @@ from wan_mlperf.errors import BadInput, Failed
 DONE, INVALID, BAD_INPUT, FAILED = 0, 1, 2, 3
 CODE = "code"  # file in a job's folder: where the first rank leaves its exit code
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # they end a job; torchrun passes them on to its ranks
+SAME_SIGNAL_S = 1.0
 FIRST_SAYS_S = 2.0  # torchrun ends all ranks once one has left, so the first rank must have said why by then
 
 
@@ -165,13 +166,29 @@ def _prepare() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    for number in STOPS:
-        if signal.getsignal(number) is signal.SIG_DFL:  # an ignored signal stays ignored: nohup
+    ours = [one for one in STOPS if signal.getsignal(one) in (signal.SIG_DFL, signal.default_int_handler)]
 
-            def stop(number: int, _frame: object) -> None:
-                raise Stopped(number)
+    def stop(number: int, _frame: object) -> None:
+        _leave_at_next_signal(128 + number, ours)
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
-            signal.signal(number, stop)
+    for number in ours:  # an ignored signal stays ignored: nohup
+        signal.signal(number, stop)
+
+
+def _leave_at_next_signal(code: int, numbers: Sequence[int]) -> None:
+    """From now on a signal, such as a second Ctrl-C, ends this process at once: it is ending anyway, and may hang.
+
+    Not within SAME_SIGNAL_S: a terminal, `timeout` and a parent may all pass on the same signal.
+    """
+    since = time.monotonic()
+
+    def handle(_number: int, _frame: object) -> None:
+        if time.monotonic() - since > SAME_SIGNAL_S:
+            leave(code)
+
+    for number in numbers:
+        signal.signal(number, handle)
 
 
 def _flush() -> None:
@@ -193,6 +210,8 @@ def _drop_output() -> None:
 def finish(code: int) -> NoReturn:
     """Exit normally. Under `launch`, the first rank leaves its code in a file, so that torchrun reports no failure."""
     ranks.drop_torchrun_folders()
+    # Python's own end takes a moment, in which torchrun's handlers would raise.
+    _leave_at_next_signal(code, [one for one in STOPS if signal.getsignal(one) is not signal.SIG_IGN])
     job = os.environ.get(files.JOB)
     if job is None or not ranks.under_torchrun():
         sys.exit(code)

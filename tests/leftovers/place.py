@@ -112,12 +112,23 @@ def ranks_of(job: Job) -> dict[int, int]:
 
 
 def end(job: Job, way: str) -> None:
-    """End a job as a user, a system or a terminal does: Ctrl-C and SIGHUP reach all its processes, SIGTERM the first one."""
+    """End a job as a user, a system or a terminal does: Ctrl-C and SIGHUP reach all its processes, SIGTERM the first one.
+
+    "timeout" is coreutils' command: SIGTERM for the first process, and at once another for all. "impatient" is Ctrl-C twice.
+    """
     if way.startswith("kill"):
         os.kill(ranks_of(job)[int(way[-1])], signal.SIGKILL)
     elif way == "launcher":
         job.process.kill()
     elif way == "SIGTERM":
         job.process.terminate()
+    elif way == "timeout":
+        job.process.terminate()
+        os.killpg(job.process.pid, signal.SIGTERM)
+    elif way == "impatient":
+        os.killpg(job.process.pid, signal.SIGINT)
+        time.sleep(0.3)
+        if job.process.poll() is None:
+            os.killpg(job.process.pid, signal.SIGINT)
     else:
         os.killpg(job.process.pid, signal.Signals[way])
