@@ -52,6 +52,7 @@ def log_count(full: int, count: int, device: torch.device) -> torch.Tensor:
 
 def merge(out: torch.Tensor, lse: torch.Tensor, query: torch.Tensor, padding: Padding) -> torch.Tensor:
     """Attention over the own tokens, `out` [B, H, T, D] with its log-sum-exp [B, H, T] -> over those and the padding."""
-    logits = (query.float() * padding.key.float()).sum(-1) * query.shape[-1] ** -0.5
+    # In the order that keeps the fewest fp32 tensors of this size, 1.5 GB each at 720p on a lone GPU.
+    logits = (query * padding.key.float()).sum(-1) * query.shape[-1] ** -0.5
     own = torch.sigmoid(lse - logits - padding.log_count).unsqueeze(-1)
-    return (out.float() * own + padding.value.float() * (1 - own)).to(out.dtype)
+    return (out * own).addcmul_(padding.value.float(), 1 - own).to(out.dtype)
