@@ -70,9 +70,10 @@ def graphs(model: Path, cache: Path, *overrides: str, ranks: int) -> list[int]:
 
 @pytest.mark.parametrize("cross", ["sdpa", "native"])
 def test_as_many_graphs_on_two_ranks_as_on_one_and_none_after_the_warm_up(cross: str, model: Path, tmp_path: Path) -> None:
-    """Whatever the prompts' lengths. With CFG on two ranks, a rank sees one prompt alone per query."""
+    """Whatever the prompts' lengths. With CFG on two ranks, each sees one text per query and not a pair: perhaps fewer graphs."""
     kernel = f"attention.cross={cross}"
     (one, *later) = graphs(model, tmp_path, kernel, "mesh.ranks=1", ranks=1)
     assert one > 0 and later == [one] * 3
     assert graphs(model, tmp_path, kernel, "mesh.cfg=1", "mesh.ulysses=2", ranks=2) == [one] * 4
-    assert graphs(model, tmp_path, kernel, "mesh.cfg=2", ranks=2) == [one] * 4
+    (split, *later) = graphs(model, tmp_path, kernel, "mesh.cfg=2", ranks=2)
+    assert 0 < split <= one and later == [split] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -85,9 +86,11 @@ def test_one_card_of_24_gb_is_refused_with_what_it_lacks(tmp_path: Path) -> None
     file = tmp_path / "figures.json"
     mesh = ["--gpus=1", "--set=mesh.cfg=1", "--set=attention.early=sage_fp8", "--set=attention.late=sage_fp8"]
     formats = ["--set=gemm.high_noise=bf16", "--set=gemm.low_noise=bf16"]
-    with pytest.raises(BadInput, match=r"rank 0 needs 1\d\d\.\d GB .* and lacks \d+\.\d; allowed: 25\.8 GB"):
+    with pytest.raises(BadInput, match=r"rank 0 needs \d+\.\d GB .* and lacks \d+\.\d; allowed: 25\.8 GB") as caught:
         main(["--hardware=rtx4090", *mesh, *formats, "--json", str(file)])
-    assert json.loads(file.read_text())["memory_lacking_gb"] > 50
+    needs, lacks = (float(one) for one in re.findall(r"needs (\S+) GB .* lacks (\d+\.\d)", str(caught.value))[0])
+    assert lacks == pytest.approx(needs - 25.8, abs=0.11) and needs > 2 * 28.6 + 11.4  # both experts and the text encoder
+    assert json.loads(file.read_text())["memory_lacking_gb"] == pytest.approx(lacks, abs=0.06)
 
 
 @pytest.mark.slow

@@ -200,10 +200,10 @@ def disk(name: str, folder: Path, want_gib: int, need_gib: int, fix: str) -> Che
         there = there.parent
     try:
         free, writable = shutil.disk_usage(there).free / GIB, os.access(there, os.W_OK)
-    except OSError:
-        free, writable = 0.0, False
+        value = f"{free:.1f} GiB free" + ("" if writable else ", not writable")
+    except OSError as error:
+        free, writable, value = 0.0, False, f"not readable ({error.strerror})"
     short: Status = "missing" if need_gib and (free < need_gib or not writable) else "warn"
-    value = f"{free:.1f} GiB free" + ("" if writable else ", not writable")
     ok: Status = "ok" if free >= want_gib and writable else short
     return Check(name, value, f"{want_gib} GiB or more", ok, str(folder), fix)
 

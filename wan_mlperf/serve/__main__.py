@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--latents", type=cli.path, metavar="FOLDER", help="folder of initial noise files that requests may name (latent_path)"
     )
     parser.add_argument("--most-waiting", type=int, default=64, metavar="N", help="most jobs of /v1/videos in the queue (64)")
-    parser.add_argument("--drain", type=float, default=25.0, metavar="SECONDS", help="time to finish running jobs after SIGTERM (25)")
+    parser.add_argument("--drain", type=float, default=25.0, metavar="SECONDS", help="time for running jobs after SIGTERM (25)")
     parser.add_argument("--any-workload", action="store_true", help="requests may choose size, length, steps and guidance")
     parser.add_argument("--recipe-workload", action="store_true", help="ignore what requests say of these: use the recipe's")
     return parser.parse_args(arguments)
