@@ -31,34 +31,38 @@ def memory_mb(server: Server) -> float:
 
 
 def soak(server: Server, seconds: float) -> dict[str, Any]:
-    """Send twice as many jobs as are made, a few held ones among them; return what was seen."""
+    """Send twice as many jobs as are finished, beside clients that always hold a request; return what was seen."""
     accepted: list[str] = []
-    refused = 0
-    memory: list[tuple[float, float]] = []
+    refused: list[int] = []
+    memory: list[float] = []
     held: list[int] = []
+    finished = 0
     begin = time.monotonic()
 
     def hold() -> None:
         while time.monotonic() - begin < seconds:
             held.append(server.ask("POST", "/v1/videos/generations", {"prompt": "a held request"}, timeout=900).status)
 
-    threads = [threading.Thread(target=hold) for _ in range(4)]
+    def send() -> None:
+        while time.monotonic() - begin < seconds:
+            if len(accepted) + len(refused) > 2 * finished + WAITING:
+                time.sleep(0.02)
+                continue
+            answer = server.ask("POST", "/v1/videos", {"prompt": f"job {len(accepted)}", "preview": len(accepted) % 2 == 0})
+            if answer.status == 200:
+                accepted.append(answer.json["id"])
+            else:
+                refused.append(answer.status)
+
+    # Several senders: on a busy machine one alone sends no faster than the server works.
+    threads = [threading.Thread(target=one) for one in [hold] * 4 + [send] * 4]
     for thread in threads:
         thread.start()
-    made, rate = 0, 1.0
-    while time.monotonic() - begin < seconds:
-        answer = server.ask("POST", "/v1/videos", {"prompt": f"job {len(accepted)}", "preview": len(accepted) % 2 == 0})
-        if answer.status == 200:
-            accepted.append(answer.json["id"])
-        else:
-            assert answer.status == 429, answer.body
-            refused += 1
-        elapsed = time.monotonic() - begin
-        made = len(accepted) + len(held)
-        rate = max(1.0, made / max(elapsed, 1.0))
+    while (elapsed := time.monotonic() - begin) < seconds:
+        finished = len(accepted) - len(server.ask("GET", "/live").json["jobs"])
         if len(memory) < elapsed / 5:
-            memory.append((elapsed, memory_mb(server)))
-        time.sleep(1 / (2 * rate))
+            memory.append(memory_mb(server))
+        time.sleep(0.2)
     for thread in threads:
         thread.join()
     while server.ask("GET", "/live").json["jobs"]:
@@ -76,16 +80,18 @@ def soak(server: Server, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "accepted": len(accepted),
         "held": len(held),
-        "refused": refused,
+        "refused": len(refused),
+        "other_answers": [status for status in refused if status != 429],
         "unfinished": [one for one in accepted if known.get(one) != "completed"],
         "held_failed": [status for status in held if status != 200],
-        "memory_mb": [round(value) for _, value in memory],
+        "memory_mb": [round(value) for value in memory],
     }
 
 
 def check(seen: dict[str, Any]) -> None:
     """Memory after the first quarter and at the end differ by little more than the jobs themselves."""
-    assert seen["unfinished"] == [] and seen["held_failed"] == [] and seen["refused"] > 0, seen
+    assert seen["unfinished"] == seen["held_failed"] == seen["other_answers"] == [], seen
+    assert seen["accepted"] + seen["refused"] > 1.8 * seen["accepted"] and seen["refused"] > 0, seen
     memory = seen["memory_mb"]
     quarter = len(memory) // 4
     early, late = sorted(memory[quarter : 2 * quarter])[quarter // 2], sorted(memory[-quarter:])[quarter // 2]
