@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -28,12 +28,14 @@ from wan_mlperf.files import cache_folder, reason, scratch
 from wan_mlperf.identity import revision_of
 from wan_mlperf.inputs.paths import expand, is_file, is_folder, utf8
 from wan_mlperf.model_folder import content, parts
-from wan_mlperf.model_folder.expert_weights import CPU, Convert, load_expert, unchanged
+from wan_mlperf.model_folder.expert_weights import CPU, Convert, load_expert, refuse_not_finite, unchanged
 from wan_mlperf.model_folder.kinds import HUB, HUB_NAME
 from wan_mlperf.model_folder.parts import Shape, find_weights, read_json
 from wan_mlperf.model_folder.verify import config_of
 from wan_mlperf.model_folder.verify import verify as verify_folder
 from wan_mlperf.recipe import Dtype
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 HUB_REVISION = "5be7df9619b54f4e2667b2755bc6a756675b5cd7"
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
@@ -102,9 +104,8 @@ class Checkpoint:
         """Return the UMT5 encoder (11.4 GB in bf16), loaded straight onto `device`, one tensor at a time."""
         transformers.utils.logging.disable_progress_bar()
         folder, variant = self.folder / "text_encoder", self._variant("text_encoder")
-        return UMT5EncoderModel.from_pretrained(
-            folder, torch_dtype=_DTYPES[dtype], variant=variant, device_map={"": device}
-        ).eval()
+        model = UMT5EncoderModel.from_pretrained(folder, torch_dtype=_DTYPES[dtype], variant=variant, device_map={"": device})
+        return self._finite(model, "text_encoder").eval()
 
     def load_transformer(
         self, part: str, dtype: Dtype, *, convert: Convert = unchanged, device: torch.device = CPU
@@ -118,9 +119,14 @@ class Checkpoint:
 
     def load_vae(self, dtype: Dtype) -> AutoencoderKLWan:
         """Return the VAE on the CPU."""
-        return AutoencoderKLWan.from_pretrained(
-            self.folder, subfolder="vae", torch_dtype=_DTYPES[dtype], variant=self._variant("vae")
-        ).eval()
+        variant = self._variant("vae")
+        model = AutoencoderKLWan.from_pretrained(self.folder, subfolder="vae", torch_dtype=_DTYPES[dtype], variant=variant)
+        return self._finite(model, "vae").eval()
+
+    def _finite(self, model: Model, part: str) -> Model:
+        for name, weight in model.named_parameters():
+            refuse_not_finite(weight, f"{parts.where(self.folder, part)}: {name}")
+        return model
 
     def _variant(self, part: str) -> str | None:
         return find_weights(self.folder, part).variant

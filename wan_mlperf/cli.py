@@ -55,6 +55,8 @@ class Parser(argparse.ArgumentParser):
         flags = [one for one in left if one.startswith("-") and len(one) > 1]
         if flags:
             known = self._flags()
+            if late := [flag for flag in flags if flag.partition("=")[0] in known]:
+                raise BadInput(f"{late[0]!r} comes after '--', where nothing is a flag; allowed: flags before it")
             listed = ", ".join(f"{flag!r}{did_you_mean(flag.partition('=')[0], known)}" for flag in flags)
             return f"not among the flags: {listed}; see --help"
         prompt = getattr(options, "prompt", None)

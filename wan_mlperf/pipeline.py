@@ -69,6 +69,10 @@ class Pipeline:
         BadInput before weights are read.
         """
         with device.alone():
+            if not isinstance(setup, Setup | Recipe):
+                raise BadInput(
+                    f"Pipeline.load: {setup!r} is a {type(setup).__name__}; allowed: a recipe, as load_recipe gives it"
+                )
             return load(setup if isinstance(setup, Setup) else prepare(setup), timeout_s, on_part)
 
     def generate(self, prompt: str, *, seed: int | None = None, negative_prompt: str | None = None) -> np.ndarray | None:
@@ -154,8 +158,8 @@ class Pipeline:
         The recipe's is its fixed latent, or else drawn from the workload's seed. Noise from a seed is drawn on the CPU.
         """
         shape = self.workload.latent_shape(self.checkpoint.config("transformer")["in_channels"])
-        fixed = latent or (self.recipe.model.fixed_latent if seed is None else None)
-        if fixed:
+        fixed = self.recipe.model.fixed_latent if latent is None and seed is None else latent
+        if fixed is not None:
             return read_fixed_latent(fixed, shape)
         generator = torch.Generator("cpu").manual_seed(self.workload.seed if seed is None else seed)
         return torch.randn((1, *shape), generator=generator, dtype=torch.float32, device="cpu")

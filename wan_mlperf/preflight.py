@@ -6,6 +6,7 @@ What is installed for the kernels is checked in the ranks (`resolve_kernels`) be
 from __future__ import annotations
 
 import argparse
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,12 +22,15 @@ from wan_mlperf.errors import BadInput
 from wan_mlperf.inputs import text
 from wan_mlperf.inputs.paths import expand
 from wan_mlperf.kernels import attention, device, e4m3, gemm, probe
+from wan_mlperf.kernels.sage import MX_BLOCK
 from wan_mlperf.parallel import interleave, split_experts, xdit
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.recipe import Recipe, load_recipe
 from wan_mlperf.step_plan import WAN22_SCHEDULER, Step, any_unguided, make_plan
 from wan_mlperf.text_encoder import check_prompt
 from wan_mlperf.workload import Workload
+
+EXPERTS = {"transformer": "high_noise", "transformer_2": "low_noise"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,8 @@ def prepare(
     split_experts.check(shape, tokens=_tokens(workload, found), heads=found.heads, unguided=any_unguided(plan))
     interleave.chosen(recipe.mesh, shape, device.probe())
     _check_kernels(recipe, plan)
-    if recipe.model.fixed_latent:
+    _check_experts(recipe, workload, found, plan)
+    if recipe.model.fixed_latent is not None:
         read_fixed_latent(recipe.model.fixed_latent, workload.latent_shape(found.config("transformer")["in_channels"]))
     tokenizer = found.load_tokenizer()
     for number, prompt in enumerate(prompts, start=1):
@@ -89,6 +94,31 @@ def _check_kernels(recipe: Recipe, plan: Sequence[Step]) -> None:
     gemm.check(recipe.gemm, here, allow_reference=recipe.stands_for is not None)
     if recipe.exchange == "fp8" and (problem := e4m3.missing(here.arch, compiled=recipe.compile.experts)):
         raise BadInput(f"exchange 'fp8': cannot run on {here.arch} ({problem}); allowed: bf16, or compile.experts false")
+
+
+def _check_experts(recipe: Recipe, workload: Workload, found: Checkpoint, plan: Sequence[Step]) -> None:
+    """Raise BadInput for what the experts' own sizes do not allow."""
+    for part in EXPERTS:
+        config = found.config(part)
+        longest = max(length // side for length, side in zip(workload.latent_shape(0)[1:], config["patch_size"], strict=True))
+        if config["rope_max_seq_len"] < longest:
+            raise BadInput(
+                f"{part}: rope_max_seq_len is {config['rope_max_seq_len']}; allowed: at least {longest}, for a video of this size"
+            )
+        low = sorted({step.attention for step in plan} - {"sdpa"})
+        if low and config["attention_head_dim"] % MX_BLOCK:
+            raise BadInput(
+                f"{part}: attention_head_dim is {config['attention_head_dim']}; allowed with attention {', '.join(low)}: "
+                f"a multiple of {MX_BLOCK}"
+            )
+    for rule in recipe.gemm.rules:
+        parts = [part for part, expert in EXPERTS.items() if rule.expert in (None, expert)]
+        names = [name for part in parts for name in gemm.linear_names(found.config(part)["num_layers"])]
+        if not fnmatch.filter(names, rule.layers):
+            raise BadInput(
+                f"gemm.keep: no layer's name matches {rule.layers!r}; allowed: a pattern for names such as "
+                f"{names[0]} or {names[-1]}"
+            )
 
 
 def change(setup: Setup, workload: Workload) -> Setup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.table import Table
@@ -86,13 +86,34 @@ def make_scheduler(config: Mapping[str, object], workload: Workload) -> Schedule
         raise BadInput(f"scheduler: {name} draws noise, or is not for flow prediction; allowed: the settings of a Wan model")
     try:
         scheduler = getattr(diffusers, name).from_config(dict(config))
-        scheduler.set_timesteps(workload.steps)
+        with np.errstate(all="ignore"):  # what comes of it is looked at below
+            scheduler.set_timesteps(workload.steps)
         scheduler.set_begin_index(0)
     except (AttributeError, TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError, LookupError) as error:
         raise BadInput(f"scheduler: {name} does not take the model's settings ({' '.join(str(error).split())[:160]})") from None
-    if not np.isfinite(scheduler.sigmas.numpy()).all() or not np.isfinite(scheduler.timesteps.numpy()).all():
-        raise BadInput(f"scheduler: {name} gives no finite noise levels with the model's settings; allowed: those of a Wan model")
+    sigmas = scheduler.sigmas.numpy()
+    if not ((sigmas >= 0) & (sigmas <= 1)).all() or not np.isfinite(scheduler.timesteps.numpy()).all():
+        raise BadInput(
+            f"scheduler: {name} gives noise levels outside 0 to 1 with the model's settings; allowed: those of a Wan model"
+        )
     return scheduler
+
+
+def _try(scheduler: Any) -> None:
+    """Take all steps with one value instead of latents. Some settings fail, or give NaN, only then. Raises BadInput."""
+    import torch
+
+    name, value = type(scheduler).__name__, torch.ones(1, 1, 1, 1, 1, dtype=torch.float32, device="cpu")
+    try:
+        for timestep in scheduler.timesteps:
+            (value,) = scheduler.step(torch.zeros_like(value), timestep, value, return_dict=False)
+    except Exception as error:  # whatever a library makes of settings that it does not expect
+        why = " ".join(str(error).split())[:160] or type(error).__name__
+        raise BadInput(
+            f"scheduler: {name} takes no step with the model's settings ({why}); allowed: those of a Wan model"
+        ) from None
+    if not torch.isfinite(value).all():
+        raise BadInput(f"scheduler: {name} makes NaN or infinity with the model's settings; allowed: those of a Wan model")
 
 
 def make_plan(recipe: Recipe, workload: Workload, scheduler_config: Mapping[str, object] = WAN22_SCHEDULER) -> tuple[Step, ...]:
@@ -101,6 +122,7 @@ def make_plan(recipe: Recipe, workload: Workload, scheduler_config: Mapping[str,
     The expert follows diffusers' WanPipeline: high noise while timestep >= boundary_ratio x num_train_timesteps.
     """
     scheduler = make_scheduler(scheduler_config, workload)
+    _try(make_scheduler(scheduler_config, workload))
     boundary = workload.boundary_ratio * scheduler.config.num_train_timesteps
     attention = _attention(recipe, workload.steps)
     steps = []

@@ -5,6 +5,7 @@ Shapes: B prompts, S tokens (512), C text channels (4,096 in Wan2.2).
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,11 @@ class TextEncoder:
         return Embeds(hidden.to(self.dtype), tuple(mask.sum(dim=1).tolist()))
 
 
+def _is_invisible(character: str) -> bool:
+    """True for spaces, control and format characters, and letters without a shape: Hangul fillers, the blank Braille cell."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp") or character in "\u115f\u1160\u3164\uffa0\u2800"
+
+
 def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, what: str = "prompt", may_be_empty: bool = False) -> None:
     """Raise BadInput for an empty prompt, or for one that the tokenizer would cut. The error says what would be cut.
 
@@ -61,8 +67,8 @@ def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, what: str =
         raise BadInput(f"{what}: {prompt!r} is a {type(prompt).__name__}; allowed: some text")
     utf8(prompt, what=what)
     cleaned = prompt_clean(prompt)
-    if not cleaned and not may_be_empty:
-        left = ", once entities and spaces are cleaned" if prompt.strip() else ""
+    if all(_is_invisible(one) for one in cleaned) and not may_be_empty:
+        left = ", once entities and what nobody can see are left out" if prompt.strip() else ""
         raise BadInput(f"{what}: {prompt!r} is empty{left}; allowed: some text")
     ids = tokenizer(cleaned, add_special_tokens=True).input_ids
     if len(ids) > MAX_TOKENS:

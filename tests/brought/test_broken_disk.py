@@ -65,19 +65,8 @@ CASES = {
     "accuracy": Case(
         module="wan_mlperf.run",
         arguments=[
-            *(
-                "--recipe",
-                "@my.yaml",
-                "--prompts",
-                "@prompts.txt",
-                "--outputs",
-                "@outputs",
-                "--model",
-                "model",
-                "--mode",
-                "accuracy",
-            ),
-            *WORKLOAD,
+            *("--recipe", "@my.yaml", "--prompts", "@prompts.txt", "--outputs", "@outputs", "--model", "@model"),
+            *("--mode", "accuracy", *WORKLOAD),
         ],
         leaves=[
             f"outputs/latest/{one}" for one in ("result.json", "report.html", "prompts.json", "videos/0.mp4", "videos/1.mp4")
@@ -295,5 +284,6 @@ def test_a_real_limit_on_a_file(ranks: int, model: Path, tmp_path: Path) -> None
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode in (2, 3), done.stderr[-2000:]
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(("failed", "error")) and str(out) in last and os.strerror(errno.EFBIG) in last, done.stderr[-2000:]
+    assert last.startswith(("failed", "error")) and os.strerror(errno.EFBIG) in last, done.stderr[-2000:]
+    assert str(out) in last or (ranks == 2 and "the memory that ranks share" in last), last  # which is a file to the system
     assert "Traceback" not in done.stderr and not list(out.iterdir())

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from wan_mlperf import Pipeline, checkpoint, load_recipe, preflight
 from wan_mlperf.errors import BadInput
-from wan_mlperf.step_plan import make_scheduler
+from wan_mlperf.kernels import gemm
+from wan_mlperf.step_plan import WAN22_SCHEDULER, make_plan, make_scheduler
 
 SIZES = ("workload.steps=2", "workload.height=32", "workload.width=32", "workload.frames=5", "mesh.ranks=1")
 
@@ -210,6 +212,110 @@ def test_a_shard_that_is_missing(folder: Path) -> None:
         refused(folder, "transformer (high-noise expert)", "index.json")
 
 
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "transformer"])
+def test_an_index_without_metadata(part: str, folder: Path) -> None:
+    """diffusers and transformers look into it. The experts are read by a reader that does not."""
+    file = weights(folder, part)
+    name = file.name.replace(".safetensors", "-00001-of-00001.safetensors")
+    file.with_name(f"{file.name}.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(load_file(file), name)}))
+    file.rename(file.with_name(name))
+    if part == "transformer":
+        checkpoint.find(str(folder))
+    else:
+        refused(folder, f"{part} (", "has no metadata")
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("vae", {"latents_std": [0.0] * 16}),
+        ("vae", {"latents_std": 1.0}),
+        ("vae", {"latents_mean": [0.1]}),
+        ("vae", {"latents_mean": None}),
+        ("vae", {"latents_mean": ["a"] * 16}),
+        ("vae", {"latents_mean": [float("nan")] * 16}),
+        ("vae", {"scale_factor_spatial": 16}),
+        ("vae", {"scale_factor_temporal": 8}),
+        ("vae", {"patch_size": 2}),
+        ("transformer", {"eps": "x"}),
+        ("transformer_2", {"eps": None}),
+        ("transformer_2", {"eps": float("nan")}),
+        ("transformer", {"eps": -1.0}),
+        ("text_encoder", {"relative_attention_max_distance": 0}),
+    ],
+)
+def test_settings_that_no_shape_shows(part: str, changes: dict[str, Any], folder: Path) -> None:
+    change_json(folder / part / "config.json", **changes)
+    (key,) = changes
+    refused(folder, f"{part} (", f"{key} is ", "; allowed: ")
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_mark_in_what_the_libraries_read(part: str, encoding: str, folder: Path) -> None:
+    file = own(folder / part / "config.json")
+    file.write_bytes(file.read_text().encode(encoding))
+    refused(folder, f"{part} (", "config.json starts with a byte order mark")
+
+
+@pytest.mark.parametrize("name", ["transformer/config.json", "tokenizer/tokenizer.json", "scheduler/scheduler_config.json"])
+def test_a_pipe_in_place_of_a_file(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    refused(folder, f"{Path(name).name} is a folder, a pipe or a device")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("part", "dtype"), [("transformer", "bfloat16"), ("transformer_2", "float32"), ("vae", "float32")])
+def test_weights_that_are_no_numbers(part: str, dtype: str, value: float, folder: Path) -> None:
+    """Low-precision formats would make ordinary numbers of them, and a video that looks whole."""
+    name = "blocks.0.attn1.to_v.weight" if part != "vae" else "decoder.conv_in.weight"
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tensors[name].view(-1)[-1] = value
+        return tensors
+
+    change_weights(weights(folder, part), spoil)
+    found = checkpoint.find(str(folder))
+    with pytest.raises(BadInput, match=rf"{part} \(.*{name} holds NaN or infinity"):
+        found.load_vae("float32") if part == "vae" else found.load_transformer(part, dtype)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rope_max_seq_len": 1}, "rope_max_seq_len is 1; allowed: at least 2"),
+        ({"num_attention_heads": 16, "attention_head_dim": 16}, "attention_head_dim is 16; allowed with attention sage_fp4"),
+    ],
+)
+def test_experts_that_do_not_fit_the_recipe(changes: dict[str, Any], words: str, model: Path) -> None:
+    found = checkpoint.find(str(model))
+    configs = {part: {**found.config(part), **changes} for part in ("transformer", "transformer_2")}
+    recipe = load_recipe("tiny", model=str(model), overrides=SIZES)
+    plan = preflight.prepare(recipe).plan
+    fake = SimpleNamespace(config=configs.__getitem__)
+    with pytest.raises(BadInput, match=words):
+        preflight._check_experts(recipe, recipe.effective_workload, fake, plan)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pattern", ["nothing.*", "block.0.*", "["])
+def test_a_pattern_that_no_layer_matches(pattern: str, model: Path) -> None:
+    recipe = load_recipe("tiny", model=str(model), overrides=(*SIZES, f"gemm.keep=[['{pattern}', fp8]]"))
+    with pytest.raises(BadInput, match=r"gemm.keep: no layer's name matches .* names such as blocks.0.attn1.to_q"):
+        preflight.prepare(recipe)
+
+
+def test_the_names_of_linear_layers_are_the_transformers(model: Path) -> None:
+    expert = checkpoint.find(str(model)).load_transformer("transformer", "float32")
+    names = [name for name, one in expert.named_modules() if isinstance(one, torch.nn.Linear) and name.startswith("blocks.")]
+    assert names == gemm.linear_names(expert.config.num_layers)
+
+
+def test_an_empty_name_for_the_noise(model: Path) -> None:
+    with pytest.raises(BadInput, match=r"model\.fixed_latent"):
+        preflight.prepare(load_recipe("tiny", model=str(model), overrides=(*SIZES, "model.fixed_latent=")))
+
+
 def test_a_damaged_tokenizer(folder: Path) -> None:
     own(folder / "tokenizer" / "tokenizer.json").write_text("{}")
     with pytest.raises(BadInput, match=r"tokenizer \(tokenizer\) cannot be loaded"):
@@ -283,3 +389,23 @@ def test_the_models_own_scheduler_is_used(folder: Path, model: Path) -> None:
 def test_schedulers_that_cannot_be(config: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="scheduler: "):
         make_scheduler(config, load_recipe("tiny").effective_workload)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"predict_x0": False},
+        {"solver_order": 0},
+        {"solver_order": -1},
+        {"disable_corrector": None},
+        {"flow_shift": -3.0},
+        {"flow_shift": 1e30},
+        {"flow_shift": 0},
+        {"num_train_timesteps": 1},
+    ],
+)
+def test_scheduler_settings_that_fail_at_a_step(changes: dict[str, Any]) -> None:
+    recipe = load_recipe("tiny")
+    with pytest.raises(BadInput, match=r"scheduler: .*the model's settings"):
+        make_plan(recipe, recipe.effective_workload, {**WAN22_SCHEDULER, **changes})

@@ -63,6 +63,11 @@ def test_a_line_ends_at_a_newline_only(separator: str, tmp_path: Path) -> None:
         ("a.txt", b'["a red circle", "a square"]', "JSON"),
         ("a.txt", b'[\n  {"prompt": "a"}\n]\n', "JSON"),
         ("a.txt", b'{"prompt": "a"}\n{"prompt": "b"}\n', "JSON"),
+        ("a.txt", b'["a red circle",\n"a square",\n]\n', "JSON"),
+        ("a.txt", b'["a red circle", "a square"', "JSON"),
+        ("a.txt", b'{"prompt": "a"}\n{"prompt": "b"\n', "JSON"),
+        ("a.txt", b'"a red circle"\n"a square"\n', "quoted"),
+        ("a.txt", b"- a red circle\n- a square\n", "YAML"),
         ("a.json", b"a red circle", "JSON"),
         ("a.csv", b"prompt,seed\na,1\n", "CSV"),
         ("a.yaml", b"- a red circle\n", "YAML"),
@@ -165,7 +170,22 @@ def test_a_scalar_in_a_recipe_is_what_its_key_wants(tmp_path: Path) -> None:
     assert recipe.attention.early_fraction == 0.1
 
 
-@pytest.mark.parametrize("prompt", ["&nbsp;", "&#32;&amp;nbsp;", " \u3000 ", "\t"])
+INVISIBLE = (
+    "\u200b",
+    "\u200b\u2060",
+    "\u202e",
+    "\u00ad",
+    "&#8203;",
+    "&zwnj;",
+    "\U000e0001",
+    "\u180e",
+    "\u3164",
+    "\u2800",
+    "\u115f",
+)
+
+
+@pytest.mark.parametrize("prompt", ["&nbsp;", "&#32;&amp;nbsp;", " \u3000 ", "\t", *INVISIBLE])
 def test_a_prompt_that_is_empty_once_cleaned(prompt: str, model: Path) -> None:
     refused(call(generate.main, prompt, "--model", str(model)), "is empty")
 
@@ -220,6 +240,10 @@ def test_from_python_as_from_the_command_line(prompt: Any, keys: dict[str, Any],
             method(prompt, **keys)
     with pytest.raises(BadInput, match="a list of at least one"):
         pipeline.stream_batch("a red circle")
+    with pytest.raises(BadInput, match=r"Pipeline\.load: 'tiny' is a str; allowed: a recipe"):
+        Pipeline.load("tiny")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"overrides: 'mesh\.ranks=1' is not allowed; allowed: a list"):
+        load_recipe("tiny", overrides="mesh.ranks=1")
 
 
 def test_a_stream_is_read_once(tmp_path: Path) -> None:

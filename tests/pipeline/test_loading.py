@@ -82,7 +82,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_named(model: Path, tmp_path: Pat
     length = int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8 : 8 + length])
     last = max((name for name in header if name != "__metadata__"), key=lambda name: header[name]["data_offsets"][1])
-    with WeightFiles([file]) as weights, pytest.raises(OSError, match=r"weights.safetensors became shorter"):
+    with WeightFiles([file], "model") as weights, pytest.raises(OSError, match=r"weights.safetensors became shorter"):
         weights.read(last, torch.bfloat16)
 
 

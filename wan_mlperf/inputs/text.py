@@ -37,6 +37,7 @@ KINDS = (
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"\x7fELF", "a program"),
 )
+BROKEN_JSON = re.compile(r"""\[\s*(["{[]|\n|$)|\{\s*("|\n|$)""")  # how it starts; a prompt in brackets goes on with a word
 OPENED = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+|/dev/stdin|-")
 _read: dict[str, bytes] = {}  # streams that this process has read
 
@@ -120,12 +121,17 @@ def other_format(path: str | Path, text: str) -> str | None:
         return "an RTF file"
     if re.match(r"<(!doctype|html|\?xml)\b", start, re.I):
         return "HTML or XML"
-    if start[:1] in ("[", "{"):
-        if isinstance(_json(start), dict | list):
-            return "JSON"
-        full = [line for line in lines(text) if line.strip()]
-        if all(isinstance(_json(line), dict | list) for line in full):
-            return "JSON, one value a line"
+    full = [line.strip() for line in lines(text) if line.strip()]
+    if isinstance(_json(start), dict | list):
+        return "JSON"
+    if any(isinstance(_json(line), dict | list) for line in full):
+        return "JSON, one value a line"
+    if BROKEN_JSON.match(start):
+        return "JSON, and damaged"
+    if len(full) > 1 and all(isinstance(_json(line), str) for line in full):
+        return "a list of quoted texts"
+    if len(full) > 1 and all(line.startswith("- ") for line in full):
+        return "a YAML list"
     if "\r" in text.strip() and "\n" not in text.strip():
         return "text whose lines end with a carriage return alone"
     return None

@@ -52,6 +52,13 @@ def names(recipe: Gemm) -> tuple[str, ...]:
     return tuple(dict.fromkeys((recipe.high_noise, recipe.low_noise, *(rule.format for rule in recipe.rules))))
 
 
+def linear_names(blocks: int) -> list[str]:
+    """Return the names of an expert's linear layers that have a format: those of its blocks, as in diffusers' transformer."""
+    attention = ("to_q", "to_k", "to_v", "to_out.0")
+    layers = [*(f"{attn}.{one}" for attn in ("attn1", "attn2") for one in attention), "ffn.net.0.proj", "ffn.net.2"]
+    return [f"blocks.{number}.{layer}" for number in range(blocks) for layer in layers]
+
+
 def check(recipe: Gemm, device: Device, *, allow_reference: bool) -> None:
     """Raise BadInput for a format that the architecture cannot compute, unless references are allowed."""
     for name in names(recipe):

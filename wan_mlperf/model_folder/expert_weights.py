@@ -22,7 +22,8 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
-from wan_mlperf.model_folder.parts import MOST_THREADS, PIECE, find_weights
+from wan_mlperf.errors import BadInput
+from wan_mlperf.model_folder.parts import MOST_THREADS, PIECE, find_weights, where
 
 Convert = Callable[[str, nn.Module], nn.Module]  # (full name, module) -> what replaces it
 Item = TypeVar("Item")
@@ -49,9 +50,10 @@ class _Stored(NamedTuple):
 
 
 class WeightFiles:
-    """Open safetensors files of one part, verified before. Safe to read from several threads."""
+    """Open safetensors files of one part, verified before. Safe to read from several threads. `title` names it in messages."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], title: str) -> None:
+        self._title = title
         self._names = [file.name for file in files]
         self._open = [file.open("rb", buffering=0) for file in files]
         self.stored: dict[str, _Stored] = {}
@@ -71,11 +73,16 @@ class WeightFiles:
             file.close()
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """Return a tensor in `dtype`. Only a piece of it is held in the dtype that it is stored in."""
+        """Return a tensor in `dtype`. Only a piece of it is held in the dtype that it is stored in.
+
+        Raises BadInput for NaN and infinity, of which low-precision formats would make ordinary numbers.
+        """
         stored = self.stored[name]
         if dtype == stored.dtype:
             tensor = _placed(stored.start, stored.shape, dtype)
             self._fill(tensor.view(-1), stored, stored.start)
+            for piece in tensor.view(-1).split(PIECE):
+                refuse_not_finite(piece, f"{self._title}: {name}")
             return tensor
         tensor = torch.empty(stored.shape, dtype=dtype)
         flat = tensor.view(-1)
@@ -83,6 +90,7 @@ class WeightFiles:
         for first in range(0, len(flat), PIECE):
             piece = buffer[: len(flat) - first]
             self._fill(piece, stored, stored.start + first * stored.dtype.itemsize)
+            refuse_not_finite(piece, f"{self._title}: {name}")
             flat[first : first + len(piece)] = piece
         return tensor
 
@@ -94,6 +102,13 @@ class WeightFiles:
             if not count:
                 raise OSError(f"{self._names[stored.file]} became shorter while it was read")
             done += count
+
+
+def refuse_not_finite(values: torch.Tensor, what: str) -> None:
+    """Raise BadInput if a weight, or a piece of one, holds NaN or infinity."""
+    # The sum of all is quicker than a look at each. One that is too large for fp16 does not mean that a value is.
+    if not math.isfinite(values.sum()) and not torch.isfinite(values).all():
+        raise BadInput(f"{what} holds NaN or infinity; allowed: finite weights")
 
 
 def _placed(start: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -133,7 +148,7 @@ def load_expert(
             setattr(module, leaf, nn.Parameter(weights.read(full, wanted), requires_grad=False))
         return name, module if on_gpu else convert(name, module)
 
-    with WeightFiles(find_weights(folder, part).files) as weights, _freed_at_once():
+    with WeightFiles(find_weights(folder, part).files, where(folder, part)) as weights, _freed_at_once():
         for name, module in _map(fill, _in_file_order(model, weights), threads):
             if on_gpu:
                 for leaf, parameter in list(module.named_parameters(recurse=False)):

@@ -6,7 +6,9 @@ file, under the library's own name; otherwise a variant (`...bf16.safetensors`),
 
 from __future__ import annotations
 
+import codecs
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,16 @@ from wan_mlperf.inputs import text
 
 Shape = tuple[int, ...]
 DTYPES = ("BF16", "F16", "F32")  # in which weights may be stored
+EXPERTS = ("transformer", "transformer_2")
 POINTER = b"version https://git-lfs"  # how the placeholder starts for a file that Git LFS has not fetched
+MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE's begins with UTF-16-LE's
+OTHERS_READ = (
+    "transformer",
+    "transformer_2",
+    "vae",
+    "text_encoder",
+    "tokenizer",
+)  # by diffusers and transformers, as plain UTF-8
 PIECE = 1 << 22  # values of a weight that are read and cast at a time
 MOST_THREADS = 16  # that read and cast; each holds a layer: 141 MB in bf16 at the benchmark's size, and its packed copy
 
@@ -85,9 +96,12 @@ def find_weights(model: Path, part: str) -> Weights:
 
 
 def _shards(model: Path, part: str, index: str) -> tuple[Path, ...]:
-    table = read_json(model / part / index, model, part).get("weight_map")
+    whole = read_json(model / part / index, model, part)
+    table = whole.get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(one, str) for one in table.values()):
         raise BadInput(f"{where(model, part)}: {index} has no weight_map; allowed: name -> file for each weight")
+    if not isinstance(whole.get("metadata", {} if part in EXPERTS else None), dict):  # diffusers and transformers look into it
+        raise BadInput(f"{where(model, part)}: {index} has no metadata; allowed: an object, such as {{}}")
     files = sorted(set(table.values()))
     for file in files:
         if file != Path(file).name:
@@ -124,12 +138,16 @@ def headers(model: Path, part: str, files: tuple[Path, ...]) -> dict[str, tuple[
 
 
 def refuse_pointer(file: Path, model: Path, part: str) -> None:
-    """Raise BadInput for a file that cannot be opened, or that is only a Git LFS pointer."""
+    """Raise BadInput for what is no file, a file that cannot be opened, or one that is only a Git LFS pointer."""
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would wait for its other end
+            raise BadInput(f"{where(model, part)}: {file.name} is a folder, a pipe or a device; allowed: a file")
         with file.open("rb") as stream:
             start = stream.read(len(POINTER))
     except OSError as error:
         raise BadInput(f"{where(model, part)}: {file.name} cannot be read ({error.strerror})") from None
+    if part in OTHERS_READ and file.suffix == ".json" and start.startswith(MARKS):
+        raise BadInput(f"{where(model, part)}: {file.name} starts with a byte order mark; allowed: UTF-8 without one")
     if start == POINTER:
         raise BadInput(f"{where(model, part)}: {file.name} is a Git LFS pointer; allowed: the file itself (git lfs pull)")
 

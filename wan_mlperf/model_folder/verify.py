@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,6 +66,7 @@ def _verify(folder: Path) -> None:
     _fit(folder, "transformer_2", "in_channels", low["in_channels"], high["in_channels"])
     _fit(folder, "transformer_2", "patch_size", list(low["patch_size"]), list(high["patch_size"]))
     _fit(folder, "vae", "z_dim", config_of(folder, "vae")["z_dim"], high["in_channels"])
+    _check_values(folder)
     for part, config in (("transformer", high), ("transformer_2", low)):
         _fit(folder, part, "out_channels", config["out_channels"], config["in_channels"])
         _fit(folder, part, "text_dim", config["text_dim"], config_of(folder, "text_encoder").get("d_model"))
@@ -97,10 +99,49 @@ def _check_tokenizer(folder: Path) -> None:
         raise BadInput(f"{where(folder, 'tokenizer')} has no tokenizer file; allowed: tokenizer.json or spiece.model")
 
 
+def _check_values(folder: Path) -> None:
+    """Check settings that change no weight's shape: another value would give wrong videos, or fail when all is loaded."""
+    for part in ("transformer", "transformer_2"):
+        config = config_of(folder, part)
+        _need(folder, part, "eps", config["eps"], _is_number(config["eps"]) and config["eps"] > 0, "a number above 0")
+    vae = config_of(folder, "vae")
+    for key, only in (
+        ("scale_factor_spatial", 8),
+        ("scale_factor_temporal", 4),
+        ("patch_size", None),
+    ):  # workload.py counts on it
+        _need(folder, "vae", key, vae[key], vae[key] == only, "null" if only is None else str(only))
+    channels = vae["z_dim"]
+    for key in ("latents_mean", "latents_std"):
+        values = vae[key]
+        fits = isinstance(values, list | tuple) and len(values) == channels and all(_is_number(one) for one in values)
+        if fits and key == "latents_std":
+            fits = all(one > 0 for one in values)
+        what = "numbers above 0" if key == "latents_std" else "numbers"
+        _need(folder, "vae", key, values, fits, f"z_dim, {channels}, {what}")
+    text = AutoConfig.from_pretrained(folder / "text_encoder", trust_remote_code=False)
+    buckets, distance = text.relative_attention_num_buckets, text.relative_attention_max_distance
+    fits = isinstance(distance, int) and distance > buckets // 2  # its logarithm is divided by
+    key = "relative_attention_max_distance"
+    _need(folder, "text_encoder", key, distance, fits, f"above half of relative_attention_num_buckets, {buckets // 2}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _need(folder: Path, part: str, key: str, value: object, fits: bool, allowed: str) -> None:
+    if not fits:
+        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+        raise BadInput(f"{where(folder, part)}: {key} is {shown}; allowed: {allowed}")
+
+
 def _check_weights(folder: Path, part: str) -> None:
     stored = headers(folder, part, find_weights(folder, part).files)
     for name, (dtype, _) in stored.items():
         if dtype not in DTYPES:
+            if dtype == "F64":
+                raise BadInput(f"{where(folder, part)}: {name} is stored in {dtype}; allowed: bf16, fp16 or fp32")
             scales = [one for one in stored if SCALES.fullmatch(one)]
             more = f" and scales such as {scales[0]}" if scales else ""
             raise BadInput(f"{where(folder, part)} is quantised: {name} is stored in {dtype}{more}; allowed: bf16, fp16 or fp32")
@@ -119,7 +160,7 @@ def _check_weights(folder: Path, part: str) -> None:
             model = makers.get(kind, lambda: kind.from_config(read_json(folder / part / "config.json", folder, part)))()  # type: ignore[attr-defined]
             expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     except Exception as error:
-        why = " ".join(str(error).split())[:160]
+        why = " ".join(str(error).split())[:160].strip("()") or type(error).__name__
         raise BadInput(f"{where(folder, part)} has a configuration from which no model can be built ({why})") from None
     ignored = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or []
     _compare(folder, part, expected, {name: shape for name, (_, shape) in stored.items()}, ignored)

@@ -95,8 +95,11 @@ class _Inbox:
         if not self._ready.read(1):
             raise ConnectionError(f"connection closed by rank {self.sender} of the replica")
         tensor = torch.empty_like(like)
-        size = os.preadv(self._slots[self._count % SLOTS].fileno(), [_bytes(tensor)], 0)
-        assert size == tensor.nbytes, f"rank {self.sender} of the replica sent {size} bytes, expected {tensor.nbytes}"
+        slot, wanted, done = self._slots[self._count % SLOTS].fileno(), _bytes(tensor), 0
+        while done < len(wanted):  # one call moves 2 GiB at most
+            size = os.preadv(slot, [wanted[done:]], done)
+            assert size, f"rank {self.sender} of the replica sent {done} bytes, expected {tensor.nbytes}"
+            done += size
         self._count += 1
         return tensor
 
@@ -117,8 +120,13 @@ class _Outbox:
 
     def send(self, tensor: torch.Tensor) -> None:
         """Write into the slot whose previous tensor the receiver has already read."""
-        size = os.pwritev(self._slots[self._count % SLOTS].fileno(), [_bytes(tensor)], 0)
-        assert size == tensor.nbytes
+        slot, content, done = self._slots[self._count % SLOTS].fileno(), _bytes(tensor), 0
+        try:
+            while done < len(content):
+                done += os.pwritev(slot, [content[done:]], done)
+        except OSError as error:  # "File too large" is `ulimit -f`, which counts this memory as a file
+            what = f"the memory that ranks share ({tensor.nbytes} bytes; mesh.ranks=1 needs none)"
+            raise OSError(error.errno, error.strerror, what) from None
         self._filled.write(b"\1")
         self._count += 1
 

@@ -31,6 +31,8 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), model: str |
     approximation off: no quantisation, no low-precision attention, no compilation, and each part in the dtype in which diffusers
     loads it by itself. Raises BadInput.
     """
+    if isinstance(overrides, str) or not all(isinstance(one, str) for one in overrides):
+        raise BadInput(f"overrides: {overrides!r} is not allowed; allowed: a list of texts, such as ['mesh.ranks=1']")
     file = _find(path)
     content = text.read_text(file, what="recipe", allowed="a readable YAML file")
     try:
