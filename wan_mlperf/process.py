@@ -166,29 +166,31 @@ def _prepare() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    ours = [one for one in STOPS if signal.getsignal(one) in (signal.SIG_DFL, signal.default_int_handler)]
 
     def stop(number: int, _frame: object) -> None:
-        _leave_at_next_signal(128 + number, ours)
+        leave_at_next_signal(128 + number)
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
-    for number in ours:  # an ignored signal stays ignored: nohup
-        signal.signal(number, stop)
+    for number in STOPS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # an ignored one stays ignored: nohup
+            signal.signal(number, stop)
 
 
-def _leave_at_next_signal(code: int, numbers: Sequence[int]) -> None:
+def leave_at_next_signal(code: int | None = None) -> None:
     """From now on a signal, such as a second Ctrl-C, ends this process at once: it is ending anyway, and may hang.
 
-    Not within SAME_SIGNAL_S: a terminal, `timeout` and a parent may all pass on the same signal.
+    Not within SAME_SIGNAL_S: a terminal, `timeout` and a parent may all pass on the same signal. `code`: the exit code, if it is
+    known already, else that of the signal.
     """
     since = time.monotonic()
 
-    def handle(_number: int, _frame: object) -> None:
+    def handle(number: int, _frame: object) -> None:
         if time.monotonic() - since > SAME_SIGNAL_S:
-            leave(code)
+            leave(128 + number if code is None else code)
 
-    for number in numbers:
-        signal.signal(number, handle)
+    for number in STOPS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # an ignored signal stays ignored: nohup
+            signal.signal(number, handle)
 
 
 def _flush() -> None:
@@ -210,8 +212,7 @@ def _drop_output() -> None:
 def finish(code: int) -> NoReturn:
     """Exit normally. Under `launch`, the first rank leaves its code in a file, so that torchrun reports no failure."""
     ranks.drop_torchrun_folders()
-    # Python's own end takes a moment, in which torchrun's handlers would raise.
-    _leave_at_next_signal(code, [one for one in STOPS if signal.getsignal(one) is not signal.SIG_IGN])
+    leave_at_next_signal(code)  # Python's own end takes a moment
     job = os.environ.get(files.JOB)
     if job is None or not ranks.under_torchrun():
         sys.exit(code)

@@ -241,7 +241,7 @@ def test_from_python_as_from_the_command_line(prompt: Any, keys: dict[str, Any],
     with pytest.raises(BadInput, match="a list of at least one"):
         pipeline.stream_batch("a red circle")
     with pytest.raises(BadInput, match=r"Pipeline\.load: 'tiny' is a str; allowed: a recipe"):
-        Pipeline.load("tiny")  # type: ignore[arg-type]
+        Pipeline.load("tiny")
     with pytest.raises(BadInput, match=r"overrides: 'mesh\.ranks=1' is not allowed; allowed: a list"):
         load_recipe("tiny", overrides="mesh.ranks=1")
 

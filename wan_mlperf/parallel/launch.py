@@ -66,6 +66,7 @@ def launch(module: str, arguments: Sequence[str], world: int, *, stop_s: float =
             process.say(f"stopped by {signal.Signals(number).name}")
             return 128 + int(number)
         finally:
+            process.leave_at_next_signal()  # torchrun's handlers would raise while the job's folder is deleted
             for name, value in before.items():
                 os.environ.pop(name, None)
                 os.environ.update({} if value is None else {name: value})
