@@ -132,7 +132,7 @@ class Pipeline:
     def start(self, prompts: Sequence[str | Query]) -> Start:
         """Return the start of the plan: the noise of the prompts, and a scheduler that no step has used yet."""
         noise = torch.cat([self.noise(one.seed, one.latent) for one in self._checked(prompts)])
-        scheduler = make_scheduler(self.checkpoint.config("scheduler"), self.workload)
+        scheduler = make_scheduler(self.checkpoint.config("scheduler"), self.workload.steps)
         return Start(0, noise.to(self.mesh.device.torch), scheduler)
 
     @torch.inference_mode()

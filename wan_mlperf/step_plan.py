@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -68,8 +70,8 @@ def any_unguided(plan: Sequence[Step]) -> bool:
     return any(not step.guided and step.source is None for step in plan)
 
 
-def make_scheduler(config: Mapping[str, object], workload: Workload) -> SchedulerMixin:
-    """Return a new scheduler for the workload's steps. It holds the state of one query.
+def make_scheduler(config: Mapping[str, object], steps: int) -> SchedulerMixin:
+    """Return a new scheduler for so many steps. It holds the state of one query.
 
     Its class is the one that the model names, as in diffusers' own pipeline. Raises BadInput if class or settings do not fit.
     """
@@ -87,7 +89,7 @@ def make_scheduler(config: Mapping[str, object], workload: Workload) -> Schedule
     try:
         scheduler = getattr(diffusers, name).from_config(dict(config))
         with np.errstate(all="ignore"):  # what comes of it is looked at below
-            scheduler.set_timesteps(workload.steps)
+            scheduler.set_timesteps(steps)
         scheduler.set_begin_index(0)
     except (AttributeError, TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError, LookupError) as error:
         raise BadInput(f"scheduler: {name} does not take the model's settings ({' '.join(str(error).split())[:160]})") from None
@@ -99,10 +101,12 @@ def make_scheduler(config: Mapping[str, object], workload: Workload) -> Schedule
     return scheduler
 
 
-def _try(scheduler: Any) -> None:
-    """Take all steps with one value instead of latents. Some settings fail, or give NaN, only then. Raises BadInput."""
+@functools.lru_cache(maxsize=64)  # it takes as long as a small model's step, and a server makes a plan per request
+def _try_steps(settings: str, steps: int) -> None:
+    """Take all steps with one value instead of latents. Some settings (JSON) fail, or give NaN, only then. Raises BadInput."""
     import torch
 
+    scheduler: Any = make_scheduler(json.loads(settings), steps)
     name, value = type(scheduler).__name__, torch.ones(1, 1, 1, 1, 1, dtype=torch.float32, device="cpu")
     try:
         for timestep in scheduler.timesteps:
@@ -121,8 +125,8 @@ def make_plan(recipe: Recipe, workload: Workload, scheduler_config: Mapping[str,
 
     The expert follows diffusers' WanPipeline: high noise while timestep >= boundary_ratio x num_train_timesteps.
     """
-    scheduler = make_scheduler(scheduler_config, workload)
-    _try(make_scheduler(scheduler_config, workload))
+    scheduler = make_scheduler(scheduler_config, workload.steps)
+    _try_steps(json.dumps(dict(scheduler_config), sort_keys=True, default=repr), workload.steps)
     boundary = workload.boundary_ratio * scheduler.config.num_train_timesteps
     attention = _attention(recipe, workload.steps)
     steps = []

@@ -77,7 +77,7 @@ def waits_by_step(model: Path, scheduler: Any, steps: int = 5) -> list[list[str]
     by_step: list[list[str]] = []
     for _ in range(2):
         by_step.clear()
-        scheduler = make_scheduler(scheduler.config, workload)
+        scheduler = make_scheduler(scheduler.config, workload.steps)
         with torch.inference_mode(), Waits() as waits:
 
             def note(_step: Any, _latents: Any, waits: Waits = waits) -> None:
