@@ -94,6 +94,17 @@ def output_file(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def check_outputs(outputs: Mapping[str, str | None]) -> None:
+    """Raise BadInput if two flags (flag -> file) write the same file. A device, such as /dev/null, takes both."""
+    seen: dict[Path, str] = {}
+    for flag, name in outputs.items():
+        if name is None or (Path(name).exists() and not Path(name).is_file()):
+            continue
+        other = seen.setdefault(Path(name).resolve(), flag)
+        if other != flag:
+            raise BadInput(f"{other} and {flag}: {name!r} is the same file; allowed: one file for each")
+
+
 def words(text: str) -> str:
     """Type of an argument that is text: it must be valid UTF-8, because libraries refuse anything else."""
     try:

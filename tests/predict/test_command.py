@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.repository.test_docs import ROOT, commands
 from wan_mlperf import predict
 from wan_mlperf.errors import BadInput
 from wan_mlperf.predict.__main__ import main
@@ -71,14 +72,52 @@ def test_the_floor_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["--hardware=mi355x", "--recipe=mi355x-single"], "did you mean 'mi355x-singlestream'"),
         (["--hardware=mi355x", "--constants=none.json"], "constants 'none.json': cannot be read"),
         (["--hardware=mi355x", "--fits", "--quick"], "--fits with --quick"),
+        *[(["--hardware=mi355x", "--floor", flag], f"--floor with {flag}: ") for flag in ("--quick", "--fits", "--details")],
+        *[
+            (["--hardware=mi355x", "--floor", flag, "x"], f"--floor with {flag}: ")
+            for flag in ("--constants", "--json", "--html")
+        ],
+        (["--hardware=mi355x", "--quick", "--kernel=nope=AITER_FP8"], "--kernel: 'nope' is not known; allowed: sage_fp4"),
+        (["--hardware=mi355x", "--floor", "--kernel=nope=AITER_FP8"], "--kernel: 'nope' is not known; allowed: sage_fp4"),
+        (["--hardware=mi355x", "--kernel=sage_fp4=A", "--kernel=sage_fp4=B"], "--kernel: 'sage_fp4' is given twice"),
+        (["--hardware=mi355x", "--json=x", "--html=./x"], "--json and --html: 'x' is the same file"),
+        (["fit", "--json=x", "--write=x"], "--write and --json: 'x' is the same file"),
+        (
+            ["--recipe=h100", "--recipe=mi355x-singlestream", "--hardware=h200", "--quick"],
+            "mi355x-singlestream on h200: attention",
+        ),
+        (
+            ["--recipe=h100", "--recipe=mi355x-singlestream", "--hardware=h200", "--floor"],
+            "mi355x-singlestream on h200: attention",
+        ),
         (["fit", "--measurements", "none.json"], "measurements 'none.json': cannot be read"),
         (["fit", "--run", "none"], "cannot be read"),
     ],
 )
-def test_what_is_wrong_is_one_line(arguments: list[str], line: str) -> None:
+def test_what_is_wrong_is_one_line(arguments: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput) as caught:
         main(arguments)
     assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+SHOWN = [words[3:] for words in commands(ROOT / "docs/predict.md") if words[:3] == ["python", "-m", "wan_mlperf.predict"]]
+QUICK = [words for words in SHOWN if {"--quick", "--floor"} & set(words)]
+SLOW = [pytest.param(words, marks=pytest.mark.slow) for words in SHOWN if words not in QUICK]
+
+
+@pytest.mark.parametrize("arguments", [*QUICK, *SLOW], ids=" ".join)
+def test_the_commands_of_the_page_work(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(QUICK) >= 2 and main(arguments) == 0
+
+
+def test_a_kernel_is_for_the_recipes_that_use_it(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    both = ["--recipe=h100", "--recipe=b200", "--hardware=h100", "--quick", "--json", str(file)]
+    assert main([*both, "--kernel=sage_fp8=SAGE"]) == 0
+    h100, b200 = json.loads(file.read_text())["predictions"]
+    assert h100["kernels"]["sage_fp8"]["kernel"] == "SAGE" and "sage_fp8" not in b200["kernels"]
 
 
 @pytest.mark.slow

@@ -96,13 +96,27 @@ def test_words_of_publications_are_understood() -> None:
         ({"attention": "fa4_bf16"}, "nobody has published its rate on H100"),
         ({"gemm": "bf16/fp8"}, "is not one format"),
         ({"mesh": "cfg2ul2"}, "needs 4 GPUs"),
+        ({"mesh": "cfg8"}, "CFG 8 is not allowed; allowed: 1 or 2"),
+        ({"mesh": "ulysses7", "gpus": 7}, "40 heads are not divisible by the Ulysses degree 7; allowed: 1, 2, 4, 5"),
+        ({"mesh": "?", "gpus": 7}, "40 heads are not divisible by the Ulysses degree 7"),
+        ({"mesh": "ulysses4tp2ring2"}, "is not known"),
+        ({"mesh": "ulysses2ul8"}, "is not known; allowed: such as 1, dp, ulysses8, cfg2ul4, cfg2ring4, each part once"),
+        ({"mesh": "ulysses" + "9" * 300}, "is not known"),
+        ({"attention": "fa3_bf16 x0 calls"}, "is not understood"),
+        ({"attention": f"fa3_bf16 x{'1' * 400} calls"}, "is not a kernel with a rate"),
+        ({"attention": "fa3_bf16 x8 calls, sage2"}, "is not understood"),
+        ({"gemm": "nvfp4"}, "has no published rate on H100"),
+        ({"published": {"scenario": "ofline"}}, "did you mean 'offline'?"),
         ({"size": "large"}, "is not known"),
         ({"size": "0x0x81"}, "height: 0 is not allowed"),
     ],
 )
 def test_a_row_that_cannot_be_priced_says_why(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps({"end_to_end": [row(**changes), row(id="good")]}))
+    entry = row(**changes)
+    if "published" in changes:
+        del entry["seconds"]
+    file.write_text(json.dumps({"end_to_end": [entry, row(id="good")]}))
     found, skipped = rows.read(file)
     assert [one.id for one in found] == ["good"]
     assert [one.id for one in skipped] == ["mine"] and reason in skipped[0].reason
@@ -111,18 +125,26 @@ def test_a_row_that_cannot_be_priced_says_why(tmp_path: Path, changes: dict[str,
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "not a file of measurements"),
+        ("{", "cannot be read"),
         ("[1]", "not a file of measurements"),
         ('{"end_to_end": 3}', "end_to_end is not a list of rows"),
         ('{"end_to_end": [{"id": "a"}]}', "a: lacks hardware, gpus"),
-        ("\x00\x01", "not a file of measurements"),
-        ("", "not a file of measurements"),
+        ("\x00\x01", "cannot be read"),
+        ("", "cannot be read"),
         ("null", "not a file of measurements"),
         ('{"end_to_end": [[]]}', "end_to_end is not a list of rows"),
         ('{"end_to_end": [], "decode": "x"}', "decode is not a list of rows"),
         ('{"end_to_end": [], "frameworks": []}', "frameworks is not a mapping"),
         ('{"end_to_end": [], "decode": [{"id": "a"}]}', "decode a: lacks hardware, ranks, seconds"),
-        ("[" * 5000, "not a file of measurements"),
+        ("[" * 5000, "cannot be read"),
+        (json.dumps({"end_to_end": [{"id": "a"}]}).replace("{", '{"id": "b", '), "key 'id' is given twice"),
+        (
+            '{"end_to_end": [], "frameworks": {"me": {"decode_ranks": "two"}}}',
+            "framework 'me': decode_ranks: 'two' is not allowed",
+        ),
+        ('{"end_to_end": [], "frameworks": {"me": {"decode_ranks": [1]}}}', "decode_ranks"),
+        ('{"end_to_end": [], "frameworks": {"me": {"decode_ranks": -3}}}', "decode_ranks: '-3' is not allowed"),
+        ('{"end_to_end": [], "frameworks": {"me": {"compile": "no"}}}', "compile: 'no' is not allowed; allowed: true or false"),
     ],
 )
 def test_another_file_is_one_line(tmp_path: Path, text: str, reason: str) -> None:
@@ -138,14 +160,22 @@ def test_another_file_is_one_line(tmp_path: Path, text: str, reason: str) -> Non
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        *[("seconds", value, "a number above 0") for value in (0, -1, float("nan"), float("inf"), True, None, "fast", [1])],
+        *[("seconds", value, "a number, 0.001 to 1000000") for value in (0, -1, 1e-9, 10**400, float("inf"), True, None, [1])],
         *[("gpus", value, "a whole number, 1 to 4096") for value in (0, -8, 8.5, "eight", True)],
         *[("steps", value, "a whole number, 1 to 1000") for value in (0, -4, None)],
-        *[("attention", value, "a mapping of names to shares") for value in ({}, ["FLASH_3"], {"FLASH_3": -1}, {"FLASH_3": "a"})],
+        *[
+            ("attention", value, "a mapping of names to shares")
+            for value in ({}, ["FLASH_3"], {"FLASH_3": -1}, {"SAGE": 10**400})
+        ],
         ("fit", "yes", "true or false"),
         ("hardware", ["H100"], "text"),
         ("decode_ranks", 0, "a whole number"),
         ("published", "v6.0", "a mapping"),
+        ("only", "denoice", "denoise"),
+        ("only", [], "denoise"),
+        ("framework", "xDit", "did you mean 'xDiT'?; allowed: those under frameworks: Wan official, "),
+        ("mesh", "ulysses" + "9" * 5000, "one line of at most 500 characters"),
+        ("exception", "a\nb", "one line"),
     ],
 )
 def test_a_figure_that_no_run_has_is_one_line(tmp_path: Path, key: str, value: Any, allowed: str) -> None:
@@ -156,7 +186,36 @@ def test_a_figure_that_no_run_has_is_one_line(tmp_path: Path, key: str, value: A
     assert f"mine: {key}: " in str(caught.value) and allowed in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [float("nan"), -1.0, 0, True, "x", None])
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"hardware": "?"}, "is not known"), ({"size": "large"}, "is not known"), ({"size": "9" * 400 + "x16x81"}, "width")],
+)
+def test_a_decode_that_cannot_be_priced_says_why(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    decode = {"id": "mine", "hardware": "H20", "ranks": 1, "seconds": 26.0, "source": "here", "submitter": "me", **changes}
+    file = tmp_path / "mine.json"
+    file.write_text(
+        json.dumps({"end_to_end": [], "decode": [decode, {**decode, "hardware": "H20", "size": "720p81", "id": "good"}]})
+    )
+    found, skipped = rows.read(file)
+    assert [one.id for one in found] == ["good"]
+    assert [one.id for one in skipped] == ["mine"] and reason in skipped[0].reason
+    file.write_text(json.dumps({"end_to_end": [], "decode": [{**decode, "seconds": 10**400}]}))
+    with pytest.raises(BadInput, match="decode mine: seconds: "):
+        rows.read(file)
+
+
+def test_a_file_without_end_is_refused() -> None:
+    for read in (rows.read, rates.read_constants):
+        with pytest.raises(BadInput, match=r"'/dev/zero': cannot be read \(more than 64 MiB\)"):
+            read(Path("/dev/zero"))
+
+
+def test_two_names_of_a_kernel_are_added_up() -> None:
+    assert rows.attention_of("fa4_bf16 x8 calls, dense_bf16 x32 calls") == {"FLASH_4": 1.0}
+    assert rows.attention_of({"fa3_bf16": 3, "FLASH_3": 1, "SAGE": 4}) == {"FLASH_3": 0.5, "SAGE": 0.5}
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0, 0, 1e300, 10**400, True, "1.5", None])
 def test_constants_that_are_none_are_one_line(tmp_path: Path, value: Any) -> None:
     file = tmp_path / "constants.json"
     file.write_text(json.dumps({"values": {**rates.constants(), "power": value}}))

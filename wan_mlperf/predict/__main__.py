@@ -7,12 +7,13 @@ by side with --html. `predict fit` refits the model's constants to measured runs
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wan_mlperf import cli, process
-from wan_mlperf.errors import BadInput
+from wan_mlperf.errors import BadInput, choose
 
 if TYPE_CHECKING:  # imported when they are needed: --help and a misspelt flag must not wait for torch
     from wan_mlperf.predict.forecast import Forecast
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # imported when they are needed: --help and a misspelt flag m
     from wan_mlperf.recipe import Recipe
 
 RECIPE, GPUS = "mi355x-singlestream", 8
+NOT_WITH_FLOOR = ("quick", "fits", "details", "constants", "json", "html")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -87,9 +89,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.hardware:
         raise BadInput("--hardware: is missing; give a GPU's name, such as mi355x")
+    check_flags(options)
+    return options
+
+
+def check_flags(options: argparse.Namespace) -> None:
+    """Raise BadInput for flags that do not go together: one of them would do nothing, or undo the other."""
     if options.fits and options.quick:
         raise BadInput("--fits with --quick: memory is known from a rehearsal; allowed: one of them")
-    return options
+    if options.floor and (others := [name for name in NOT_WITH_FLOOR if getattr(options, name)]):
+        raise BadInput(
+            f"--floor with --{others[0]}: it is one table, not rehearsed, with the shipped constants; allowed: one of them"
+        )
+    cli.check_outputs({"--json": options.json, "--html": options.html})
+    names = [_pair(text)[0] for text in options.kernel]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise BadInput(f"--kernel: {twice!r} is given twice; allowed: one kernel for each attention of the recipe")
 
 
 def make_forecasts(options: argparse.Namespace) -> list[Forecast]:
@@ -98,25 +113,26 @@ def make_forecasts(options: argparse.Namespace) -> list[Forecast]:
     from wan_mlperf.predict.forecast import forecast
     from wan_mlperf.recipe import replace_workload
 
-    kernels = dict(_pair(text) for text in options.kernel)
     constants = None if options.constants is None else rates.read_constants(Path(options.constants))
-    jobs = [(recipe, gpu) for recipe in load_recipes(options) for gpu in options.hardware]
+    recipes = load_recipes(options)
+    kernels = kernels_by_recipe(options, recipes)
+    jobs = [(recipe, named, gpu) for recipe, named in zip(recipes, kernels, strict=True) for gpu in options.hardware]
     progress = cli.Progress("predicting", len(jobs))
     forecasts = []
-    for recipe, gpu in jobs:
-        workload = replace_workload(recipe.effective_workload, **changes(options))
-        forecasts.append(
-            forecast(
-                recipe,
-                gpu,
-                gpus=options.gpus,
-                workload=workload,
-                kernels=kernels,
-                constants=constants,
-                rehearsed=not options.quick,
-                workers=rehearsal.cores(),
+    for recipe, named, gpu in jobs:
+        with named_error(recipe.name, gpu, several=len(jobs) > 1):
+            forecasts.append(
+                forecast(
+                    recipe,
+                    gpu,
+                    gpus=options.gpus,
+                    workload=replace_workload(recipe.effective_workload, **changes(options)),
+                    kernels=named,
+                    constants=constants,
+                    rehearsed=not options.quick,
+                    workers=rehearsal.cores(),
+                )
             )
-        )
         progress.advance()
     progress.close()
     return forecasts
@@ -129,12 +145,35 @@ def show_floors(options: argparse.Namespace) -> None:
     from wan_mlperf.recipe import replace_workload
     from wan_mlperf.step_plan import make_plan
 
-    for recipe in load_recipes(options):
-        workload = replace_workload(recipe.effective_workload, **changes(options))
+    recipes = load_recipes(options)
+    for recipe, kernels in zip(recipes, kernels_by_recipe(options, recipes), strict=True):
         for gpu in options.hardware:
-            kernels = dict(_pair(text) for text in options.kernel)
-            prices = prices_of(recipe, gpu, gpus=options.gpus, workload=workload, kernels=kernels)
-            tables.show_floor(prices, make_plan(recipe, workload), recipe.name)
+            with named_error(recipe.name, gpu, several=len(recipes) * len(options.hardware) > 1):
+                workload = replace_workload(recipe.effective_workload, **changes(options))
+                prices = prices_of(recipe, gpu, gpus=options.gpus, workload=workload, kernels=kernels)
+                tables.show_floor(prices, make_plan(recipe, workload), recipe.name)
+
+
+@contextlib.contextmanager
+def named_error(recipe: str, gpu: str, *, several: bool) -> Iterator[None]:
+    """Say in a BadInput which of `several` predictions it is about."""
+    try:
+        yield
+    except BadInput as error:
+        raise (BadInput(f"{recipe} on {gpu}: {error}") if several else error) from None
+
+
+def kernels_by_recipe(options: argparse.Namespace, recipes: Sequence[Recipe]) -> list[dict[str, str]]:
+    """Of --kernel, what each recipe uses. Raises BadInput for a name that none of them uses."""
+    from wan_mlperf.recipe import replace_workload
+    from wan_mlperf.step_plan import make_plan
+
+    wanted = dict(_pair(text) for text in options.kernel)
+    plans = [make_plan(one, replace_workload(one.effective_workload, **changes(options))) for one in recipes]
+    used = [{step.attention for step in plan} for plan in plans]
+    for name in wanted:
+        choose("--kernel", name, sorted(set().union(*used)))
+    return [{name: kernel for name, kernel in wanted.items() if name in names} for names in used]
 
 
 def load_recipes(options: argparse.Namespace) -> list[Recipe]:

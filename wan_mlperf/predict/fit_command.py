@@ -69,7 +69,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--write", type=cli.output_file, metavar="FILE", help="write the constants there, for predict --constants"
     )
     parser.add_argument("--json", type=cli.output_file, metavar="FILE", help="write the table there")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    cli.check_outputs({"--write": options.write, "--json": options.json})
+    return options
 
 
 def show(checked: Sequence[Checked], skipped: Sequence[Skipped]) -> None:

@@ -6,19 +6,20 @@ A pair of kernel and GPU that nobody has published is refused with the known one
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from wan_mlperf.errors import BadInput, did_you_mean
+from wan_mlperf.inputs.text import read_json
 from wan_mlperf.kernels.backends import ATTENTION
 from wan_mlperf.predict import hardware
 from wan_mlperf.predict.hardware import Format, Hardware
 
 FILE = Path(__file__).with_name("rates.json")
 CONSTANTS = Path(__file__).with_name("constants.json")
+BOUNDS = (1e-6, 1e6)  # of a constant that is read: beyond them, products overflow
 MOST = 0.88  # of the dense peak: what FlashAttention 3 reaches on an H20, whose peak is not limited by its power
 REFERENCE = {
     "sm80": "A100",
@@ -56,19 +57,20 @@ def constants() -> Constants:
 
 def read_constants(file: Path) -> Constants:
     """Read constants that `predict fit --write` wrote. Raises BadInput."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))["values"]
-        found = {name: float(values[name]) for name in constants()}
-        if odd := [name for name, value in found.items() if not 0 < value < math.inf or isinstance(values[name], bool)]:
-            raise ValueError(f"{odd[0]} is {values[odd[0]]}, not a number above 0")
-    except OSError as error:
-        raise BadInput(f"constants {str(file)!r}: cannot be read ({error.strerror}); allowed: a file of `predict fit`") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadInput(
-            f"constants {str(file)!r}: not a file of constants ({type(error).__name__}: {error}); allowed: one that "
-            "`predict fit --write` wrote"
-        ) from None
-    return found
+    allowed = "one that `predict fit --write` wrote"
+    content = read_json(file, what="constants", allowed=allowed)
+    values = content.get("values") if isinstance(content, dict) else None
+    if not isinstance(values, dict):
+        raise BadInput(f"constants {str(file)!r}: not a file of constants (there are no values); allowed: {allowed}")
+    least, most = BOUNDS
+    for name in constants():
+        value: Any = values.get(name)
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise BadInput(
+                f"constants {str(file)!r}: not a file of constants ({name}: {str(value)[:80]!r} is not a number, {least:.6f} to "
+                f"{most:.0f}); allowed: {allowed}"
+            )
+    return {name: float(values[name]) for name in constants()}
 
 
 @cache

@@ -9,12 +9,13 @@ published it ("fa3_bf16", "cfg2ul4", "720p81"). Optional keys are `only` ("denoi
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wan_mlperf.errors import BadInput
+from wan_mlperf.errors import BadInput, choose
 from wan_mlperf.parallel.mesh import Shape
 from wan_mlperf.predict import hardware, measurements, rates
 from wan_mlperf.predict.measurements import FILE
@@ -45,6 +46,9 @@ KERNELS = {
     "bf16": "AITER",
 }
 GEMMS = {"bf16": "bf16", "fp8": "fp8", "mxfp4": "mxfp4", "nvfp4": "mxfp4"}
+MESH_PART = re.compile(r"(cfg|ulysses|ul|sp|ring)\s*([0-9]{1,4})(?![0-9])")
+MESH_WORDS = {"ul": "ulysses", "sp": "ulysses"}
+MESH_NOTES = {"fp8comm", "fsdp", "x"}  # words around the degrees; fsdp splits the weights, which takes no other time here
 SIZES = {"720p": (720, 1280), "480p": (480, 832)}
 # HunyuanVideo's 20 double and 40 single blocks: 24 T C^2 of linear layers each, no cross-attention.
 HUNYUAN = ExpertSize(layers=60, heads=24, head_dim=128, ffn=9216, text_tokens=0)
@@ -112,23 +116,24 @@ def read(file: Path = FILE) -> tuple[list[Row | Decode], list[Skipped]]:
     """Return the rows of a measurements file, and those that cannot be priced. Raises BadInput for another file."""
     what = f"measurements {str(file)!r}"
     values = measurements.load(file, what)
-    frameworks = (
-        values.get("frameworks", {})
-        if file == FILE
-        else {**measurements.load(FILE, what)["frameworks"], **values.get("frameworks", {})}
-    )
+    shipped = {} if file == FILE else measurements.load(FILE, f"measurements {str(FILE)!r}")["frameworks"]
+    frameworks = {**shipped, **values["frameworks"]}
     rows: list[Row | Decode] = []
     skipped: list[Skipped] = []
     for number, entry in enumerate(values["end_to_end"]):
-        name = str(entry.get("id", f"row {number}"))
-        measurements.check(entry, f"{what}: {name}", measurements.NEEDED)
+        name = measurements.name_of(entry, number)
+        measurements.check(entry, f"{what}: {name}", measurements.NEEDED, frameworks)
         try:
             rows.append(row_of(entry, frameworks))
         except BadInput as error:
             skipped.append(Skipped(id=name, reason=str(entry.get("exception") or error)))
-    for number, entry in enumerate(values.get("decode", [])):
-        measurements.check(entry, f"{what}: decode {entry.get('id', number)}", measurements.DECODE_NEEDED)
-        rows.append(_decode_of(entry))
+    for number, entry in enumerate(values["decode"]):
+        name = measurements.name_of(entry, number)
+        measurements.check(entry, f"{what}: decode {name}", measurements.DECODE_NEEDED)
+        try:
+            rows.append(_decode_of(entry))
+        except BadInput as error:
+            skipped.append(Skipped(id=name, reason=str(entry.get("exception") or error)))
     return rows, skipped
 
 
@@ -152,13 +157,14 @@ def row_of(entry: Mapping[str, Any], frameworks: Mapping[str, Mapping[str, Any]]
     entry = {**frameworks.get(entry.get("framework", ""), {}), **entry}
     gpu = hardware.find(entry["hardware"])
     gpus, attention = entry["gpus"], attention_of(entry["attention"])
-    shape, attn2d, qkv_bytes = mesh_of(entry["mesh"], gpus)
     workload, size = size_of(entry["size"])
+    shape, attn2d, qkv_bytes = mesh_of(entry["mesh"], gpus, size.heads)
     gemm = re.sub(r"\s*\(.*\)", "", entry["gemm"])
     if gemm not in GEMMS:
         raise BadInput(f"gemm {entry['gemm']!r}: is not one format; allowed: {', '.join(GEMMS)}")
     for kernel in attention:
         rates.attention(kernel, gpu)
+    rates.gemm(GEMMS[gemm], gpu)
     ways = Ways(
         compiled=bool(entry.get("compile", True)),
         qkv_bytes=qkv_bytes,
@@ -187,35 +193,49 @@ def row_of(entry: Mapping[str, Any], frameworks: Mapping[str, Mapping[str, Any]]
 
 def attention_of(text: str | Mapping[str, float]) -> dict[str, float]:
     """Kernel -> share of the forwards. "a x32 calls, b x8 calls" and "a+b" (half each) are understood. Raises BadInput."""
+    shares: defaultdict[str, float] = defaultdict(float)  # two words may mean the same kernel
     if isinstance(text, Mapping):
         whole = sum(text.values())
-        return {KERNELS.get(name, name): share / whole for name, share in text.items()}
-    text = re.sub(r"\s*\(.*?\)", "", text)
-    counted = re.findall(r"([\w?]+) x(\d+) calls", text)
-    parts = [(name, float(number)) for name, number in counted] or [(one.strip(), 1.0) for one in text.split("+")]
-    total = sum(share for _, share in parts)
-    shares = {KERNELS.get(name, name.upper()): share / total for name, share in parts}
+        for name, share in text.items():
+            shares[KERNELS.get(name, name)] += share / whole
+        return dict(shares)
+    plain = re.sub(r"\s*\(.*?\)", "", text)
+    parts = [re.fullmatch(r"(.*?)( x([0-9]{1,6}) calls)?", one.strip()) for one in re.split(r"[,+]", plain)]
+    found = [(one[1], int(one[3]) if one[2] else None) for one in parts if one]
+    counts = [number for _, number in found]
+    if (any(counts) and not all(counts)) or 0 in counts or len(found) < len(parts):
+        raise BadInput(f"attention {text!r}: is not understood; allowed: such as a, a+b, 'a x32 calls, b x8 calls'")
+    total = sum(number or 1 for number in counts)
+    for name, number in found:
+        shares[KERNELS.get(name, name.upper())] += (number or 1) / total
     known = rates.attention_kernels()
     for name in shares:
         if name not in known:
-            raise BadInput(f"attention {text!r}: is not a kernel with a rate; known: {', '.join([*KERNELS, *known])}")
-    return shares
+            raise BadInput(f"attention {plain!r}: is not a kernel with a rate; known: {', '.join([*KERNELS, *known])}")
+    return dict(shares)
 
 
-def mesh_of(text: str, gpus: int) -> tuple[Shape, tuple[int, int], float]:
+def mesh_of(text: str, gpus: int, heads: int) -> tuple[Shape, tuple[int, int], float]:
     """(shape of one video, rows and columns of 2-D attention, bytes per number of Q, K and V). Raises BadInput."""
-    found = {name: int(size) for name, size in re.findall(r"(cfg|ulysses|ul|sp|ring|attn2d)\s*(\d+)", text)}
-    grid = re.search(r"attn2d\s*(\d+)x(\d+)", text)
+    grid = re.search(r"attn2d\s*([0-9]{1,4})x([0-9]{1,4})\b", text)
     attn2d = (int(grid[1]), int(grid[2])) if grid else (1, 1)
-    ulysses = found.get("ulysses", found.get("ul", found.get("sp", 1)))
+    rest = text.replace(grid[0], " ") if grid else text
+    pairs = MESH_PART.findall(rest)
+    found = {MESH_WORDS.get(name, name): int(size) for name, size in pairs}
+    notes = MESH_PART.sub(" ", rest).replace(",", " ").split()
+    alone = not pairs and not grid
+    if len(found) < len(pairs) or not (text.strip() in ("1", "dp", "?") if alone else set(notes) <= MESH_NOTES):
+        raise BadInput(f"mesh {text!r}: is not known; allowed: such as 1, dp, ulysses8, cfg2ul4, cfg2ring4, each part once")
+    ulysses = gpus if text.strip() == "?" else found.get("ulysses", 1)  # the usual mesh where nothing else is said
     shape = Shape(replicas=1, cfg=found.get("cfg", 1), ulysses=ulysses, ring=found.get("ring", 1))
-    if not found and text.strip() not in ("1", "dp", "?"):
-        raise BadInput(f"mesh {text!r}: is not known; allowed: such as 1, dp, ulysses8, cfg2ul4, cfg2ring4")
-    if not found and gpus > 1 and text.strip() == "?":
-        shape = Shape(replicas=1, cfg=1, ulysses=gpus, ring=1)  # the usual mesh where nothing else is said
+    if shape.cfg not in (1, 2):
+        raise BadInput(f"mesh {text!r}: CFG {shape.cfg} is not allowed; allowed: 1 or 2, for the branches of guidance")
     if shape.per_replica * attn2d[0] * attn2d[1] != gpus:
         raise BadInput(f"mesh {text!r}: needs {shape.per_replica * attn2d[0] * attn2d[1]} GPUs; the row has {gpus}")
-    return shape, attn2d, 1.0 if "fp8comm" in text else 2.0
+    if heads % ulysses:
+        degrees = ", ".join(str(one) for one in range(1, heads + 1) if heads % one == 0)
+        raise BadInput(f"mesh {text!r}: {heads} heads are not divisible by the Ulysses degree {ulysses}; allowed: {degrees}")
+    return shape, attn2d, 1.0 if "fp8comm" in notes else 2.0
 
 
 def size_of(text: str) -> tuple[Workload, ExpertSize]:
@@ -237,12 +257,12 @@ def size_of(text: str) -> tuple[Workload, ExpertSize]:
 def _published(reference: Mapping[str, Any], gpus: int) -> float:
     """Seconds of one video on `gpus` GPUs, from MLCommons' figures: the mean, or where there is none the 90th percentile."""
     names = ("round", "division", "submitter", "accelerator", "accelerators")
+    scenario = choose("published: scenario", str(reference.get("scenario", "singlestream"))[:80], ("singlestream", "offline"))
     for entry in published():
         if all(getattr(entry, name) == reference.get(name) for name in names):
-            if reference.get("scenario") == "offline":
-                assert entry.samples_per_second is not None
+            if scenario == "singlestream":
+                return entry.mean_s or entry.p90_s or entry.score_s
+            if entry.samples_per_second is not None:
                 return entry.accelerators / gpus / entry.samples_per_second
-            return entry.mean_s or entry.p90_s or entry.score_s
-    raise BadInput(
-        f"published: no result of {', '.join(str(reference.get(name)) for name in names)}; allowed: those of published/"
-    )
+    named = ", ".join(str(reference.get(name))[:80] for name in names)
+    raise BadInput(f"published: no {scenario} result of {named!r}; allowed: those of wan_mlperf/published/")
