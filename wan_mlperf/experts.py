@@ -36,10 +36,7 @@ TABLES = 1024  # timesteps, or sizes, whose tables are kept: the longest schedul
 
 
 class BlockInputs(NamedTuple):
-    """What is the same for all blocks of a forward pass.
-
-    The modulation [1, 6, C] of the timestep, rotary tables [1, T, 1, D / 2], kernel name, tokens of all ranks.
-    """
+    """The same for all blocks: the timestep's modulation [1, 6, C], rotary tables [1, T, 1, D / 2], kernel, tokens of all ranks."""
 
     modulation: torch.Tensor
     cos: torch.Tensor
@@ -49,10 +46,7 @@ class BlockInputs(NamedTuple):
 
 
 class TextKeys(NamedTuple):
-    """One layer's cross-attention keys and values [B, H, S, D]; for trimmed text also its padding (kernels/padding.py).
-
-    That is the bias of its logits [B, 1, 1, S], or what is to be merged in.
-    """
+    """One layer's cross-attention keys and values [B, H, S, D]; for trimmed text the logits' bias [B, 1, 1, S], or its padding."""
 
     key: torch.Tensor
     value: torch.Tensor
