@@ -36,7 +36,7 @@ TABLES = 1024  # timesteps, or sizes, whose tables are kept: the longest schedul
 
 
 class BlockInputs(NamedTuple):
-    """The same for all blocks: the timestep's modulation [1, 6, C], rotary tables [1, T, 1, D / 2], kernel, tokens of all ranks."""
+    """The same for all blocks: modulation [1, 6, C], rotary tables [1, T, 1, D / 2], kernel name, tokens of all ranks."""
 
     modulation: torch.Tensor
     cos: torch.Tensor
@@ -46,7 +46,7 @@ class BlockInputs(NamedTuple):
 
 
 class TextKeys(NamedTuple):
-    """One layer's cross-attention keys and values [B, H, S, D]; for trimmed text the logits' bias [B, 1, 1, S], or its padding."""
+    """One layer's cross-attention keys and values [B, H, S, D]; for trimmed text a bias [B, 1, 1, S] or what to merge in."""
 
     key: torch.Tensor
     value: torch.Tensor
