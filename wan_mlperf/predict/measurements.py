@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wan_mlperf.errors import BadInput, did_you_mean
+from wan_mlperf.errors import BadInput
 from wan_mlperf.inputs.text import read_json
 
 FILE = Path(__file__).with_name("measurements.json")
@@ -52,18 +52,15 @@ def name_of(entry: Mapping[str, Any], number: int) -> str:
     return name if isinstance(name, str) and _is_text(name) else f"row {number}"
 
 
-def check(entry: Mapping[str, Any], what: str, needed: Sequence[str], frameworks: Iterable[str] | None = None) -> None:
-    """Raise BadInput for a row that lacks a key, or has a figure that no run can have. Other keys are notes.
-
-    `frameworks` are those that the row may name.
-    """
+def check(entry: Mapping[str, Any], what: str, needed: Sequence[str]) -> None:
+    """Raise BadInput for a row that lacks a key, or has a figure that no run can have. Other keys are notes."""
     missing = [key for key in needed if key not in entry]
     if "gpus" in needed and not {"seconds", "published"} & entry.keys():
         missing.append("seconds")
     if missing:
         raise BadInput(f"{what}: lacks {', '.join(missing)}; a row must have them")
     for key, value in entry.items():
-        if allowed := _refused(key, value) or (_unknown(value, frameworks) if key == "framework" and frameworks else ""):
+        if allowed := _refused(key, value):
             raise BadInput(f"{what}: {key}: {str(value)[:80]!r} is not allowed{allowed}")
 
 
@@ -85,11 +82,6 @@ def _refused(key: str, value: object) -> str:
     elif key == "only" and value not in ONLY:
         allowed = ", ".join(ONLY)
     return f"; allowed: {allowed}" if allowed else ""
-
-
-def _unknown(value: str, frameworks: Iterable[str]) -> str:
-    names = list(frameworks)
-    return "" if value in names else f"{did_you_mean(value, names)}; allowed: those under frameworks: {', '.join(names)}"
 
 
 def _is_text(value: str) -> bool:

@@ -48,7 +48,6 @@ KERNELS = {
 GEMMS = {"bf16": "bf16", "fp8": "fp8", "mxfp4": "mxfp4", "nvfp4": "mxfp4"}
 MESH_PART = re.compile(r"(cfg|ulysses|ul|sp|ring)\s*([0-9]{1,4})(?![0-9])")
 MESH_WORDS = {"ul": "ulysses", "sp": "ulysses"}
-MESH_NOTES = {"fp8comm", "fsdp", "x"}  # words around the degrees; fsdp splits the weights, which takes no other time here
 SIZES = {"720p": (720, 1280), "480p": (480, 832)}
 # HunyuanVideo's 20 double and 40 single blocks: 24 T C^2 of linear layers each, no cross-attention.
 HUNYUAN = ExpertSize(layers=60, heads=24, head_dim=128, ffn=9216, text_tokens=0)
@@ -122,7 +121,7 @@ def read(file: Path = FILE) -> tuple[list[Row | Decode], list[Skipped]]:
     skipped: list[Skipped] = []
     for number, entry in enumerate(values["end_to_end"]):
         name = measurements.name_of(entry, number)
-        measurements.check(entry, f"{what}: {name}", measurements.NEEDED, frameworks)
+        measurements.check(entry, f"{what}: {name}", measurements.NEEDED)
         try:
             rows.append(row_of(entry, frameworks))
         except BadInput as error:
@@ -200,14 +199,13 @@ def attention_of(text: str | Mapping[str, float]) -> dict[str, float]:
             shares[KERNELS.get(name, name)] += share / whole
         return dict(shares)
     plain = re.sub(r"\s*\(.*?\)", "", text)
-    parts = [re.fullmatch(r"(.*?)( x([0-9]{1,6}) calls)?", one.strip()) for one in re.split(r"[,+]", plain)]
-    found = [(one[1], int(one[3]) if one[2] else None) for one in parts if one]
-    counts = [number for _, number in found]
-    if (any(counts) and not all(counts)) or 0 in counts or len(found) < len(parts):
+    found = [(name, int(number)) for name, number in re.findall(r"([\w?]+) x([0-9]{1,6}) calls", plain)]
+    if not all(number for _, number in found) or (found and len(found) < plain.count(",") + 1):
         raise BadInput(f"attention {text!r}: is not understood; allowed: such as a, a+b, 'a x32 calls, b x8 calls'")
-    total = sum(number or 1 for number in counts)
+    found = found or [(one.strip(), 1) for one in plain.split("+")]
+    total = sum(number for _, number in found)
     for name, number in found:
-        shares[KERNELS.get(name, name.upper())] += (number or 1) / total
+        shares[KERNELS.get(name, name.upper())] += number / total
     known = rates.attention_kernels()
     for name in shares:
         if name not in known:
@@ -222,9 +220,8 @@ def mesh_of(text: str, gpus: int, heads: int) -> tuple[Shape, tuple[int, int], f
     rest = text.replace(grid[0], " ") if grid else text
     pairs = MESH_PART.findall(rest)
     found = {MESH_WORDS.get(name, name): int(size) for name, size in pairs}
-    notes = MESH_PART.sub(" ", rest).replace(",", " ").split()
-    alone = not pairs and not grid
-    if len(found) < len(pairs) or not (text.strip() in ("1", "dp", "?") if alone else set(notes) <= MESH_NOTES):
+    alone = not pairs and not grid  # beside parts that are known, other words are notes
+    if len(found) < len(pairs) or (alone and text.strip() not in ("1", "dp", "?")):
         raise BadInput(f"mesh {text!r}: is not known; allowed: such as 1, dp, ulysses8, cfg2ul4, cfg2ring4, each part once")
     ulysses = gpus if text.strip() == "?" else found.get("ulysses", 1)  # the usual mesh where nothing else is said
     shape = Shape(replicas=1, cfg=found.get("cfg", 1), ulysses=ulysses, ring=found.get("ring", 1))
@@ -235,7 +232,7 @@ def mesh_of(text: str, gpus: int, heads: int) -> tuple[Shape, tuple[int, int], f
     if heads % ulysses:
         degrees = ", ".join(str(one) for one in range(1, heads + 1) if heads % one == 0)
         raise BadInput(f"mesh {text!r}: {heads} heads are not divisible by the Ulysses degree {ulysses}; allowed: {degrees}")
-    return shape, attn2d, 1.0 if "fp8comm" in notes else 2.0
+    return shape, attn2d, 1.0 if "fp8comm" in text else 2.0
 
 
 def size_of(text: str) -> tuple[Workload, ExpertSize]:
