@@ -13,6 +13,7 @@ import pytest
 
 from wan_mlperf import load_recipe
 from wan_mlperf.errors import BadInput
+from wan_mlperf.generate.video_list import VideoList
 from wan_mlperf.preflight import Setup, prepare
 from wan_mlperf.replicas.dispatch import FinishedSample, OnLost, OnResult
 from wan_mlperf.replicas.dispatcher import OnProgress
@@ -237,6 +238,64 @@ def test_a_manifest_that_is_none_is_one_line(tmp_path: Path, jobs: Any) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps({"recipes": {}, "videos": {}, "jobs": jobs}))
     with pytest.raises(BadInput, match="cannot be used"):
         Book(tmp_path).open()
+
+
+@pytest.mark.parametrize("change", [{"created_at": float("nan")}, {"prompt": "\ud800"}, {"id": "../victim"}])
+def test_a_damaged_manifest_is_refused_at_the_start(setup: Setup, tmp_path: Path, change: dict[str, Any]) -> None:
+    place = Place(setup, tmp_path)
+    task = place.accept("prompt")
+    place.close()
+    values = json.loads((tmp_path / MANIFEST).read_text())
+    job = values["jobs"].pop(task.video_id) | change
+    values["jobs"][job.pop("id", task.video_id)] = job
+    (tmp_path / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(BadInput, match="cannot be used") as refused:
+        Book(tmp_path).open()
+    assert "\n" not in str(refused.value) and "--force" not in str(refused.value)
+
+
+def test_a_folder_of_generate_keeps_its_videos(setup: Setup, tmp_path: Path) -> None:
+    """And `generate` keeps the server's jobs, with what made them."""
+    made = VideoList(tmp_path, ["a circle"], seed=1, recipe={"mesh": 1})
+    made.lock()
+    made.add(0, b"a circle")
+    made.unlock()
+    before = Manifest.read(tmp_path / MANIFEST)
+    place = Place(setup, tmp_path)
+    task = place.accept("prompt")
+    submitted(place, 1)
+    place.engine.make()
+    task.outcome.result(10)
+    place.desk.stop()
+    lost = place.book.add(recipe=("key", {}), route="videos", prompt="p", seed=1, negative_prompt=None, size="1x1", seconds="1")
+    place.close()
+    served = Manifest.read(tmp_path / MANIFEST)
+    assert served.videos["0.mp4"] == before.videos["0.mp4"] and f"{task.video_id}.mp4" in served.videos
+    assert lost.id in served.jobs
+    assert VideoList(tmp_path, ["a circle"], seed=1, recipe={"mesh": 1}).missing() == []
+    longer = VideoList(tmp_path, ["a circle", "a star"], seed=1, recipe={"mesh": 1})
+    longer.lock()
+    longer.add(1, b"a star")
+    longer.unlock()
+    after = Manifest.read(tmp_path / MANIFEST)
+    assert after.jobs == served.jobs and after.recipes == served.recipes and after.videos.items() > served.videos.items()
+
+
+def test_what_cannot_be_deleted_is_kept(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    task = place.accept("prompt")
+    submitted(place, 1)
+    place.engine.make()
+    task.outcome.result(10)
+    file = place.book.folder / f"{task.video_id}.mp4"
+    file.unlink()
+    file.mkdir()  # root may delete any file, but nobody unlinks a folder
+    with pytest.raises(Refused) as refused:
+        place.desk.delete(task.video_id)
+    assert (refused.value.status, refused.value.code) == (500, "storage_failed")
+    assert place.book.get(task.video_id) is not None and f"video {task.video_id}: cannot be deleted" in capfd.readouterr().err
+    file.rmdir()
+    place.desk.delete(task.video_id)
+    assert place.book.get(task.video_id) is None
 
 
 def test_pages_of_the_list(place: Place) -> None:
