@@ -329,6 +329,31 @@ def test_the_three_policies_of_a_workload(setup: Setup) -> None:
         assert refused.value.param == next(iter(fields))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seconds": 3600}, r"seconds: 3600 is not allowed \(28801 frames at 8 per second\); allowed: frames less than or equal"),
+        ({"fps": 10**400}, r"fps: 1\d{76}\.\.\. is not allowed"),
+        ({"\ud800": 1}, r"'\\ud800': no such field"),
+        ({"": 1}, "'': no such field"),
+    ],
+)
+def test_messages_name_what_was_sent(setup: Setup, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(Refused, match=message) as refused:
+        read(setup, "any", **fields)
+    assert len(refused.value.message.encode()) < 400 and refused.value.answer()
+    with pytest.raises(Refused) as fixed:
+        read(setup, "fixed", **fields)
+    assert len(fixed.value.message) < 400
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", "1_0"), ("seed", "1.0"), ("num_frames", "1_7"), ("seconds", "1_0")])
+def test_numbers_of_a_form_are_plain(setup: Setup, name: str, value: str) -> None:
+    for text in (True, False):
+        with pytest.raises(Refused, match=name):
+            Reader(setup, policy="any", latents=None).read({"prompt": "a", name: value}, "openai", text=text)
+
+
 def test_the_seed_of_the_workload_is_the_recipes_own_noise(setup: Setup) -> None:
     """With a fixed latent, a request that names the benchmark's seed must get the benchmark's noise."""
     assert read(setup, "fixed", seed=42).seed is None and read(setup, "fixed", seed=7).seed == 7

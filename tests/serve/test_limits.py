@@ -58,9 +58,51 @@ def test_malformed_requests_are_refused(served: Server, method: str, path: str, 
     assert answer.error["message"]
 
 
-@pytest.mark.parametrize("path", ["/v1/videos?limit=0", "/v1/videos?limit=x", "/v1/videos?order=up", "/v1/videos?after=nobody"])
+QUERIES = ["limit=0", "limit=x", "limit=0000000500", f"limit={'9' * 5000}", "limit=", "order=up", "after=nobody"]
+
+
+@pytest.mark.parametrize("path", [f"/v1/videos?{query}" for query in QUERIES])
 def test_malformed_queries_are_refused(served: Server, path: str) -> None:
     assert served.ask("GET", path).status == 400
+    assert served.ask("GET", f"/v1/videos?limit={'0' * 5000}1").status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/videos/generations", "/v1/videos/sync"])
+def test_what_only_makes_videos_is_no_video(served: Server, path: str) -> None:
+    for method in ("GET", "HEAD", "DELETE", "PUT"):
+        answer = served.ask(method, path)
+        assert answer.status == 405 and answer.headers["allow"] == "POST"
+
+
+PART = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/x-www-form-urlencoded", b"prompt=%ff%fe"),
+        ("application/x-www-form-urlencoded", b"prompt=caf\xe9"),
+        ("application/x-www-form-urlencoded", b"&".join(b"a%d=1" % number for number in range(99))),
+        ("multipart/form-data; boundary=x", PART % (b"prompt", b"caf\xe9") + b"--x--\r\n"),
+        ("multipart/form-data; boundary=x", PART % (b"prompt", b"a") + PART % (b"seed", b"7")),
+    ],
+)
+def test_a_form_that_would_be_misread_is_refused(served: Server, kind: str, body: bytes) -> None:
+    answer = served.ask("POST", "/v1/videos", body, headers={"Content-Type": kind})
+    assert answer.status == 400 and answer.error["code"] == "invalid_form"
+
+
+def test_forms_in_utf_8(served: Server) -> None:
+    urlencoded, multipart = "application/x-www-form-urlencoded", 'multipart/form-data; boundary="x"'
+    text = "caf\u00e9 now"
+    for kind, body in (
+        (urlencoded, f"prompt={text.replace(' ', '+')}&seed=7".encode()),
+        (urlencoded, b"prompt=caf%c3%a9%20now&seconds=1"),
+        (multipart, PART % (b"prompt", text.encode()) + PART % (b"guidance_scale", b"4") + b"--x--"),
+    ):
+        answer = served.ask("POST", "/v1/videos", body, headers={"Content-Type": kind})
+        assert answer.status == 200 and answer.json["prompt"] == text, answer.body
+        served.ask("DELETE", f"/v1/videos/{answer.json['id']}")
 
 
 @pytest.mark.parametrize("name", ["..", "%2e%2e%2fmanifest.json", "manifest.json", "video_", "a" * 5000])
