@@ -13,6 +13,7 @@ import pytest
 
 from wan_mlperf import load_recipe
 from wan_mlperf.errors import BadInput
+from wan_mlperf.generate.video_list import VideoList
 from wan_mlperf.preflight import Setup, prepare
 from wan_mlperf.replicas.dispatch import FinishedSample, OnLost, OnResult
 from wan_mlperf.replicas.dispatcher import OnProgress
@@ -239,6 +240,64 @@ def test_a_manifest_that_is_none_is_one_line(tmp_path: Path, jobs: Any) -> None:
         Book(tmp_path).open()
 
 
+@pytest.mark.parametrize("change", [{"created_at": float("nan")}, {"prompt": "\ud800"}, {"id": "../victim"}])
+def test_a_damaged_manifest_is_refused_at_the_start(setup: Setup, tmp_path: Path, change: dict[str, Any]) -> None:
+    place = Place(setup, tmp_path)
+    task = place.accept("prompt")
+    place.close()
+    values = json.loads((tmp_path / MANIFEST).read_text())
+    job = values["jobs"].pop(task.video_id) | change
+    values["jobs"][job.pop("id", task.video_id)] = job
+    (tmp_path / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(BadInput, match="cannot be used") as refused:
+        Book(tmp_path).open()
+    assert "\n" not in str(refused.value) and "--force" not in str(refused.value)
+
+
+def test_a_folder_of_generate_keeps_its_videos(setup: Setup, tmp_path: Path) -> None:
+    """And `generate` keeps the server's jobs, with what made them."""
+    made = VideoList(tmp_path, ["a circle"], seed=1, recipe={"mesh": 1})
+    made.lock()
+    made.add(0, b"a circle")
+    made.unlock()
+    before = Manifest.read(tmp_path / MANIFEST)
+    place = Place(setup, tmp_path)
+    task = place.accept("prompt")
+    submitted(place, 1)
+    place.engine.make()
+    task.outcome.result(10)
+    place.desk.stop()
+    lost = place.book.add(recipe=("key", {}), route="videos", prompt="p", seed=1, negative_prompt=None, size="1x1", seconds="1")
+    place.close()
+    served = Manifest.read(tmp_path / MANIFEST)
+    assert served.videos["0.mp4"] == before.videos["0.mp4"] and f"{task.video_id}.mp4" in served.videos
+    assert lost.id in served.jobs
+    assert VideoList(tmp_path, ["a circle"], seed=1, recipe={"mesh": 1}).missing() == []
+    longer = VideoList(tmp_path, ["a circle", "a star"], seed=1, recipe={"mesh": 1})
+    longer.lock()
+    longer.add(1, b"a star")
+    longer.unlock()
+    after = Manifest.read(tmp_path / MANIFEST)
+    assert after.jobs == served.jobs and after.recipes == served.recipes and after.videos.items() > served.videos.items()
+
+
+def test_what_cannot_be_deleted_is_kept(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    task = place.accept("prompt")
+    submitted(place, 1)
+    place.engine.make()
+    task.outcome.result(10)
+    file = place.book.folder / f"{task.video_id}.mp4"
+    file.unlink()
+    file.mkdir()  # root may delete any file, but nobody unlinks a folder
+    with pytest.raises(Refused) as refused:
+        place.desk.delete(task.video_id)
+    assert (refused.value.status, refused.value.code) == (500, "storage_failed")
+    assert place.book.get(task.video_id) is not None and f"video {task.video_id}: cannot be deleted" in capfd.readouterr().err
+    file.rmdir()
+    place.desk.delete(task.video_id)
+    assert place.book.get(task.video_id) is None
+
+
 def test_pages_of_the_list(place: Place) -> None:
     ids = [place.accept(f"prompt {number}").video_id for number in range(3)]
     assert [video.id for video in place.book.page(after=None, limit=2, newest_first=True)[0]] == ids[:0:-1]
@@ -268,6 +327,31 @@ def test_the_three_policies_of_a_workload(setup: Setup) -> None:
         with pytest.raises(Refused) as refused:
             read(setup, "any", **fields)
         assert refused.value.param == next(iter(fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seconds": 3600}, r"seconds: 3600 is not allowed \(28801 frames at 8 per second\); allowed: frames less than or equal"),
+        ({"fps": 10**400}, r"fps: 1\d{76}\.\.\. is not allowed"),
+        ({"\ud800": 1}, r"'\\ud800': no such field"),
+        ({"": 1}, "'': no such field"),
+    ],
+)
+def test_messages_name_what_was_sent(setup: Setup, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(Refused, match=message) as refused:
+        read(setup, "any", **fields)
+    assert len(refused.value.message.encode()) < 400 and refused.value.answer()
+    with pytest.raises(Refused) as fixed:
+        read(setup, "fixed", **fields)
+    assert len(fixed.value.message) < 400
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", "1_0"), ("seed", "1.0"), ("num_frames", "1_7"), ("seconds", "1_0")])
+def test_numbers_of_a_form_are_plain(setup: Setup, name: str, value: str) -> None:
+    for text in (True, False):
+        with pytest.raises(Refused, match=name):
+            Reader(setup, policy="any", latents=None).read({"prompt": "a", name: value}, "openai", text=text)
 
 
 def test_the_seed_of_the_workload_is_the_recipes_own_noise(setup: Setup) -> None:

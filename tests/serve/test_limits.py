@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import string
@@ -12,9 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from starlette.types import Message
 
 from tests.replicas import jobs
 from tests.serve.client import ROW, Server
+from wan_mlperf.serve import guard
+from wan_mlperf.serve.errors import Refused
+from wan_mlperf.serve.metrics import Metrics
+from wan_mlperf.serve.server import bind, is_local
 
 POSTS = ("/v1/videos/generations", "/v1/videos/sync", "/v1/videos", "/session")
 # Values of every kind of JSON for every field: what is right by chance must still break one rule, so a field is always wrong.
@@ -52,13 +58,57 @@ def test_malformed_requests_are_refused(served: Server, method: str, path: str, 
     assert answer.error["message"]
 
 
-@pytest.mark.parametrize("path", ["/v1/videos?limit=0", "/v1/videos?limit=x", "/v1/videos?order=up", "/v1/videos?after=nobody"])
+QUERIES = ["limit=0", "limit=x", "limit=0000000500", f"limit={'9' * 5000}", "limit=", "order=up", "after=nobody"]
+
+
+@pytest.mark.parametrize("path", [f"/v1/videos?{query}" for query in QUERIES])
 def test_malformed_queries_are_refused(served: Server, path: str) -> None:
     assert served.ask("GET", path).status == 400
+    assert served.ask("GET", f"/v1/videos?limit={'0' * 5000}1").status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/videos/generations", "/v1/videos/sync"])
+def test_what_only_makes_videos_is_no_video(served: Server, path: str) -> None:
+    for method in ("GET", "HEAD", "DELETE", "PUT"):
+        answer = served.ask(method, path)
+        assert answer.status == 405 and answer.headers["allow"] == "POST"
+
+
+PART = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/x-www-form-urlencoded", b"prompt=%ff%fe"),
+        ("application/x-www-form-urlencoded", b"prompt=caf\xe9"),
+        ("application/x-www-form-urlencoded", b"&".join(b"a%d=1" % number for number in range(99))),
+        ("multipart/form-data; boundary=x", PART % (b"prompt", b"caf\xe9") + b"--x--\r\n"),
+        ("multipart/form-data; boundary=x", PART % (b"prompt", b"a") + PART % (b"seed", b"7")),
+    ],
+)
+def test_a_form_that_would_be_misread_is_refused(served: Server, kind: str, body: bytes) -> None:
+    answer = served.ask("POST", "/v1/videos", body, headers={"Content-Type": kind})
+    assert answer.status == 400 and answer.error["code"] == "invalid_form"
+
+
+def test_forms_in_utf_8(served: Server) -> None:
+    urlencoded, multipart = "application/x-www-form-urlencoded", 'multipart/form-data; boundary="x"'
+    text = "caf\u00e9 now"
+    for kind, body in (
+        (urlencoded, f"prompt={text.replace(' ', '+')}&seed=7".encode()),
+        (urlencoded, b"prompt=caf%c3%a9%20now&seconds=1"),
+        (multipart, PART % (b"prompt", text.encode()) + PART % (b"guidance_scale", b"4") + b"--x--"),
+    ):
+        answer = served.ask("POST", "/v1/videos", body, headers={"Content-Type": kind})
+        assert answer.status == 200 and answer.json["prompt"] == text, answer.body
+        served.ask("DELETE", f"/v1/videos/{answer.json['id']}")
 
 
 @pytest.mark.parametrize("name", ["..", "%2e%2e%2fmanifest.json", "manifest.json", "video_", "a" * 5000])
 def test_names_of_a_request_reach_no_file(served: Server, name: str) -> None:
+    job = served.ask("POST", "/v1/videos", {"prompt": "a red circle"}).json["id"]  # the first one makes the manifest
+    served.ask("DELETE", f"/v1/videos/{job}")
     for method, path in (("GET", f"/v1/videos/{name}/content"), ("GET", f"/v1/videos/{name}"), ("DELETE", f"/v1/videos/{name}")):
         assert served.ask(method, path).status in (404, 405)
     assert (served.folder / "manifest.json").is_file()
@@ -75,6 +125,35 @@ def test_raw_bytes_that_are_not_http(served: Server) -> None:
 def test_a_body_that_is_too_long(served: Server) -> None:
     answer = served.ask("POST", "/v1/videos", {"prompt": "a" * 300_000})
     assert answer.status == 413 and answer.error["code"] == "body_too_long"
+
+
+@pytest.mark.parametrize("more", ["", "Expect: 100-continue\r\n"])
+def test_a_length_above_the_limit_is_refused_before_the_body(served: Server, more: str) -> None:
+    head = f"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20000000\r\n{more}\r\n"
+    with socket.create_connection((served.host, served.port), timeout=20) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413")
+
+
+def test_the_time_of_a_body_does_not_start_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part every 0.1 s is no way to hold a connection for ever."""
+    monkeypatch.setattr(guard, "BODY_S", 0.5)
+
+    async def part() -> Message:
+        await asyncio.sleep(0.1)
+        return {"type": "http.request", "body": b"a", "more_body": True}
+
+    async def read() -> int:
+        receive = guard._Body(part)
+        for parts in range(100):
+            try:
+                await receive()
+            except Refused as refused:
+                assert refused.status == 408
+                return parts
+        raise AssertionError("it never timed out")
+
+    assert asyncio.run(read()) < 6
 
 
 def test_a_body_that_never_ends_is_given_up(served: Server) -> None:
@@ -98,11 +177,17 @@ def test_pages_of_other_sites_are_kept_out(served: Server) -> None:
     """No CORS; and a form that another site's page sends in its visitor's name makes no video."""
     own = {"Origin": served.url}
     assert served.ask("GET", "/health", headers=own).status == 200
-    for headers in ({"Origin": "https://example.com"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+    for headers in (
+        {"Origin": "https://example.com"},
+        {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Sec-Fetch-Site": "cross-site"},
+    ):
         answer = served.ask("POST", "/v1/videos", {"prompt": "a red circle"}, headers=headers)
         assert answer.status == 403 and "access-control-allow-origin" not in answer.headers
-    rebound = served.ask("GET", "/v1/videos", headers={"Host": "evil.example:80"})
-    assert rebound.status == 403 and rebound.error["code"] == "host_not_allowed"
+    for host in ("evil.example:80", "[", "[::1"):
+        rebound = served.ask("GET", "/v1/videos", headers={"Host": host})
+        assert rebound.status == 403 and rebound.error["code"] == "host_not_allowed"
     assert served.ask("OPTIONS", "/v1/videos", headers={**own, "Access-Control-Request-Method": "POST"}).status == 405
 
 
@@ -145,6 +230,31 @@ def test_a_token_is_asked_for(tmp_path: Path, model: Path) -> None:
         assert "HttpOnly" in cookie and "samesite=strict" in cookie.lower() and "a-secret" not in cookie
         assert server.ask("GET", "/v1/videos", headers={"Cookie": cookie.partition(";")[0]}).status == 200
     assert "a-secret" not in server.job.output
+
+
+@pytest.mark.parametrize(("host", "local"), [("127.1", True), ("localhost", True), ("0.0.0.0", False)])
+def test_the_bound_address_decides_who_may_ask(host: str, local: bool) -> None:
+    with bind(host, 0) as taken:
+        assert is_local(taken) is local
+
+
+def test_a_token_that_is_not_text_is_wrong() -> None:
+    assert guard.Access(token="?", only_local=False).session("\ud800") is None
+
+
+def test_a_bug_in_the_guard_is_answered_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is raised again, so that uvicorn logs it."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    access = guard.Access(token=None, only_local=True)
+    monkeypatch.setattr(guard.Access, "check", lambda *_: 1 / 0)
+    app = guard.Guard(lambda *_: asyncio.sleep(0), access, Metrics())
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(app({"type": "http", "path": "/", "headers": []}, asyncio.Queue[Message]().get, send))
+    assert sent[0]["status"] == 500 and json.loads(sent[1]["body"])["error"]["code"] == "internal_error"
 
 
 def test_bad_flags_are_one_line(tmp_path: Path, model: Path) -> None:

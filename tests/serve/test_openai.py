@@ -65,6 +65,11 @@ def test_a_browser_reads_parts_of_a_video(client: openai.OpenAI, served: Server)
     part = served.ask("GET", path, headers={"Range": "bytes=10-19"})
     assert part.status == 206 and part.body == whole[10:20] and part.headers["content-range"] == f"bytes 10-19/{len(whole)}"
     assert served.ask("GET", path, headers={"Range": "bytes=9999999-"}).status == 416
+    assert served.ask("GET", path, headers={"Range": "bytes=9999999-"}).headers["content-range"] == f"bytes */{len(whole)}"
+    for malformed in ("bytes=5-2", "bytes=abc", "bytes"):
+        assert served.ask("GET", path, headers={"Range": malformed}).error["code"] == "invalid_range"
+    other = served.ask("GET", path, headers={"Range": "frames=1-2"})
+    assert other.status == 200 and other.body == whole
     assert served.ask("HEAD", path).status == 200
     assert served.ask("GET", f"{path}?variant=thumbnail").error["param"] == "variant"
 
@@ -120,6 +125,18 @@ def test_a_file_is_refused_by_its_field(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.videos.create(prompt="a red circle", input_reference=("cat.png", b"\x89PNG", "image/png"))
     assert refused.value.param == "input_reference"
+
+
+def test_a_video_that_is_no_file_any_more(client: openai.OpenAI, served: Server) -> None:
+    video = client.videos.create_and_poll(prompt="a red circle")
+    file = served.folder / f"{video.id}.mp4"
+    file.unlink()
+    file.mkdir()
+    for method in ("GET", "HEAD"):
+        assert served.ask(method, f"/v1/videos/{video.id}/content").status == 404
+    assert served.ask("DELETE", f"/v1/videos/{video.id}").error["code"] == "storage_failed"
+    file.rmdir()
+    assert served.ask("DELETE", f"/v1/videos/{video.id}").status == 200
 
 
 @pytest.mark.slow

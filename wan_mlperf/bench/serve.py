@@ -33,7 +33,6 @@ from wan_mlperf.replicas.watch import Watch
 from wan_mlperf.serve import server
 from wan_mlperf.serve.book import Book
 from wan_mlperf.serve.encoder import encode
-from wan_mlperf.serve.guard import Access
 from wan_mlperf.serve.options import Options
 from wan_mlperf.serve.session import Session
 
@@ -121,8 +120,7 @@ class _Turns:
         return Block(seconds=mean, spans=system.spans)
 
     def _by_server(self, dispatcher: ServingDispatcher, folder: Path) -> Block:
-        access = Access(token=None, only_local=True)
-        options = Options(folder=folder, latents=None, access=access, policy="fixed", most_waiting=1, drain_s=0.0)
+        options = Options(folder=folder, latents=None, token=None, policy="fixed", most_waiting=1, drain_s=0.0)
         book = Book(folder)
         book.open()
         session = Session(options, self._setup, self._watch, dispatcher, book, server.bind(HOST, 0))

@@ -63,14 +63,14 @@ class VideoList:
         """Keep a video: first the manifest's entry, then the file."""
         entry = Entry(prompt=self._prompts[number], seed=self._seed, recipe=self._key, sha256=hashlib.sha256(content).hexdigest())
         self._entries[video_name(number)] = entry
-        used = {one.recipe for one in self._entries.values()}
+        used = {one.recipe for one in self._entries.values()} | {job.get("recipe") for job in self._jobs.values()}
         recipes = {key: recipe for key, recipe in self._recipes.items() if key in used}
         manifest = Manifest(recipes=recipes, videos=self._entries, jobs=self._jobs)
         atomic_write(self.folder / MANIFEST, manifest.text())
         atomic_write(self.folder / video_name(number), content)
 
     def _read(self) -> None:
-        manifest = Manifest.read(self.folder / MANIFEST, force=self._force)
+        manifest = Manifest.read(self.folder / MANIFEST, force=self._force, allowed="another folder, or --force")
         self._recipes, self._entries, self._jobs = manifest.recipes, manifest.videos, manifest.jobs
         self._recipes[self._key] = self._recipe
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from wan_mlperf.serve import endpoints, openai, page
-from wan_mlperf.serve.errors import Refused
+from wan_mlperf.serve.errors import Refused, internal
 from wan_mlperf.serve.guard import Guard
 from wan_mlperf.serve.site import Site
 
@@ -42,4 +42,4 @@ async def _gone(_request: Request, _error: Exception) -> Response:
 
 
 async def _bug(_request: Request, _error: Exception) -> Response:
-    return Refused("internal error; see the server's log", status=500, code="internal_error").answer()
+    return internal().answer()

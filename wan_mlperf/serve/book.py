@@ -11,12 +11,11 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from wan_mlperf import process
@@ -38,7 +37,7 @@ class Video:
     `recipe` is the manifest's key for everything that decides how the video looks; `error` is (code, message).
     """
 
-    id: str
+    id: Annotated[str, Field(pattern="^video_[0-9a-f]{32}$")]  # part of a file name, so a damaged manifest must not choose it
     number: int
     route: str
     prompt: str
@@ -82,6 +81,7 @@ class Book:
         self.folder = folder.resolve()
         self._videos: dict[str, Video] = {}
         self._lines: dict[str, tuple[str | None, str]] = {}  # each job's two lines in the manifest: its video's and its own
+        self._others: list[str] = []  # the manifest's lines of videos that are not a job's, such as those of `generate --prompts`
         self._recipes: dict[str, str] = {}
         self._lock = threading.Condition()
         self._last = 0  # number of the newest job
@@ -123,6 +123,8 @@ class Book:
                 lost.append(video.id)
             finished += video.status == "completed"
             self._put(video)
+        of_jobs = {video.file for video in videos}
+        self._others = [line(name, asdict(entry)) for name, entry in manifest.videos.items() if name not in of_jobs]
         self._recipes = {key: line(key, recipe) for key, recipe in manifest.recipes.items()}
         self._writer = threading.Thread(target=self._write_on, name="manifest", daemon=True)
         self._writer.start()
@@ -166,14 +168,14 @@ class Book:
         return self.change(video_id, status="failed", completed_at=time.time(), error=(code, message))
 
     def remove(self, video_id: str) -> None:
-        """Delete a job and its MP4."""
+        """Delete a job and its MP4. Raises OSError, and keeps the job, if the file cannot be deleted."""
         with self._lock:
-            video = self._videos.pop(video_id, None)
-            self._lines.pop(video_id, None)
+            video = self._videos.get(video_id)
+            if video is None:
+                return
+            self.path(video).unlink(missing_ok=True)
+            del self._videos[video_id], self._lines[video_id]
             self._touch()
-        if video is not None:
-            with suppress(FileNotFoundError):
-                (self.folder / video.file).unlink()
 
     def get(self, video_id: str) -> Video | None:
         """Return the job with this id."""
@@ -239,7 +241,8 @@ class Book:
                 version, lines, recipes = self._version, list(self._lines.values()), list(self._recipes.values())
             begin = time.perf_counter()
             try:
-                text = written(recipes=recipes, videos=[one for one, _ in lines if one], jobs=[job for _, job in lines])
+                videos = [*self._others, *(one for one, _ in lines if one)]
+                text = written(recipes=recipes, videos=videos, jobs=[job for _, job in lines])
                 atomic_write(self.folder / MANIFEST, text)
             except OSError as error:  # e.g. a full disk: try again
                 if said != (said := f"{MANIFEST} cannot be written: {process.one_line(error)}"):

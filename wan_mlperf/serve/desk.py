@@ -144,7 +144,7 @@ class Desk:
             return [*self._in_flight.values(), *self._waiting]
 
     def delete(self, video_id: str) -> None:
-        """Delete a job and its video; cancel it if it is running."""
+        """Delete a job and its video; cancel it if it is running. Raises Refused if its file cannot be deleted."""
         with self._lock:
             task = self._tasks.get(video_id)
             if task is not None:
@@ -154,7 +154,14 @@ class Desk:
                 elif task.job.ticket in self._in_flight:
                     self._dispatcher.cancel(task.job.ticket)
                 self._end(task, Refused(GONE, status=410, code="deleted"))
-        self._book.remove(video_id)
+        try:
+            self._book.remove(video_id)
+        except OSError as error:
+            process.say(f"video {video_id}: cannot be deleted: {process.one_line(error)}")
+            if task is not None:
+                self._book.fail(video_id, "deleted", GONE)
+            message = "the video could not be deleted; the server's log says why"
+            raise Refused(message, status=500, code="storage_failed") from None
 
     def work(self, *, until: Callable[[], bool] = lambda: False, look_s: float = STAY_READY_S) -> None:
         """Hand tasks to the dispatcher until `stop` is called and all running tasks are done.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -40,7 +41,13 @@ def routes(site: Site) -> list[Route]:
         headers = {"X-Video-Id": task.video_id, **timing(outcome)}
         return Response(outcome.content, media_type="video/mp4", headers=headers)
 
+    async def only_post(_request: Request) -> Response:
+        raise HTTPException(405, headers={"Allow": "POST"})
+
     return [
         Route("/v1/videos/generations", generations, methods=["POST"]),
         Route("/v1/videos/sync", sync, methods=["POST"]),
+        # Without these two, /v1/videos/{video_id} would look for videos of these names.
+        Route("/v1/videos/generations", only_post, methods=["GET", "DELETE"]),
+        Route("/v1/videos/sync", only_post, methods=["GET", "DELETE"]),
     ]

@@ -29,6 +29,11 @@ def not_found(what: str) -> Refused:
     return Refused(f"there is no {what}", status=404, code="not_found")
 
 
+def internal() -> Refused:
+    """Return the error for a bug of ours."""
+    return Refused("internal error; see the server's log", status=500, code="internal_error")
+
+
 def stopping() -> Refused:
     """Return the error for a server that accepts no more jobs."""
     return Refused("the server is stopping", status=503, code="server_stopping", retry_after="10")

@@ -7,13 +7,13 @@ import hashlib
 import hmac
 import ipaddress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wan_mlperf.serve.errors import Refused
+from wan_mlperf.serve.errors import Refused, internal
 from wan_mlperf.serve.metrics import Metrics
 
 COOKIE = "wan_mlperf_session"
@@ -39,7 +39,7 @@ class Access:
 
     def session(self, token: str) -> str | None:
         """Return the session cookie for the right token, None for a wrong one."""
-        if self.token is None or not hmac.compare_digest(token.encode(), self.token.encode()):
+        if self.token is None or not hmac.compare_digest(token.encode(errors="surrogatepass"), self.token.encode()):
             return None
         return hashlib.sha256(f"session of {self.token}".encode()).hexdigest()
 
@@ -50,7 +50,7 @@ class Access:
             # DNS rebinding: a page of another site could give its own name this host's address, and so read the answers.
             raise Refused("this server answers to localhost only", status=403, code="host_not_allowed")
         origin = headers.get("origin")
-        if (origin is not None and urlsplit(origin).netloc != host) or headers.get("sec-fetch-site") == "cross-site":
+        if (origin is not None and not _is_of(origin, host)) or headers.get("sec-fetch-site") == "cross-site":
             raise Refused("pages of other sites may not use this server", status=403, code="origin_not_allowed")
         if self.token is None or path in OPEN:
             return
@@ -88,9 +88,13 @@ class Guard:
 
         try:
             self._access.check(scope["path"], Headers(scope=scope))
+            _check_length(Headers(scope=scope))
         except Refused as refused:
             await refused.answer()(scope, receive, send_with_headers)
             return
+        except Exception:
+            await internal().answer()(scope, receive, send_with_headers)
+            raise  # for the log, as Starlette does it
         self.open_requests += 1
         try:
             await self._app(scope, _Body(receive), send_with_headers)
@@ -99,18 +103,21 @@ class Guard:
 
 
 class _Body:
-    """ASGI's `receive` with limits on a body's length and on the time it takes."""
+    """ASGI's `receive` with limits on a body's length and on the time all of it takes."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._length = 0
+        self._until: float | None = None
         self._is_complete = False
 
     async def __call__(self) -> Message:
         if self._is_complete:
             return await self._receive()
+        if self._until is None:
+            self._until = asyncio.get_running_loop().time() + BODY_S
         try:
-            async with asyncio.timeout(BODY_S):
+            async with asyncio.timeout_at(self._until):
                 message = await self._receive()
                 while self._counts(message):  # too long: read on, up to DISCARDED_BYTES
                     message = await self._receive()
@@ -119,7 +126,7 @@ class _Body:
             raise Refused(f"the body did not arrive within {BODY_S:.0f} s", status=408, code="timeout") from None
         if self._length > BODY_BYTES:
             self._is_complete = True
-            raise Refused(f"the body is too long; allowed: {BODY_BYTES:,} bytes", status=413, code="body_too_long")
+            raise _too_long()
         return message
 
     def _counts(self, message: Message) -> bool:
@@ -128,8 +135,33 @@ class _Body:
         return BODY_BYTES < self._length <= DISCARDED_BYTES and not self._is_complete
 
 
+def _check_length(headers: Headers) -> None:
+    """Refuse a body by the length that it declares. Its sender may wait for this answer (Expect: 100-continue)."""
+    length = headers.get("content-length", "")
+    if length.isdecimal() and len(length) <= 20 and int(length) > BODY_BYTES:
+        raise _too_long()
+
+
+def _too_long() -> Refused:
+    return Refused(f"the body is too long; allowed: {BODY_BYTES:,} bytes", status=413, code="body_too_long")
+
+
+def _split(url: str) -> SplitResult | None:
+    """Return the parts of a URL, None if it is malformed, such as `http://[`."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None
+
+
+def _is_of(origin: str, host: str) -> bool:
+    parts = _split(origin)
+    return parts is not None and parts.netloc == host
+
+
 def _is_local(host: str) -> bool:
-    name = urlsplit(f"//{host}").hostname or ""
+    parts = _split(f"//{host}")
+    name = (parts and parts.hostname) or ""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:

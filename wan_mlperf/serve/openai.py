@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
+import stat
 from collections.abc import AsyncIterator
 
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from wan_mlperf.serve import body
 from wan_mlperf.serve.book import Video
@@ -48,10 +52,12 @@ class _Api:
         after, limit, order = (request.query_params.get(name) for name in ("after", "limit", "order"))
         if order not in (None, "asc", "desc"):
             raise Refused(f"order: {order[:80]!r} is not allowed; allowed: asc, desc", param="order")
-        if limit is not None and not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= 100):
+        digits = "20" if limit is None else limit.lstrip("0")  # int() refuses thousands of digits
+        if not re.fullmatch("[0-9]{1,3}", digits) or int(digits) > 100:
+            assert limit is not None
             raise Refused(f"limit: {limit[:80]!r} is not allowed; allowed: 1 to 100", param="limit")
         try:
-            videos, more = self._site.book.page(after=after, limit=int(limit or 20), newest_first=order != "asc")
+            videos, more = self._site.book.page(after=after, limit=int(digits), newest_first=order != "asc")
         except KeyError:
             raise Refused(f"after: there is no video {(after or '')[:80]!r}", param="after") from None
         data = [video_object(self._site, video) for video in videos]
@@ -77,7 +83,11 @@ class _Api:
             found = await run_in_threadpool(self._site.book.path(video).stat)
         except OSError:  # the user has deleted the file
             raise not_found(f"file of video {video.id}") from None
-        return FileResponse(
+        if not stat.S_ISREG(found.st_mode):
+            raise not_found(f"file of video {video.id}")
+        if request.headers.get("range", "bytes").partition("=")[0].strip().lower() != "bytes":  # RFC 9110, 14.2: ignored
+            request.scope["headers"] = [item for item in request.scope["headers"] if item[0] != b"range"]
+        return _File(
             self._site.book.path(video),
             media_type="video/mp4",
             filename=video.file,
@@ -97,6 +107,45 @@ class _Api:
     async def models(self, _request: Request) -> Response:
         model = {"id": self._site.model, "object": "model", "created": 0, "owned_by": "wan_mlperf"}
         return JSONResponse({"object": "list", "data": [model]})
+
+
+class _File(FileResponse):
+    """A file that is open before the answer begins, and whose errors have OpenAI's form. Raises Refused."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start: Message | None = None
+        refused: Refused | None = None
+
+        async def send_once_open(message: Message) -> None:
+            nonlocal start, refused
+            if refused is not None:
+                return
+            if message["type"] == "http.response.start":
+                start, refused = message, _refused_range(message)
+                return
+            if start is not None:
+                begin, start = start, None
+                await send(begin)
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, send_once_open)
+        except OSError:
+            if start is None:
+                raise
+            raise not_found(f"file {self.filename} that can be read") from None
+        if refused is not None:
+            raise refused
+
+
+def _refused_range(start: Message) -> Refused | None:
+    """Return the error in place of Starlette's plain text."""
+    if start["status"] == 416:
+        size = Headers(raw=start["headers"])["content-range"]
+        return Refused("Range: is not in the file", status=416, code="invalid_range", content_range=size)
+    if start["status"] == 400:
+        return Refused("Range: is malformed; allowed: such as bytes=0-99", code="invalid_range")
+    return None
 
 
 def video_object(site: Site, video: Video) -> dict[str, object]:

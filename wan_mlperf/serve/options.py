@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,16 @@ from wan_mlperf.files import writable_folder
 from wan_mlperf.inputs import paths
 from wan_mlperf.inputs.text import read_text
 from wan_mlperf.serve import server
-from wan_mlperf.serve.guard import Access
 from wan_mlperf.serve.wanted import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where videos are kept, who may ask for which videos, and how many jobs may wait."""
+    """Where videos are kept, the token, which videos may be asked for, and how many jobs may wait."""
 
     folder: Path
     latents: Path | None
-    access: Access
+    token: str | None
     policy: Policy
     most_waiting: int
     drain_s: float
@@ -46,7 +44,7 @@ def check(options: argparse.Namespace) -> Options:
     return Options(
         folder=writable_folder(Path(options.folder), what="folder"),
         latents=latents,
-        access=Access(token=token, only_local=token is None and is_loopback(options.host)),
+        token=token,
         policy="any" if options.any_workload else "recipe" if options.recipe_workload else "fixed",
         most_waiting=options.most_waiting,
         drain_s=options.drain,
@@ -66,11 +64,3 @@ def read_token(file: str) -> str:
     if not (token and token.isascii() and token.isprintable()) or " " in token or len(token) > 1000:
         raise BadInput(f"--token-file: {file!r} does not hold one line of 1 to 1000 printable ASCII characters without spaces")
     return token
-
-
-def is_loopback(host: str) -> bool:
-    """True if the address can be reached from this host only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import resource
 import socket
 import threading
@@ -34,6 +35,11 @@ def bind(host: str, port: int) -> socket.socket:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         named = f"--host {host} --port {port}"
         raise BadInput(f"{named}: cannot be used ({reason}); allowed: an address of this host, a free port") from None
+
+
+def is_local(taken: socket.socket) -> bool:
+    """True if the bound address can be reached from this host only, however --host spelled it."""
+    return ipaddress.ip_address(taken.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def raise_limit_of_files() -> None:

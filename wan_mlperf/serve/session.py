@@ -22,6 +22,7 @@ from wan_mlperf.serve import app, server
 from wan_mlperf.serve.book import Book
 from wan_mlperf.serve.desk import Desk
 from wan_mlperf.serve.encoder import encode
+from wan_mlperf.serve.guard import Access
 from wan_mlperf.serve.metrics import Metrics
 from wan_mlperf.serve.options import Options
 from wan_mlperf.serve.site import Site
@@ -89,7 +90,7 @@ class Session:
                 book=self._book,
                 reader=Reader(setup, policy=options.policy, latents=options.latents),
                 metrics=metrics,
-                access=options.access,
+                access=Access(token=options.token, only_local=options.token is None and server.is_local(taken)),
                 made_by=made_by,
             )
         )

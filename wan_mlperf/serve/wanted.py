@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import threading
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from wan_mlperf.errors import BadInput, did_you_mean
 from wan_mlperf.preflight import Setup, change, read_fixed_latent
@@ -37,7 +37,24 @@ WORKLOAD_FIELDS = {
 }
 SECONDS_APART = 0.5  # how far a length in seconds may be from that of the frames and still mean the same
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
+# Python reads more than these as numbers: "1_0", "1.0" for an integer, digits of other scripts.
+INTEGER, DECIMAL = re.compile(r"[+-]?[0-9]+"), re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def _integer(value: object) -> object:
+    if isinstance(value, str) and not INTEGER.fullmatch(value):
+        raise PydanticCustomError("integer", "Input should be an integer in decimal digits")
+    return value
+
+
+def _decimal(value: object) -> object:
+    if isinstance(value, str) and not DECIMAL.fullmatch(value):
+        raise PydanticCustomError("decimal", "Input should be a decimal number")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_integer)]
+Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_decimal)]
 
 
 class Fields(BaseModel):
@@ -50,10 +67,10 @@ class Fields(BaseModel):
     model: Annotated[str, Field(max_length=200)] | None = None  # ignored: there is only one
     size: Annotated[str, Field(max_length=20)] | None = None
     seconds: Annotated[Number, Field(gt=0, le=3600)] | None = None
-    seed: int | None = None
-    num_frames: int | None = None
-    fps: int | None = None
-    num_inference_steps: int | None = None
+    seed: Integer | None = None
+    num_frames: Integer | None = None
+    fps: Integer | None = None
+    num_inference_steps: Integer | None = None
     guidance_scale: Number | None = None
     guidance_scale_2: Number | None = None
     boundary_ratio: Number | None = None
@@ -135,8 +152,8 @@ class Reader:
                 continue
             if self._policy == "fixed" and value != getattr(base, key):
                 allowed = _size(base, SIZE_ORDER[dialect]) if name == "size" else f"{getattr(base, key)}"
-                given = fields.size if name == "size" else value
-                raise Refused(f"{name}: {given!r} is not this server's workload; allowed: {allowed}", param=name)
+                given = _short(fields.size if name == "size" else value)
+                raise Refused(f"{name}: {given} is not this server's workload; allowed: {allowed}", param=name)
             workload = _changed(workload, name, key, value)
         if fields.seconds is not None and fields.num_frames is None:
             workload = self._length(workload, fields.seconds)
@@ -155,7 +172,14 @@ class Reader:
         if self._policy == "fixed":
             allowed = f"{workload.frames / workload.fps:.4g}"
             raise Refused(f"seconds: {seconds:g} is not this server's workload; allowed: {allowed}", param="seconds")
-        return _changed(workload, "seconds", "frames", 4 * round(seconds * workload.fps / 4) + 1)
+        frames = 4 * round(seconds * workload.fps / 4) + 1
+        try:
+            return replace_workload(workload, frames=frames)
+        except BadInput as error:
+            _, _, reason = str(error).partition("allowed; allowed: ")
+            made = f"{frames} frames at {workload.fps} per second"
+            message = f"seconds: {seconds:g} is not allowed ({made}); allowed: frames {reason}"
+            raise Refused(message, param="seconds") from None
 
     def _fitting(self, workload: Workload) -> Setup:
         """Return the setup with this workload. Raises Refused if the loaded engine cannot make it."""
@@ -204,18 +228,21 @@ class Reader:
 def _fields(values: dict[str, Any], dialect: Dialect, *, text: bool) -> Any:
     kind = KINDS[dialect]
     given = {name: value for name, value in values.items() if value is not None}
-    if dialect == "openai" and isinstance(given.get("seconds"), str):  # OpenAI's client sends text in JSON, too
-        with suppress(ValueError):
-            given["seconds"] = float(given["seconds"])
+    known = [*(EndpointsFields if dialect == "endpoints" else OpenAIFields).model_fields]
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        shown = unknown[:80] if unknown and unknown.isprintable() else ascii(unknown[:80])  # "" or a lone surrogate
+        message = f"{shown}: no such field{did_you_mean(shown, known)}; allowed: {', '.join(known)}"
+        raise Refused(message, param=shown)
+    seconds = given.get("seconds")
+    if dialect == "openai" and isinstance(seconds, str) and DECIMAL.fullmatch(seconds):  # OpenAI's client: text in JSON, too
+        given["seconds"] = float(seconds)
     try:
         return kind.validate_python(given, strict=not text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = str(first["loc"][0])[:80] if first["loc"] else "body"
-        known = [*(EndpointsFields if dialect == "endpoints" else OpenAIFields).model_fields]
-        if first["type"] == "extra_forbidden":
-            message = f"{name}: no such field{did_you_mean(name, known)}; allowed: {', '.join(known)}"
-        elif first["type"] == "missing":
+        if first["type"] == "missing":
             message = f"{name}: is missing; allowed: text"
         else:
             message = f"{name}: {_short(given.get(name))} is not allowed; {first['msg'].replace('Input should be', 'allowed:')}"

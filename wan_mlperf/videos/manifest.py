@@ -41,10 +41,14 @@ class Manifest:
     jobs: dict[str, dict[str, object]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def read(cls, file: Path, *, force: bool = False) -> Manifest:
-        """Read a manifest; an empty one if there is no file. Raises BadInput if it is not a manifest, unless `force` is set."""
+    def read(cls, file: Path, *, force: bool = False, allowed: str = "another folder") -> Manifest:
+        """Read a manifest; an empty one if there is no file.
+
+        Raises BadInput if it is not a manifest, unless `force` is set; `allowed` is what the caller's user can do then.
+        """
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
+            json.dumps(values, ensure_ascii=False, allow_nan=False).encode()  # escapes can hide NaN and lone surrogates
             found = cls(
                 recipes=values["recipes"],
                 videos={name: Entry(**entry) for name, entry in values["videos"].items()},
@@ -65,7 +69,7 @@ class Manifest:
             reason = (
                 error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
             )
-            raise BadInput(f"manifest {str(file)!r}: cannot be used ({reason}); allowed: another folder, or --force") from None
+            raise BadInput(f"manifest {str(file)!r}: cannot be used ({reason}); allowed: {allowed}") from None
 
     def text(self) -> str:
         """Return the file's content."""
