@@ -220,8 +220,10 @@ def mesh_of(text: str, gpus: int, heads: int) -> tuple[Shape, tuple[int, int], f
     rest = text.replace(grid[0], " ") if grid else text
     pairs = MESH_PART.findall(rest)
     found = {MESH_WORDS.get(name, name): int(size) for name, size in pairs}
-    alone = not pairs and not grid  # beside parts that are known, other words are notes
-    if len(found) < len(pairs) or (alone and text.strip() not in ("1", "dp", "?")):
+    alone = not pairs and not grid
+    # Beside parts that are known, other words are notes, but not the degree of another kind, such as tp2. FSDP takes no other time.
+    others = [word for word in MESH_PART.sub(" ", rest).split() if re.fullmatch(r"(?!fsdp)[a-z]+[0-9]+", word)]
+    if len(found) < len(pairs) or others or (alone and text.strip() not in ("1", "dp", "?")):
         raise BadInput(f"mesh {text!r}: is not known; allowed: such as 1, dp, ulysses8, cfg2ul4, cfg2ring4, each part once")
     ulysses = gpus if text.strip() == "?" else found.get("ulysses", 1)  # the usual mesh where nothing else is said
     shape = Shape(replicas=1, cfg=found.get("cfg", 1), ulysses=ulysses, ring=found.get("ring", 1))
