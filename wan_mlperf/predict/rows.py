@@ -221,7 +221,7 @@ def mesh_of(text: str, gpus: int, heads: int) -> tuple[Shape, tuple[int, int], f
     pairs = MESH_PART.findall(rest)
     found = {MESH_WORDS.get(name, name): int(size) for name, size in pairs}
     alone = not pairs and not grid
-    # Beside parts that are known, other words are notes, but not the degree of another kind, such as tp2. FSDP takes no other time.
+    # Beside known parts, other words are notes, but not the degree of another kind, such as tp2. FSDP takes no other time.
     others = [word for word in MESH_PART.sub(" ", rest).split() if re.fullmatch(r"(?!fsdp)[a-z]+[0-9]+", word)]
     if len(found) < len(pairs) or others or (alone and text.strip() not in ("1", "dp", "?")):
         raise BadInput(f"mesh {text!r}: is not known; allowed: such as 1, dp, ulysses8, cfg2ul4, cfg2ring4, each part once")
