@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,20 @@ ENCODER = "libx264"
 # x264's output depends on the number of its threads. With more than one, decoded pixels would differ from 192 x 320 on, and
 # VBench scores would not be comparable with earlier ones (docs/results/serving-2026-11-26.md).
 THREADS = 1
+
+
+@functools.cache
+def encoder_options() -> dict[str, str]:
+    """Return libx264's options. On a CPU with AVX-512 it is told to use AVX2.
+
+    Its AVX-512 code reads memory that nobody has written, so that the same frames gave different files: of 480 x 832, each time
+    another one (docs/results/compression-2026-11-26.md). With AVX2 the file is always one of those.
+    """
+    try:
+        has_avx512 = "avx512" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        has_avx512 = False
+    return {"crf": str(CRF), **COLOURS, **({"x264-params": "asm=AVX2"} if has_avx512 else {})}
 
 
 def check_encoder() -> None:
@@ -53,7 +68,7 @@ def _encode(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
         for chunk in chunks:
             for frame in chunk:
                 if stream is None:
-                    stream = container.add_stream(ENCODER, rate=Fraction(fps), options={"crf": str(CRF), **COLOURS})
+                    stream = container.add_stream(ENCODER, rate=Fraction(fps), options=encoder_options())
                     stream.height, stream.width = frame.shape[:2]
                     stream.pix_fmt = "yuv420p"
                     stream.thread_count = THREADS

@@ -35,7 +35,8 @@ def card(colour: str, size: tuple[int, int]) -> np.ndarray:
 def without_tags(frames: np.ndarray, path: Path) -> None:
     """What `write_mp4` would write had it no tags."""
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(16), options={"crf": str(video.CRF)})
+        options = {name: value for name, value in video.encoder_options().items() if name not in video.COLOURS}
+        stream = container.add_stream("libx264", rate=Fraction(16), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.thread_count = "yuv420p", 1
         for frame in frames:
