@@ -106,6 +106,7 @@ class WeightFiles:
 
 def refuse_not_finite(values: torch.Tensor, what: str) -> None:
     """Raise BadInput if a weight, or a piece of one, holds NaN or infinity."""
+    values = values.detach()
     # The sum of all is quicker than a look at each. One that is too large for fp16 does not mean that a value is.
     if not math.isfinite(values.sum()) and not torch.isfinite(values).all():
         raise BadInput(f"{what} holds NaN or infinity; allowed: finite weights")
