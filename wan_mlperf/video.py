@@ -34,7 +34,7 @@ def encoder_options() -> dict[str, str]:
     """Return libx264's options. On a CPU with AVX-512 it is told to use AVX2.
 
     Its AVX-512 code reads memory that nobody has written, so that the same frames gave different files: of 480 x 832, each time
-    another one (docs/results/compression-2026-11-26.md). With AVX2 the file is always one of those.
+    another one (docs/results/compression-2026-11-26.md). With AVX2 they always give the same.
     """
     try:
         has_avx512 = "avx512" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -20,16 +20,8 @@ from wan_mlperf.inputs import text
 
 Shape = tuple[int, ...]
 DTYPES = ("BF16", "F16", "F32")  # in which weights may be stored
-EXPERTS = ("transformer", "transformer_2")
 POINTER = b"version https://git-lfs"  # how the placeholder starts for a file that Git LFS has not fetched
 MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE's begins with UTF-16-LE's
-OTHERS_READ = (
-    "transformer",
-    "transformer_2",
-    "vae",
-    "text_encoder",
-    "tokenizer",
-)  # by diffusers and transformers, as plain UTF-8
 PIECE = 1 << 22  # values of a weight that are read and cast at a time
 MOST_THREADS = 16  # that read and cast; each holds a layer: 141 MB in bf16 at the benchmark's size, and its packed copy
 
@@ -100,7 +92,8 @@ def _shards(model: Path, part: str, index: str) -> tuple[Path, ...]:
     table = whole.get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(one, str) for one in table.values()):
         raise BadInput(f"{where(model, part)}: {index} has no weight_map; allowed: name -> file for each weight")
-    if not isinstance(whole.get("metadata", {} if part in EXPERTS else None), dict):  # diffusers and transformers look into it
+    ours = PARTS[part].kind == "WanTransformer3DModel"  # expert_weights.py reads it; the libraries look into the metadata
+    if not isinstance(whole.get("metadata", {} if ours else None), dict):
         raise BadInput(f"{where(model, part)}: {index} has no metadata; allowed: an object, such as {{}}")
     files = sorted(set(table.values()))
     for file in files:
@@ -146,7 +139,8 @@ def refuse_pointer(file: Path, model: Path, part: str) -> None:
             start = stream.read(len(POINTER))
     except OSError as error:
         raise BadInput(f"{where(model, part)}: {file.name} cannot be read ({error.strerror})") from None
-    if part in OTHERS_READ and file.suffix == ".json" and start.startswith(MARKS):
+    # Of the JSON files we read the scheduler's ourselves, with a mark or without; diffusers and transformers take plain UTF-8.
+    if part != "scheduler" and file.suffix == ".json" and start.startswith(MARKS):
         raise BadInput(f"{where(model, part)}: {file.name} starts with a byte order mark; allowed: UTF-8 without one")
     if start == POINTER:
         raise BadInput(f"{where(model, part)}: {file.name} is a Git LFS pointer; allowed: the file itself (git lfs pull)")

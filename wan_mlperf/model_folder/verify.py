@@ -105,11 +105,8 @@ def _check_values(folder: Path) -> None:
         config = config_of(folder, part)
         _need(folder, part, "eps", config["eps"], _is_number(config["eps"]) and config["eps"] > 0, "a number above 0")
     vae = config_of(folder, "vae")
-    for key, only in (
-        ("scale_factor_spatial", 8),
-        ("scale_factor_temporal", 4),
-        ("patch_size", None),
-    ):  # workload.py counts on it
+    fixed = {"scale_factor_spatial": 8, "scale_factor_temporal": 4, "patch_size": None}  # workload.py counts on these
+    for key, only in fixed.items():
         _need(folder, "vae", key, vae[key], vae[key] == only, "null" if only is None else str(only))
     channels = vae["z_dim"]
     for key in ("latents_mean", "latents_std"):
