@@ -29,7 +29,7 @@ SMALL = Sizes(
     recipe=("workload.height=32", "workload.width=32", "workload.frames=5", "workload.steps=2"),
     compiled=False,
 )
-AT_LEAST = {"probes": 10, "attentions": 1, "linears": 6, "crossings": 4, "decodes": 8, "experts": 4, "whole": 5}
+AT_LEAST = {"probes": 10, "attentions": 1, "linears": 5, "crossings": 4, "decodes": 8, "experts": 4, "whole": 5}
 
 
 LONG = ("decodes", "experts", "whole")  # the first two call what tests/bench/test_bench.py calls, too

@@ -10,8 +10,7 @@ import torch
 
 from sut.prompts import benchmark_prompts
 from tests.conftest import SMALL, run_module
-
-pytestmark = pytest.mark.slow
+from wan_mlperf import Pipeline, load_recipe
 
 
 def latents(model: Path, folder: Path, cache: Path, *, compiled: bool) -> torch.Tensor:
@@ -37,6 +36,19 @@ def latents(model: Path, folder: Path, cache: Path, *, compiled: bool) -> torch.
     return made
 
 
+@pytest.mark.parametrize("cross", ["sdpa", "native"])
+def test_a_block_is_one_graph(cross: str, model: Path) -> None:
+    """Nothing in it, such as an import, splits it: what lies on both sides of a split is not compiled together."""
+    small = ["workload.height=32", "workload.width=32", "workload.frames=5", "workload.steps=2", "mesh.ranks=1"]
+    plain = ["attention.early=sdpa", "attention.late=sdpa", f"attention.cross={cross}", "mesh.interleave=false"]
+    pipeline = Pipeline.load(load_recipe("tiny", overrides=[f"model.checkpoint={model}", *small, *plain]))
+    for expert in pipeline.experts.values():
+        expert.compile(backend="aot_eager", fullgraph=True)  # raises where a graph would end
+    torch._dynamo.reset()
+    pipeline.generate("a red circle")
+
+
+@pytest.mark.slow
 def test_compiled_is_equal_and_cached(model: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     eager = latents(model, tmp_path, cache, compiled=False)
@@ -68,6 +80,7 @@ def graphs(model: Path, cache: Path, *overrides: str, ranks: int) -> list[int]:
     return counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cross", ["sdpa", "native"])
 def test_as_many_graphs_on_two_ranks_as_on_one_and_none_after_the_warm_up(cross: str, model: Path, tmp_path: Path) -> None:
     """Whatever the prompts' lengths. With CFG on two ranks, each sees one text per query and not a pair: perhaps fewer graphs."""

@@ -1,11 +1,12 @@
 """Times one part at the benchmark's full size on one GPU, against diffusers in eager bf16: a block, an expert, the VAE.
 
-Weights are random: only shapes matter for the time. Our expert runs with sdpa and, where this device has it, sage_fp8, each eager
-and compiled; our VAE decodes in chunks of several sizes.
+Weights are random: only shapes matter for the time. Our expert runs with sdpa and, where this device has it, sage_fp8, and that
+with FP8 layers, too; each eager and compiled. Our VAE decodes in chunks of several sizes.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import statistics
@@ -20,13 +21,15 @@ from rich.table import Table
 from wan_mlperf import process
 from wan_mlperf.bench.fidelity import console
 from wan_mlperf.errors import BadInput
-from wan_mlperf.experts import Expert
+from wan_mlperf.experts import Expert, run_block
 from wan_mlperf.files import atomic_write
 from wan_mlperf.identity import commit, versions
-from wan_mlperf.kernels import attention
+from wan_mlperf.kernels import attention, gemm
 from wan_mlperf.kernels.device import Device, probe
+from wan_mlperf.kernels.probe import missing_gemm
 from wan_mlperf.parallel import mesh as meshes
 from wan_mlperf.parallel import split_experts, xdit
+from wan_mlperf.recipe import Gemm
 from wan_mlperf.text_encoder import MAX_TOKENS, Embeds
 from wan_mlperf.vae_decode import Gather, VaeDecoder
 from wan_mlperf.workload import MLPERF, Workload
@@ -83,7 +86,7 @@ def alternate(calls: dict[str, Call], rounds: int, device: Device) -> dict[str, 
 
 
 def expert_calls(workload: Workload, device: Device, *, layers: int, **sizes: int) -> dict[str, Call]:
-    """Return forward passes of an expert of `layers` layers: diffusers'; ours per kernel (sdpa, sage_fp8), eager and compiled.
+    """Return forward passes of an expert of `layers` layers: diffusers'; ours per kernel and format, eager and compiled.
 
     `sizes` are passed to WanTransformer3DModel, whose defaults are the benchmark's.
     """
@@ -95,35 +98,63 @@ def expert_calls(workload: Workload, device: Device, *, layers: int, **sizes: in
     embeds = Embeds(hidden, (TEXT_LENGTH,))
     timestep = torch.tensor([900], device=device.torch)
     calls: dict[str, Call] = {}
-    with torch.inference_mode():
-        plain = WanTransformer3DModel.from_config(model.config)
-        plain.load_state_dict(model.state_dict())
-        plain = plain.to(device.torch, torch.bfloat16).eval()
-    calls["diffusers"] = lambda: plain(latents, timestep, hidden, return_dict=False)
+    calls["diffusers"] = lambda: model(latents, timestep, hidden, return_dict=False)  # ours only reads the weights
     mesh = meshes.start(meshes.Shape(replicas=1, cfg=1, ulysses=1, ring=1), device)
-    names = ["sdpa"]
+    check = xdit.check_backend
+    names = [name for name in ("sdpa", "sage_fp8") if _runs(attention.resolve, [name], device, references=None, probe=check)]
+    kernels = attention.resolve(names, device, references=None, probe=check, cross="native")
+    models = {"": model}
+    fp8 = Gemm(high_noise="fp8", low_noise="fp8")
+    if _runs(gemm.resolve, fp8, device, allow_reference=False, probe=missing_gemm):
+        models[" and fp8 layers"] = _converted(copy.deepcopy(model), fp8, device)
+    for layers_of, transformer in models.items():
+        self_attend, cross_attend = split_experts.attends(kernels)
+        ours = Expert(
+            transformer,
+            split=split_experts.split(mesh),
+            self_attend=self_attend,
+            cross_attend=cross_attend,
+            trim_text=True,
+            merge_padding=kernels["cross"].lse,
+            round_text=device.is_gpu,
+        )
+        for name in names[-1:] if layers_of else names:
+            calls |= _eager_and_compiled(ours, f"ours {name}{layers_of}", (latents, 900.0), embeds, name)
+    return calls
+
+
+def _runs(resolve: Callable[..., object], *arguments: object, **keys: object) -> bool:
+    """True if this device has a kernel: one that has none is a contestant fewer."""
     try:
-        attention.resolve(["sage_fp8"], device, references=None, probe=xdit.check_backend)
-        names.append("sage_fp8")
+        resolve(*arguments, **keys)
     except BadInput:
-        pass  # this device has no FP8 attention: one contestant fewer
-    kernels = attention.resolve(names, device, references=None, probe=xdit.check_backend)
-    self_attend, cross_attend = split_experts.attends(kernels)
-    ours = Expert(model, split=split_experts.split(mesh), self_attend=self_attend, cross_attend=cross_attend, trim_text=True)
+        return False
+    return True
+
+
+def _converted(model: WanTransformer3DModel, recipe: Gemm, device: Device) -> WanTransformer3DModel:
+    """Give every linear layer of the blocks the format of the recipe."""
+    table = gemm.resolve(recipe, device, allow_reference=False, probe=missing_gemm)
+    convert = gemm.Conversion(recipe.high_noise, recipe, table, device, xdit.mxfp4_linear)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, torch.nn.Linear):
+            model.set_submodule(name, convert(name, layer.requires_grad_(False)))
+    return model
+
+
+def _eager_and_compiled(
+    ours: Expert, title: str, inputs: tuple[torch.Tensor, float], embeds: Embeds, kernel: str
+) -> dict[str, Call]:
     with torch.inference_mode():
         text = ours.text_keys(embeds)
-    eager = ours.run_block
-
-    def call(kernel: str, compiled: bool) -> None:
-        ours.run_block = compiled_block if compiled else eager
-        ours(latents, 900.0, text, kernel)
-
     ours.compile()
-    compiled_block = ours.run_block
-    for name in names:
-        calls[f"ours {name}"] = functools.partial(call, name, False)
-        calls[f"ours {name}, compiled"] = functools.partial(call, name, True)
-    return calls
+    compiled = ours.run_block
+
+    def call(way: Callable[..., torch.Tensor]) -> None:
+        ours.run_block = way
+        ours(*inputs, text, kernel)
+
+    return {title: functools.partial(call, run_block), f"{title}, compiled": functools.partial(call, compiled)}
 
 
 def vae_calls(workload: Workload, device: Device, *, chunks: tuple[int, ...] = (1, 2, 4), **sizes: object) -> dict[str, Call]:

@@ -127,11 +127,11 @@ def attends(
         return usp.USP(query, key, value, backend=keys[kernel], attention_kwargs=kwargs)
 
     cross = kernels["cross"]
+    function = xdit.attention_function(keys["cross"])  # not in the call: an import there would split the compiled block
 
     def cross_attend(query: torch.Tensor, text: TextKeys) -> torch.Tensor:
         if text.padding is not None:
             assert cross.lse, f"{cross} gives no log-sum-exp"
-            function = xdit.attention_function(keys["cross"])
             out, lse = function(query, text.key, text.value, dropout_p=0.0, is_causal=False)
             return padding.merge(out, lse, query, text.padding)
         # xDiT's other backends silently ignore a bias.

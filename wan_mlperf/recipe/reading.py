@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from wan_mlperf.errors import BadInput, did_you_mean
 from wan_mlperf.inputs import paths, strict_yaml, text, values
 from wan_mlperf.recipe.parts import FILLED, Recipe, make_exact
-from wan_mlperf.workload import Workload
+from wan_mlperf.workload import MLPERF, Workload
 
 _INSTALLED = Path(__file__).resolve().parent.parent / "configs"  # of a wheel; a checkout has them at its top
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parent.parent / "configs"
@@ -112,8 +112,8 @@ def _set(recipe: dict[str, object], override: str) -> None:
         if number == len(parts) - 1:
             break
         inner = place.get(part)
-        if inner is None:
-            inner = place[part] = {}
+        if inner is None:  # a recipe without a workload has the benchmark's, of which one value changes
+            inner = place[part] = dataclasses.asdict(MLPERF) if part == "workload" else {}
         if not isinstance(inner, dict):
             raise BadInput(f"--set {override!r}: {part} is {inner!r}, which has no keys")
         place = inner
