@@ -10,7 +10,6 @@ Shapes: B videos, Z latent channels, F latent frames, h w latent height and widt
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -90,38 +89,36 @@ def to_host(chunks: Iterator[torch.Tensor | None], device: torch.device, spans: 
                     host = chunk.contiguous()
                 yield host.numpy()
         return
-    copies = _copy_stream(device)
-    waiting: tuple[torch.Tensor, torch.cuda.Event] | None = None
+    copies, computes = _copy_stream(device), torch.cuda.current_stream(device)
+    waiting: tuple[torch.Tensor, torch.cuda.Event, torch.cuda.Event] | None = None  # a chunk, when decoded, when copied
     for chunk in chunks:
         if chunk is None:
             continue
-        ready = torch.cuda.current_stream(device).record_event()
+        decoded, copied = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        decoded.record(computes)
         with torch.cuda.stream(copies):
-            copies.wait_event(ready)
+            copies.wait_event(decoded)
             whole = chunk.contiguous()
             host = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=True)
             host.copy_(whole, non_blocking=True)
             chunk.record_stream(copies)
-            done = copies.record_event()
+            copied.record(copies)
         if waiting is not None:
-            yield _landed(*waiting, spans)
-        waiting = host, done
+            waiting[2].synchronize()
+            yield waiting[0].numpy()
+        waiting = host, decoded, copied
     if waiting is not None:
-        yield _landed(*waiting, spans)
+        host, decoded, copied = waiting
+        copied.synchronize()
+        # The other copies ran beside the decode of the chunk after them; only this one takes time of the query.
+        spans.add("to_host", decoded.elapsed_time(copied) / 1e3)
+        yield host.numpy()
 
 
 @functools.cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the one stream that all queries copy on: each new stream would bring its own pool of pinned and device memory."""
     return torch.cuda.Stream(device)
-
-
-def _landed(host: torch.Tensor, done: torch.cuda.Event, spans: Spans) -> np.ndarray:
-    """Wait for a copy. Only the time that the decode did not hide is counted."""
-    start = time.perf_counter()
-    done.synchronize()
-    spans.add("to_host", time.perf_counter() - start)
-    return host.numpy()
 
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:

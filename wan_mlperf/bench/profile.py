@@ -1,8 +1,9 @@
 """Where the time of one query goes, on every rank: `python -m wan_mlperf.bench profile --recipe R`.
 
 One warmed-up query runs under torch.profiler. Each rank leaves a trace that Perfetto opens (ui.perfetto.dev); the first prints a
-table by part. On a CPU the time is that of the operations themselves, on a GPU that of their kernels. Time that no operation
-covers is "host": Python, launches, gaps. Profiling slows a query down, so look at the shares.
+table by part. On a CPU the time is that of the operations themselves; on a GPU that of its kernels and copies, which are told
+apart by their names, because compiled code has no operations. Time that nothing covers is "host": Python, launches, gaps.
+Profiling slows a query down, so look at the shares.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from rich.table import Table
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, record_function
 
@@ -42,6 +44,14 @@ QUANTISING = ("xfuser::mxfp4_gemm", "wan_mlperf::mxfp4_products")  # these inclu
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", "mkldnn::_linear_pointwise", *QUANTISING)
 KERNELS = ("scaled_dot_product", "attn", "sage_", "attention_forward")  # compiled code has none of our names
 MESSAGES = ("c10d::", "_c10d_functional::", "gloo:", "nccl:")
+# What a GPU's kernel computes, by words in its name: attention of cuDNN, FlashAttention, SageAttention, AITER, PyTorch; products
+# of cuBLAS (nvjet), hipBLASLt (Cijk) and AITER. The compiler names its own after all that it fuses, which is elementwise.
+COMPILED, TEMPLATE = "triton_", "triton_tem"  # a template is a product
+KERNEL_WORDS = (
+    ("exchange", ("nccl", "rccl")),
+    ("attention", ("flash", "fmha", "attn", "attention", "sdpa_sm", "mha_")),
+    ("gemm", ("nvjet", "gemm", "cijk_", "cutlass", TEMPLATE)),
+)
 
 
 class _LabelledSpans(Spans):
@@ -99,21 +109,55 @@ def profile(pipeline: Pipeline, trace: Path) -> tuple[dict[str, float], float]:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
     profiler.export_chrome_trace(str(trace))
-    return by_part(profiler.events() or [], seconds, gpu=pipeline.mesh.device.is_gpu), seconds
+    events = profiler.events() or []
+    return (by_kernel if pipeline.mesh.device.is_gpu else by_part)(events, seconds), seconds
 
 
-def by_part(events: Iterable[FunctionEvent], seconds: float, *, gpu: bool) -> dict[str, float]:
-    """Sum the events' self time by part, in seconds. On a CPU the range of a part has self time, too; that of a stage is host."""
+def by_part(events: Iterable[FunctionEvent], seconds: float) -> dict[str, float]:
+    """Sum a CPU's self time by part, in seconds. The range of a part has self time, too; that of a stage is host."""
     found: dict[str, float] = defaultdict(float)
     for event in events:
-        own = (event.self_device_time_total if gpu else event.self_cpu_time_total) / 1e6
-        if not gpu and (event.is_async or _root(event).name.startswith("autograd")):
+        own = event.self_cpu_time_total / 1e6
+        if event.is_async or _root(event).name.startswith("autograd"):
             continue
         part = part_of(event)
         if part is not None and own > 0:
             found[part] += own
     found["host"] = max(0.0, seconds - sum(value for part, value in found.items() if part != "host"))
     return {part: found[part] for part in PARTS}
+
+
+def by_kernel(events: Iterable[FunctionEvent], seconds: float) -> dict[str, float]:
+    """Sum the time in which a GPU computes or copies by part, in seconds.
+
+    Where kernels of two streams overlap, the one that began first counts, so that the parts never exceed the query.
+    """
+    there = [one for one in events if one.device_type != DeviceType.CPU]
+    ranges = [one for one in there if one.is_user_annotation or one.name.startswith((STAGE, PART, "## Call"))]
+    named = [(one.time_range.start, one.time_range.end, one.name) for one in ranges if one.name.startswith((STAGE, PART))]
+    found: dict[str, float] = defaultdict(float)
+    free = 0.0  # until when the GPU is busy with what has been counted
+    kernels = sorted((one for one in there if one not in ranges), key=lambda one: one.time_range.start)
+    for one in kernels:
+        start, end = one.time_range.start, one.time_range.end
+        around = [name for begin, stop, name in named if begin <= start < stop]
+        found[part_of_kernel(one.name, around)] += max(0.0, end - max(start, free)) / 1e6
+        free = max(free, end)
+    found["host"] = max(0.0, seconds - sum(found.values()))
+    return {part: found[part] for part in PARTS}
+
+
+def part_of_kernel(name: str, around: Sequence[str]) -> str:
+    """Which part a kernel or copy of a GPU belongs to; `around` are the names of the ranges that it ran in."""
+    stage = next((one.removeprefix(STAGE) for one in around if one.startswith(STAGE)), "")
+    if "DtoH" in name or "Device -> Host" in name:
+        return "to_host"
+    words = "" if name.startswith(COMPILED) and not name.startswith(TEMPLATE) else name.lower()
+    by_name = next((part for part, some in KERNEL_WORDS if any(word in words for word in some)), None)
+    if stage and not stage.startswith("denoise"):
+        return "exchange" if by_name == "exchange" else stage
+    labelled = next((one.removeprefix(PART) for one in around if one.startswith(PART)), None)
+    return by_name or labelled or "elementwise"
 
 
 def part_of(event: FunctionEvent) -> str | None:
