@@ -101,7 +101,7 @@ def test_peaks_are_what_the_units_do() -> None:
 def test_the_unknown_is_refused_with_what_is_known() -> None:
     with pytest.raises(BadInput, match=r"hardware 'mi355y': is not known, did you mean 'MI355X'\?; allowed: MI300X, "):
         hardware.find("mi355y")
-    with pytest.raises(BadInput, match=r"kernel 'FLASH_9': is not known.*allowed on H100: FLASH, FLASH_3"):
+    with pytest.raises(BadInput, match=r"kernel 'FLASH_9': is not known.*allowed on H100: CUDNN, FLASH, FLASH_3"):
         rates.attention("FLASH_9", hardware.find("h100"))
     with pytest.raises(BadInput, match=r"kernel 'FLASH_3': nobody has published its rate on MI355X"):
         rates.attention("FLASH_3", hardware.find("mi355x"))

@@ -45,6 +45,8 @@ PRIORS: dict[str, tuple[float, float]] = {
     "collective_us": (60.0, 0.50),
     "vae_nvidia_tb": (22.0, 0.20),
     "vae_amd_tb": (35.0, 0.20),
+    "vae_own_tb": (13.0, 0.20),
+    "vae_own_wide": (1.25, 0.20),
     "decode_share": (0.30, 0.30),
     "host_s": (0.35, 0.30),
     "serve_s": (1.33, 0.30),

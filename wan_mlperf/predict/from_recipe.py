@@ -94,5 +94,6 @@ def ways_of(recipe: Recipe) -> Ways:
         compiled=recipe.compile.experts,
         qkv_bytes=1.0 if recipe.exchange == "fp8" else 2.0,
         decode_float32=recipe.model.vae_dtype != "bfloat16",
+        own_decoder=True,
         text_tokens=sum(TEXT_TOKENS) // 2 + 1 if recipe.trim_text else MAX_TOKENS,
     )

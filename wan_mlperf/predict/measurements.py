@@ -16,7 +16,7 @@ WHOLE = {"gpus": 4096, "ranks": 4096, "decode_ranks": 4096, "steps": 1000}  # ke
 # Least and most of a figure: with those beyond, logarithms and sums overflow, and no run has them.
 SECONDS = (1e-3, 1e6)
 SHARE = (1e-6, 1e6)
-FLAGS = ("fit", "cfg", "compile", "served", "decode_float32")
+FLAGS = ("fit", "cfg", "compile", "served", "decode_float32", "own_decoder")
 WORDS = ("id", "hardware", "gemm", "mesh", "size", "submitter", "framework", "source", "exception")
 LONGEST = 500  # characters of a text
 ONLY = ("denoise",)

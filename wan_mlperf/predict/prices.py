@@ -86,7 +86,7 @@ class Ways:
     `hidden` is the share of the exchange that computation covers in steps with guidance (`HIDDEN`, where both branches are on the
     same ranks and take turns), as long as there is as much computation; `passes` over the tokens per layer replaces the fitted
     number (fusion lowers it); `decode_ranks` None is every rank of the replica; `attn2d` (rows, columns) is TensorRT-LLM's split
-    of attention; `served`: behind an HTTP server, whose response is a written video.
+    of attention; `served`: behind an HTTP server, whose response is a written video; `own_decoder`: the VAE is decoded by us.
     """
 
     compiled: bool = True
@@ -98,6 +98,7 @@ class Ways:
     decode_ranks: int | None = None
     attn2d: tuple[int, int] = (1, 1)
     served: bool = False
+    own_decoder: bool = False
     text_tokens: int = 512
 
 
@@ -174,12 +175,17 @@ class Prices:
 
     def decode(self) -> Seconds:
         """The VAE decode: bound by memory, on a few GPUs by its products, with a rest that does not shrink with more ranks."""
-        maker = "vae_amd_tb" if self.gpu.arch.startswith("gfx") else "vae_nvidia_tb"
-        moved = self.values[maker] * 1e12 * work.tokens_of(self.workload) / work.tokens_of(MLPERF)
+        amd = self.gpu.arch.startswith("gfx")
+        own = self.ways.own_decoder and not amd  # ours has not been measured on AMD's, so the other programs' bytes stand for it
+        moved = self.values["vae_amd_tb" if amd else "vae_own_tb" if own else "vae_nvidia_tb"]
+        moved *= 1e12 * work.tokens_of(self.workload) / work.tokens_of(MLPERF)
         ranks = min(self.ways.decode_ranks or self.shape.per_replica, DECODE_RANKS)
         wide = 2 if self.ways.decode_float32 else 1  # twice the bytes; and on NVIDIA TF32, with half of bf16's peak
+        bytes_wide = self.values["vae_own_wide"] if own and self.ways.decode_float32 else wide
         products = work.DECODE_FLOPS * work.tokens_of(self.workload) / work.tokens_of(MLPERF)
-        one = max(moved * wide / self.gpu.bandwidth, products * wide / (self.values["decode_share"] * self.gpu.peak("bf16")))
+        one = max(
+            moved * bytes_wide / self.gpu.bandwidth, products * wide / (self.values["decode_share"] * self.gpu.peak("bf16"))
+        )
         return Seconds(vae_decode=one * (1 / ranks + (DECODE_REST if ranks > 1 else 0.0)))
 
     def text_encode(self) -> Seconds:

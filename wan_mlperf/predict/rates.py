@@ -37,7 +37,7 @@ Constants = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """What a kernel reaches on one GPU, in FLOP/s; `form` is its format. `fitted`: found from whole runs, not measured alone."""
+    """What a kernel reaches on one GPU, in FLOP/s; `form` is its format. `fitted`: found in whole runs, not measured alone."""
 
     kernel: str
     arch: str
@@ -100,7 +100,7 @@ def attention(kernel: str, gpu: Hardware, values: Constants | None = None) -> Ra
                 arch=gpu.arch,
                 flops=flops,
                 form=row["format"],
-                fitted=name is not None,
+                fitted=name is not None or row.get("whole_run", False),
                 source=row["source"],
                 date=row["date"],
             )

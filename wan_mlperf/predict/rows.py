@@ -2,8 +2,9 @@
 
 A row has `hardware`, `gpus` (of one video), `attention`, `gemm`, `mesh`, `steps`, `size` and `seconds`, in the words of whoever
 published it ("fa3_bf16", "cfg2ul4", "720p81"). Optional keys are `only` ("denoise"), `cfg` (false: no guidance), `compile`,
-`decode_ranks`, `decode_float32`, `served`, `framework` (a name under "frameworks", whose habits the row then has), `submitter`,
-`fit` (the constants are fitted to it) and `exception` (why it does not fit). MLPerf rows name their entry in published/.
+`decode_ranks`, `decode_float32`, `own_decoder`, `served`, `framework` (a name under "frameworks", whose habits the row then has),
+`submitter`, `fit` (the constants are fitted to it) and `exception` (why it does not fit). MLPerf rows name their entry in
+published/.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def read(file: Path = FILE) -> tuple[list[Row | Decode], list[Skipped]]:
 
 def _decode_of(entry: Mapping[str, Any]) -> Decode:
     shape = Shape(replicas=1, cfg=1, ulysses=entry["ranks"], ring=1)
-    ways = Ways(decode_float32=entry.get("decode_float32", False))
+    ways = Ways(decode_float32=entry.get("decode_float32", False), own_decoder=entry.get("own_decoder", False))
     workload, _ = size_of(entry.get("size", "720p81"))
     return Decode(
         id=entry["id"],
@@ -171,6 +172,7 @@ def row_of(entry: Mapping[str, Any], frameworks: Mapping[str, Mapping[str, Any]]
         decode_ranks=entry.get("decode_ranks"),
         attn2d=attn2d,
         served=bool(entry.get("served", False)),
+        own_decoder=bool(entry.get("own_decoder", False)),
     )
     seconds = float(entry["seconds"]) if "seconds" in entry else _published(entry["published"], gpus)
     return Row(
