@@ -160,8 +160,10 @@ def resolve_kernels(setup: Setup, here: device.Device) -> tuple[dict[str, attent
 
 
 def ranks_for(recipe: Recipe) -> int:
-    """Return how many ranks there are, or outside torchrun, how many will be started."""
-    return ranks.world_size() if ranks.under_torchrun() else meshes.ranks_to_start(recipe.mesh)
+    """Return how many ranks there are, or outside torchrun, how many will be started. Raises BadInput for too few GPUs."""
+    world = ranks.world_size() if ranks.under_torchrun() else meshes.ranks_to_start(recipe.mesh)
+    meshes.refuse_shared_gpus(world)
+    return world
 
 
 def recipe_from(options: argparse.Namespace, *, scenario: str = "singlestream") -> Recipe:

@@ -77,6 +77,12 @@ def local_world_size(world: int) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or world) if under_torchrun() else world
 
 
+def told_local_world_size(world: int) -> int | None:
+    """The same, or None if a launcher other than torchrun does not say."""
+    told = not under_torchrun() or bool(os.environ.get("LOCAL_WORLD_SIZE"))
+    return local_world_size(world) if told else None
+
+
 def own_cores() -> int:
     """Return how many of this host's cores each of its ranks gets, at least 1."""
     return max(1, len(os.sched_getaffinity(0)) // local_world_size(world_size()))

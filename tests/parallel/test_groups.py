@@ -1,8 +1,9 @@
-"""Process groups: our time-out in each, and the network interface that the user names."""
+"""Process groups: our time-out in each, the network interface that the user names, and a GPU for each rank."""
 
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 import torch.distributed as dist
 
 from wan_mlperf.errors import BadInput
-from wan_mlperf.kernels.device import probe
-from wan_mlperf.parallel import mesh, xdit_groups
+from wan_mlperf.kernels.device import Device, probe
+from wan_mlperf.parallel import fake_ranks, mesh, xdit, xdit_groups
 
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 ALONE = mesh.Shape(replicas=1, cfg=1, ulysses=1, ring=1)
 
 
@@ -52,3 +54,46 @@ def test_a_loopback_name_is_refused_on_a_cluster(monkeypatch: pytest.MonkeyPatch
         xdit_groups._gloo_devices(None)
     monkeypatch.setattr("wan_mlperf.ranks.master", lambda: ("127.0.0.1", 29500))  # several agents of one host
     assert len(xdit_groups._gloo_devices(dist.ProcessGroupGloo)) == 1
+
+
+def test_a_rank_uses_the_gpu_that_it_sees_and_a_rehearsal_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """xDiT makes a GPU current by the local rank: seen on a host with one GPU, where rank 7 of a rehearsal asked for GPU 7."""
+    xdit.load()
+    current: list[int] = []
+    monkeypatch.setattr(importlib.import_module("xfuser.envs"), "get_device_name", lambda: "cuda")
+    monkeypatch.setattr(importlib.import_module("xfuser.core.distributed.parallel_state"), "set_device", current.append)
+    shape = mesh.Shape(replicas=1, cfg=1, ulysses=8, ring=1)
+    with fake_ranks.fake_mesh(shape, probe(), 7):
+        assert current == []
+    gpu = Device(arch="sm90", name="H100", torch=torch.device("cuda", 0))
+    with fake_ranks.fake_mesh(shape, gpu, 7):
+        assert current == [0]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "world", "environment", "refused"),
+    [
+        (1, 2, {}, True),
+        (2, 2, {}, False),
+        (0, 2, {}, False),  # on the CPU
+        (1, 2, {"CUDA_VISIBLE_DEVICES": "3"}, True),  # one of several GPUs, for all the ranks that we start
+        (1, 2, {**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}, True),
+        (1, 2, {**TORCHRUN, "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "3"}, False),  # the launcher gives each its own
+        (1, 2, {**TORCHRUN, "LOCAL_WORLD_SIZE": "1"}, False),  # on two hosts
+    ],
+)
+def test_ranks_that_would_share_a_gpu(
+    gpus: int, world: int, environment: dict[str, str], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(mesh, "gpu_count", lambda: gpus)
+    monkeypatch.setattr(mesh, "build", lambda: {"CUDA": "13.0"})
+    if not refused:
+        mesh.refuse_shared_gpus(world)
+        return
+    says = "2 ranks on a host with 1 GPU: each needs its own; allowed: up to 1, or CUDA_VISIBLE_DEVICES='' for the CPU"
+    with pytest.raises(BadInput, match=re.escape(says)):
+        mesh.refuse_shared_gpus(world)

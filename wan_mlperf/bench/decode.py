@@ -58,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     _, _, *sides = workload.latent_shape(0)
     shape = meshes.plan_shape(recipe.mesh, world=world, heads=world, latent_rows=max(sides))
     folder = checkpoint.find("embedded").folder
+    meshes.refuse_shared_gpus(world)
     if not ranks.under_torchrun():
         return launch("wan_mlperf.bench", ["decode", *arguments], world)
     mesh = meshes.start(shape, probe())

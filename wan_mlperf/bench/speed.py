@@ -106,7 +106,10 @@ class Contestant:
                 answer: dict[str, Any] = json.loads(line.split(MARK, 1)[1])
                 return answer
         self._log.seek(0)
-        raise Failed(f"bench: contestant {self.name!r} ended: {self._log.read()[-1500:]}")
+        said = self._log.read()
+        own, _, launchers = said.rpartition("Traceback (most recent call last)")  # torchrun's comes last and says nothing
+        cause = own if "ChildFailedError" in launchers else said
+        raise Failed(f"bench: contestant {self.name!r} ended: {cause[-1500:]}")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -135,6 +138,7 @@ def main(arguments: Sequence[str]) -> int:
 
         return full_size.main(options.workload, options.rounds, options.json)
     ranks = options.ranks or meshes.ranks_to_start(load_recipe("tiny").mesh)
+    meshes.refuse_shared_gpus(ranks)
     with scratch("bench") as folder:
         report = compare(options, ranks, folder)
     show(report)

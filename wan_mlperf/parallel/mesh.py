@@ -6,6 +6,7 @@ stay on one host.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,7 +17,7 @@ import torch.distributed as dist
 
 from wan_mlperf import ranks
 from wan_mlperf.errors import BadInput
-from wan_mlperf.kernels.device import Device, Fabric, gpu_count
+from wan_mlperf.kernels.device import VISIBLE, Device, Fabric, build, gpu_count
 from wan_mlperf.parallel import xdit_groups
 from wan_mlperf.parallel.exchange import Exchange, connect
 from wan_mlperf.recipe import MeshRecipe
@@ -62,6 +63,22 @@ def ranks_to_start(mesh: MeshRecipe) -> int:
     if all(isinstance(one, int) for one in fixed):
         return Shape(replicas=fixed[0], cfg=fixed[1], ulysses=fixed[2], ring=mesh.ring).world  # type: ignore[arg-type]
     return gpu_count() or CPU_RANKS
+
+
+def refuse_shared_gpus(world: int) -> None:
+    """Raise BadInput if some of `world` ranks would share a GPU, which NCCL refuses. Without a GPU ranks share the CPU.
+
+    A launcher may show each rank its own GPU alone; then one is enough.
+    """
+    gpus, here = gpu_count(), ranks.told_local_world_size(world)
+    alone = ranks.under_torchrun() and any(name in os.environ for names in VISIBLE.values() for name in names)
+    if not gpus or here is None or here <= gpus or alone:
+        return
+    there = f"{gpus} GPU{'s' if gpus > 1 else ''}"
+    raise BadInput(
+        f"{here} ranks on a host with {there}: each needs its own; allowed: up to {gpus}, or "
+        f"{VISIBLE[next(iter(build()))][-1]}='' for the CPU"
+    )
 
 
 def plan_shape(mesh: MeshRecipe, *, world: int, heads: int, latent_rows: int, fabric: Fabric = "switch") -> Shape:

@@ -33,7 +33,7 @@ def load(folder: Path, device: Device, dtype: torch.dtype) -> WanPipeline:
         importlib.import_module("distvae.vae").parallelize_decoder(pipeline.vae, group)
     # The runtime state of xDiT's pipelines, in which the wrapper counts its calls.
     arguments = importlib.import_module("xfuser.config.args").xFuserArgs(
-        ulysses_degree=world, attention_backend=xdit_backend(device)
+        ulysses_degree=world, attention_backend=xdit_backend(device, dtype)
     )
     runtime: Any = importlib.import_module("xfuser.core.distributed.runtime_state")
     config, _ = arguments.create_config()
@@ -42,8 +42,6 @@ def load(folder: Path, device: Device, dtype: torch.dtype) -> WanPipeline:
     return pipeline
 
 
-def xdit_backend(device: Device) -> str:
-    """The attention backend of plain xDiT: PyTorch's on a CPU, where xDiT's automatic choice fails; AITER or FLASH on a GPU."""
-    if not device.is_gpu:
-        return "SDPA"
-    return "AITER" if device.arch.startswith("gfx") else "FLASH"
+def xdit_backend(device: Device, dtype: torch.dtype) -> str | None:
+    """The attention of plain xDiT: on a GPU in 16 bits what it chooses itself (None), else PyTorch's, which takes fp32."""
+    return None if device.is_gpu and dtype in (torch.bfloat16, torch.float16) else "SDPA"

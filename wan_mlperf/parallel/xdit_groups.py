@@ -79,10 +79,28 @@ def _start_world(device: Device, distributed: ModuleType, state: ModuleType, tim
         else:  # one process without torchrun: no address is needed
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     if state._WORLD is None:
-        distributed.init_distributed_environment(
-            world_size=dist.get_world_size(), rank=dist.get_rank(), local_rank=ranks.local_rank()
-        )
+        with _own_gpu_only(state, device):
+            distributed.init_distributed_environment(
+                world_size=dist.get_world_size(), rank=dist.get_rank(), local_rank=_gpu_of(device)
+            )
     _ground.group = dist.group.WORLD
+
+
+def _gpu_of(device: Device) -> int:
+    """What xDiT calls a local rank, by which it chooses a GPU: a rank may see its own GPU alone, as number 0."""
+    return device.torch.index or 0
+
+
+@contextmanager
+def _own_gpu_only(state: Any, device: Device) -> Iterator[None]:
+    # xDiT makes a GPU current as soon as the host has one, also for a rank that computes on the CPU: that of a rehearsal.
+    before = state.set_device
+    if not device.is_gpu:
+        state.set_device = lambda _index: None
+    try:
+        yield
+    finally:
+        state.set_device = before
 
 
 def _store(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
@@ -181,7 +199,7 @@ def make_sequence_groups(device: Device, *, ulysses: int, ring: int, rank: int, 
         globals_.PROCESS_GROUP.ULYSSES_PG, globals_.PROCESS_GROUP.RING_PG = before
         coordinator = state.init_model_parallel_group(
             group_ranks=[list(range(first, first + size)) for first in range(0, world, size)],
-            local_rank=ranks.local_rank(),
+            local_rank=_gpu_of(device),
             backend="nccl" if device.is_gpu else "gloo",
             parallel_mode="sequence",
             ulysses_group=made[0],
