@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ MODEL_INDEX: Final = {
     "transformer_2": ["diffusers", "WanTransformer3DModel"],
     "vae": ["diffusers", "AutoencoderKLWan"],
 }
+SMALL_UMT5: Final[Mapping[str, int]] = {"vocab_size": 258, "d_kv": 32, "num_layers": 2, "num_heads": 4}
 
 
 def write(
@@ -37,13 +39,15 @@ def write(
     head_dim: int = 32,
     ffn: int = 1024,
     vae_base: int = 16,
+    vae_blocks: int = 1,
     text_dim: int = 128,
+    text_encoder: Mapping[str, int] = SMALL_UMT5,
     dtype: torch.dtype = torch.float32,
     shard: str = "10GB",
 ) -> Path:
     """Write a checkpoint of these sizes into `folder` and return the folder. The same arguments give the same checkpoint.
 
-    No file of an expert is larger than `shard`.
+    `text_encoder` are keys of UMT5Config. No file of an expert is larger than `shard`.
     """
     with torch.random.fork_rng(devices=[]):
         for offset, part in enumerate(("transformer", "transformer_2")):
@@ -53,13 +57,10 @@ def write(
             )
             transformer.to(dtype).save_pretrained(folder / part, max_shard_size=shard)
         torch.manual_seed(seed + 2)
-        AutoencoderKLWan(base_dim=vae_base, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1).to(dtype).save_pretrained(
-            folder / "vae"
-        )
+        vae = AutoencoderKLWan(base_dim=vae_base, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=vae_blocks)
+        vae.to(dtype).save_pretrained(folder / "vae")
         torch.manual_seed(seed + 3)
-        config = UMT5Config(
-            vocab_size=258, d_model=text_dim, d_kv=32, d_ff=2 * text_dim, num_layers=2, num_heads=4, dropout_rate=0.0
-        )
+        config = UMT5Config(d_model=text_dim, dropout_rate=0.0, **{"d_ff": 2 * text_dim, **text_encoder})
         UMT5EncoderModel(config).to(dtype).save_pretrained(folder / "text_encoder")
     byte_tokenizer().save_pretrained(folder / "tokenizer")
     UniPCMultistepScheduler(**WAN22_SCHEDULER).save_pretrained(folder / "scheduler")
