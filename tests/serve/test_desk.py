@@ -19,10 +19,11 @@ from wan_mlperf.replicas.dispatch import FinishedSample, OnLost, OnResult
 from wan_mlperf.replicas.dispatcher import OnProgress
 from wan_mlperf.replicas.messages import Job, Progress
 from wan_mlperf.serve.book import Book
-from wan_mlperf.serve.desk import Desk, Task
+from wan_mlperf.serve.desk import Desk
 from wan_mlperf.serve.errors import Refused
 from wan_mlperf.serve.forecast import Forecast
 from wan_mlperf.serve.metrics import Metrics
+from wan_mlperf.serve.task import Task
 from wan_mlperf.serve.wanted import Policy, Reader
 from wan_mlperf.videos.manifest import MANIFEST, Manifest
 

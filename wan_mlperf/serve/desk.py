@@ -11,8 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from wan_mlperf import process
 from wan_mlperf.preflight import Setup
@@ -22,8 +21,8 @@ from wan_mlperf.serve.book import Book, Video
 from wan_mlperf.serve.errors import Refused, stopping
 from wan_mlperf.serve.forecast import Forecast
 from wan_mlperf.serve.metrics import Metrics
+from wan_mlperf.serve.task import Outcome, Task
 from wan_mlperf.serve.wanted import Wanted
-from wan_mlperf.step_plan import Step
 from wan_mlperf.videos.manifest import identity, key_of
 from wan_mlperf.workload import Workload
 
@@ -32,48 +31,15 @@ FAILED = "the video could not be made; the server's log says why"
 GONE = "the video was deleted"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """A finished video and its seconds per stage, including `wait` (in the queue) and `keep` (writing to disk)."""
-
-    content: bytes
-    spans: dict[str, float]
-
-
-@dataclass(kw_only=True, eq=False)
-class Task:
-    """The live state of an unfinished job; what must survive a restart is in the book."""
-
-    video_id: str
-    job: Job
-    workload: Workload
-    plan: tuple[Step, ...]
-    held: bool
-    accepted: float
-    handed_over: float | None = None  # by time.perf_counter, like `accepted` and `begun`
-    begun: float | None = None
-    steps: int = 0
-    frames: int = 0
-    fragments: list[bytes] = field(default_factory=list)
-    is_over: bool = False
-    outcome: Future[Outcome] = field(default_factory=Future)
-
-    def __post_init__(self) -> None:
-        self.outcome.set_running_or_notify_cancel()  # a client that goes away cancels its wait, not this
-
-    @property
-    def share(self) -> float:
-        """Progress from 0 to 1. The decode counts as much as a tenth of the steps."""
-        steps = self.workload.steps
-        decode = max(1.0, steps / 10)
-        return (self.steps + decode * self.frames / self.workload.frames) / (steps + decode)
-
-
 class Desk:
-    """All unfinished tasks. `most_waiting` limits the queue of jobs whose clients do not wait on a connection."""
+    """All unfinished tasks. `most_waiting` limits the queue of jobs whose clients do not wait on a connection.
+
+    `on_change` is called, from any thread, whenever a task has come, made progress or ended, and when the server stops.
+    """
 
     def __init__(self, dispatcher: ServingDispatcher, setup: Setup, book: Book, metrics: Metrics, *, most_waiting: int) -> None:
         self.most_waiting = most_waiting
+        self.on_change: Callable[[], object] = lambda: None
         self._dispatcher, self._setup, self._book, self._metrics = dispatcher, setup, book, metrics
         self._waiting: deque[Task] = deque()
         self._in_flight: dict[int, Task] = {}
@@ -120,6 +86,7 @@ class Desk:
             self._tasks[video.id] = task
             if held:
                 self._enqueue(task)
+        self.on_change()
         if not held:
             self._book.flush()  # on disk before it starts and before its client knows of it
             with self._lock:
@@ -134,6 +101,11 @@ class Desk:
         """True once no more jobs are accepted."""
         return self._stopping
 
+    @property
+    def is_over(self) -> bool:
+        """True once no more jobs are accepted and none is left."""
+        return self._stopping and not self._tasks
+
     def task(self, video_id: str) -> Task | None:
         """Return the task of an unfinished job; None if there is none."""
         return self._tasks.get(video_id)
@@ -141,7 +113,7 @@ class Desk:
     def tasks(self) -> list[Task]:
         """Return all unfinished tasks: first those that run, then those that wait, in order."""
         with self._lock:
-            return [*self._in_flight.values(), *self._waiting]
+            return sorted(self._tasks.values(), key=lambda task: task.begun is None)
 
     def delete(self, video_id: str) -> None:
         """Delete a job and its video; cancel it if it is running. Raises Refused if its file cannot be deleted."""
@@ -162,6 +134,8 @@ class Desk:
                 self._book.fail(video_id, "deleted", GONE)
             message = "the video could not be deleted; the server's log says why"
             raise Refused(message, status=500, code="storage_failed") from None
+        finally:
+            self.on_change()
 
     def work(self, *, until: Callable[[], bool] = lambda: False, look_s: float = STAY_READY_S) -> None:
         """Hand tasks to the dispatcher until `stop` is called and all running tasks are done.
@@ -190,6 +164,7 @@ class Desk:
             while self._waiting:
                 self._give_up(self._waiting.popleft(), stopping())
             self._lock.notify_all()
+        self.on_change()
 
     def fail_all(self) -> None:
         """Answer every waiting client with an error, because the engine has failed."""
@@ -198,6 +173,7 @@ class Desk:
             self._stopping = True
             for task in list(self._tasks.values()):
                 self._give_up(task, error)
+        self.on_change()
 
     def _unheld_waiting(self) -> int:
         return sum(1 for task in self._tasks.values() if not task.held and task.handed_over is None)
@@ -219,12 +195,16 @@ class Desk:
                 return
             if progress.fragment:
                 task.fragments.append(base64.b64decode(progress.fragment))
-                return
-            task.steps, task.frames = progress.steps, progress.frames
-            if task.begun is None or progress.steps == 0:
-                task.begun = time.perf_counter()
-                task.fragments.clear()  # those of a failed attempt
-                self._book.change(task.video_id, status="in_progress")
+            else:
+                self._advance(task, progress)
+        self.on_change()
+
+    def _advance(self, task: Task, progress: Progress) -> None:
+        task.steps, task.frames = progress.steps, progress.frames
+        if task.begun is None or progress.steps == 0:
+            task.begun = time.perf_counter()
+            task.fragments.clear()  # those of a failed attempt
+            self._book.change(task.video_id, status="in_progress")
 
     def _made(self, result: FinishedSample) -> None:
         with self._lock:
@@ -275,6 +255,7 @@ class Desk:
             task.outcome.set_result(outcome)
         else:
             task.outcome.set_exception(outcome)
+        self.on_change()
 
     def _route(self, task: Task) -> str:
         video: Video | None = self._book.get(task.video_id)

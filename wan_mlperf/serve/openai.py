@@ -17,9 +17,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from wan_mlperf.serve import body
 from wan_mlperf.serve.book import Video
-from wan_mlperf.serve.desk import Task
 from wan_mlperf.serve.errors import Refused, not_found
 from wan_mlperf.serve.site import Site
+from wan_mlperf.serve.task import Task
 
 POLL_S = 0.05  # how often a stream looks for the next fragment
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import re
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from wan_mlperf.serve import body
-from wan_mlperf.serve.desk import Task
 from wan_mlperf.serve.errors import Refused
 from wan_mlperf.serve.guard import COOKIE
+from wan_mlperf.serve.live import Live
 from wan_mlperf.serve.site import Site
 
 FILE = Path(__file__).with_name("page.html")
@@ -27,6 +25,7 @@ def routes(site: Site) -> list[Route]:
     """Return the routes."""
     text = FILE.read_text(encoding="utf-8")
     policy = content_security_policy(text)
+    live = Live(site.desk)
 
     async def page(_request: Request) -> Response:
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
@@ -52,12 +51,12 @@ def routes(site: Site) -> list[Route]:
         names = {"recipe": site.setup.recipe.name, "mesh": str(site.setup.shape)}
         return JSONResponse({**names, "workload": workload, "plan": plan, "made_by": dict(site.made_by)})
 
-    async def live(_request: Request) -> Response:
-        tasks = site.desk.tasks()
-        waiting = [task for task in tasks if task.begun is None]
-        jobs = [_live(site, task, waiting.index(task) if task in waiting else None) for task in tasks if task.job.watched]
-        others = sum(1 for task in tasks if not task.job.watched)
-        return JSONResponse({"jobs": jobs, "others": others, "most_waiting": site.desk.most_waiting})
+    async def state(_request: Request) -> Response:
+        return JSONResponse(live.state())
+
+    async def events(_request: Request) -> Response:
+        headers = {"X-Accel-Buffering": "no"}  # nginx would hold events back
+        return StreamingResponse(live.events(), media_type="text/event-stream", headers=headers)
 
     async def health(_request: Request) -> Response:
         stopping = site.desk.is_stopping
@@ -70,7 +69,8 @@ def routes(site: Site) -> list[Route]:
         Route("/", page, methods=["GET"]),
         Route("/session", session, methods=["POST"]),
         Route("/about", about, methods=["GET"]),
-        Route("/live", live, methods=["GET"]),
+        Route("/live", state, methods=["GET"]),
+        Route("/live/events", events, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
     ]
@@ -89,28 +89,3 @@ def content_security_policy(text: str) -> str:
         f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; img-src data:; media-src 'self'; "
         "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
     )
-
-
-def _live(site: Site, task: Task, place: int | None) -> dict[str, object]:
-    """Return a job's state for the page: its step and expert, or its `place` in the queue."""
-    forecast, workload = site.desk.forecast, task.workload
-    if task.begun is None:
-        left = forecast.seconds_to_wait(workload, before=place or 0)
-        stage = "waiting"
-    else:
-        left = forecast.seconds_left(workload, share=task.share, running=time.perf_counter() - task.begun)
-        stage = "decoding" if task.steps >= workload.steps else "denoising" if task.steps else "reading the prompt"
-    expert = task.plan[task.steps].expert if stage == "denoising" else None
-    return {
-        "id": task.video_id,
-        "prompt": task.job.prompt,
-        "place": place,
-        "stage": stage,
-        "step": task.steps,
-        "steps": workload.steps,
-        "expert": expert,
-        "frames": task.frames,
-        "progress": min(99, math.floor(100 * task.share)),
-        "seconds_left": None if left is None else round(left, 1),
-        "preview": bool(task.fragments),
-    }

@@ -12,9 +12,10 @@ from starlette.requests import Request
 from wan_mlperf.preflight import Setup
 from wan_mlperf.serve import body
 from wan_mlperf.serve.book import Book
-from wan_mlperf.serve.desk import Desk, Outcome, Task
+from wan_mlperf.serve.desk import Desk
 from wan_mlperf.serve.guard import Access
 from wan_mlperf.serve.metrics import Metrics
+from wan_mlperf.serve.task import Outcome, Task
 from wan_mlperf.serve.wanted import EndpointsFields, Reader, Wanted
 
 
