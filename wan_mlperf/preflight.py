@@ -31,6 +31,15 @@ from wan_mlperf.text_encoder import check_prompt
 from wan_mlperf.workload import Workload
 
 EXPERTS = {"transformer": "high_noise", "transformer_2": "low_noise"}
+# A word in "architecture card" -> recipes for SingleStream and Offline; the first that fits.
+RECIPES = {
+    "none": ("tiny", "tiny-offline"),
+    "MI350X": ("mi350x-singlestream", "mi350x-offline"),
+    "gfx": ("mi355x-singlestream", "mi355x-offline"),
+    "H200": ("h200", "h200-offline"),
+    "sm10": ("b200", "b200-offline"),  # 100 and 103: xDiT has no FP8 attention for them
+    "": ("h100", "h100-offline"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,13 +183,9 @@ def recipe_from(options: argparse.Namespace, *, scenario: str = "singlestream") 
 
 def default_recipe(scenario: str) -> str:
     """Name the recipe for this device and scenario: one replica answers single queries, Offline has as many as fit."""
-    if not device.gpu_count():
-        names = {"singlestream": "tiny", "offline": "tiny-offline"}
-    elif device.probe().arch.startswith("gfx"):
-        names = {"singlestream": "mi355x-singlestream", "offline": "mi355x-offline"}
-    else:
-        names = {"singlestream": "h100", "offline": "h100-offline"}
-    return names[scenario]
+    card = "none" if not device.gpu_count() else f"{device.probe().arch} {device.probe().name}"
+    names = next(names for word, names in RECIPES.items() if word in card)
+    return names[0] if scenario == "singlestream" else names[1]
 
 
 def read_fixed_latent(path: str, shape: tuple[int, ...]) -> torch.Tensor:
