@@ -6,7 +6,7 @@
 #       wan-mlperf:cuda torchrun --nproc-per-node 8 -m wan_mlperf.run --recipe configs/h100.yaml
 #
 # ~/.cache keeps the model from one run to the next. FP8 attention needs FlashAttention 3 or SageAttention: `python3 -m
-# wan_mlperf.doctor` says which kernels this container has and what is missing.
+# wan_mlperf.doctor` says which kernels this container has and what is missing; docs/gpu.md has a way without building them.
 ARG BASE=nvcr.io/nvidia/pytorch:25.08-py3
 FROM ${BASE}
 

@@ -83,7 +83,9 @@ def probes(device: Device, sizes: Sizes) -> Rows:
             first = "" if problem else seconds(device, _backend(key), *tensors, rounds=1)[0]
             rows.add(key, problem or "runs", first)
     for key in GEMM:
-        rows.add(key, probe.missing_gemm(key, dtype=torch.bfloat16) or "runs", "")
+        archs = {arch for by_arch in GEMM_CANDIDATES.values() for arch, one in by_arch.items() if one == key}
+        missing = probe.missing_gemm(key, dtype=torch.bfloat16)
+        rows.add(key, missing or ("runs" if archs & {device.arch, "any"} else f"has no kernel for {device.arch}"), "")
     return rows
 
 
