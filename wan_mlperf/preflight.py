@@ -36,7 +36,7 @@ RECIPES = {
     "none": ("tiny", "tiny-offline"),
     "MI350X": ("mi350x-singlestream", "mi350x-offline"),
     "gfx": ("mi355x-singlestream", "mi355x-offline"),
-    "H200": ("h200", "h200-offline"),
+    " H200": ("h200", "h200-offline"),  # not a GH200, which may have 96 GB
     "sm10": ("b200", "b200-offline"),  # 100 and 103: xDiT has no FP8 attention for them
     "": ("h100", "h100-offline"),
 }

@@ -89,13 +89,13 @@ def to_host(chunks: Iterator[torch.Tensor | None], device: torch.device, spans: 
                     host = chunk.contiguous()
                 yield host.numpy()
         return
-    copies, computes = _copy_stream(device), torch.cuda.current_stream(device)
+    copies = _copy_stream(device)
     waiting: tuple[torch.Tensor, torch.cuda.Event, torch.cuda.Event] | None = None  # a chunk, when decoded, when copied
     for chunk in chunks:
         if chunk is None:
             continue
         decoded, copied = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        decoded.record(computes)
+        decoded.record(torch.cuda.current_stream(device))
         with torch.cuda.stream(copies):
             copies.wait_event(decoded)
             whole = chunk.contiguous()

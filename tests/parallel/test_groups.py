@@ -80,6 +80,7 @@ def test_a_rank_uses_the_gpu_that_it_sees_and_a_rehearsal_none(monkeypatch: pyte
         (1, 2, {**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}, True),
         (1, 2, {**TORCHRUN, "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "3"}, False),  # the launcher gives each its own
         (1, 2, {**TORCHRUN, "LOCAL_WORLD_SIZE": "1"}, False),  # on two hosts
+        (2, 4, {**TORCHRUN, "LOCAL_WORLD_SIZE": "4", "CUDA_VISIBLE_DEVICES": "0,1"}, True),
     ],
 )
 def test_ranks_that_would_share_a_gpu(
@@ -94,6 +95,7 @@ def test_ranks_that_would_share_a_gpu(
     if not refused:
         mesh.refuse_shared_gpus(world)
         return
-    says = "2 ranks on a host with 1 GPU: each needs its own; allowed: up to 1, or CUDA_VISIBLE_DEVICES='' for the CPU"
+    there = f"{world} ranks on a host with {gpus} GPU{'s' if gpus > 1 else ''}"
+    says = f"{there}: each needs its own; allowed: up to {gpus}, or CUDA_VISIBLE_DEVICES='' for the CPU"
     with pytest.raises(BadInput, match=re.escape(says)):
         mesh.refuse_shared_gpus(world)

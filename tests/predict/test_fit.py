@@ -223,6 +223,13 @@ def test_constants_that_are_none_are_one_line(tmp_path: Path, value: Any) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_constants_of_an_older_version_are_called_so(tmp_path: Path) -> None:
+    file = tmp_path / "constants.json"
+    file.write_text(json.dumps({"values": {name: value for name, value in rates.constants().items() if name != "power"}}))
+    with pytest.raises(BadInput, match="lacks power, as of an older version; allowed: one that"):
+        rates.read_constants(file)
+
+
 def test_a_users_row_has_the_habits_of_its_framework(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"end_to_end": [row(framework="Wan official", note="any other key is a note")]}))

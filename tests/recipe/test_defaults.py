@@ -22,6 +22,8 @@ from wan_mlperf.workload import MLPERF
         (("gfx942", "AMD Instinct MI300X"), ["mi355x-singlestream", "mi355x-offline"]),
         (("sm90", "NVIDIA H100 80GB HBM3"), ["h100", "h100-offline"]),
         (("sm90", "NVIDIA H200"), ["h200", "h200-offline"]),
+        (("sm90", "NVIDIA H200 NVL"), ["h200", "h200-offline"]),
+        (("sm90", "NVIDIA GH200 480GB"), ["h100", "h100-offline"]),
         (("sm100", "NVIDIA B200"), ["b200", "b200-offline"]),
         (("sm103", "NVIDIA GB300"), ["b200", "b200-offline"]),
         (("sm120", "NVIDIA GeForce RTX 5090"), ["h100", "h100-offline"]),

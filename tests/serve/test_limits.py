@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import socket
 import string
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,17 @@ def test_what_only_makes_videos_is_no_video(served: Server, path: str) -> None:
     for method in ("GET", "HEAD", "DELETE", "PUT"):
         answer = served.ask(method, path)
         assert answer.status == 405 and answer.headers["allow"] == "POST"
+
+
+def test_a_question_for_the_headers_of_events_ends(served: Server) -> None:
+    """It has no body: the next request on the connection is answered at once."""
+    with closing(http.client.HTTPConnection(served.host, served.port, timeout=20)) as connection:
+        connection.request("HEAD", "/live/events")
+        answer = connection.getresponse()
+        answer.read()
+        assert (answer.status, answer.headers["content-type"].split(";")[0]) == (200, "text/event-stream")
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 200
 
 
 PART = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'

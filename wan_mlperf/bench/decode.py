@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     workload = recipe.effective_workload
     world = options.ranks or meshes.ranks_to_start(recipe.mesh)
     if world < 2:
-        raise BadInput(f"--ranks: {world} is not allowed; allowed: from 2")
+        raise BadInput(f"--ranks: {world} is not allowed; allowed: from 2, each with its own GPU or all on the CPU")
     _, _, *sides = workload.latent_shape(0)
     shape = meshes.plan_shape(recipe.mesh, world=world, heads=world, latent_rows=max(sides))
     folder = checkpoint.find("embedded").folder

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,9 +48,9 @@ MESSAGES = ("c10d::", "_c10d_functional::", "gloo:", "nccl:")
 # of cuBLAS (nvjet), hipBLASLt (Cijk) and AITER. The compiler names its own after all that it fuses, which is elementwise.
 COMPILED, TEMPLATE = "triton_", "triton_tem"  # a template is a product
 KERNEL_WORDS = (
-    ("exchange", ("nccl", "rccl")),
-    ("attention", ("flash", "fmha", "attn", "attention", "sdpa_sm", "mha_")),
-    ("gemm", ("nvjet", "gemm", "cijk_", "cutlass", TEMPLATE)),
+    ("exchange", ("nccl", "rccl", "msccl")),
+    ("attention", ("flash", "fmha", "attn", "attention", "sdpa_sm", "mha_", "sage_fwd")),
+    ("gemm", ("nvjet", "gemm", "cijk_", "cutlass", "splitk", TEMPLATE)),
 )
 
 
@@ -132,32 +132,41 @@ def by_kernel(events: Iterable[FunctionEvent], seconds: float) -> dict[str, floa
 
     Where kernels of two streams overlap, the one that began first counts, so that the parts never exceed the query.
     """
-    there = [one for one in events if one.device_type != DeviceType.CPU]
-    ranges = [one for one in there if one.is_user_annotation or one.name.startswith((STAGE, PART, "## Call"))]
-    named = [(one.time_range.start, one.time_range.end, one.name) for one in ranges if one.name.startswith((STAGE, PART))]
+    kernels: list[FunctionEvent] = []
+    ranges: list[FunctionEvent] = []
+    for one in events:
+        if one.device_type != DeviceType.CPU:
+            is_range = one.is_user_annotation or one.name.startswith((STAGE, PART, "## Call"))
+            (ranges if is_range else kernels).append(one)
+    kernels.sort(key=lambda one: one.time_range.start)
+    coming = deque(sorted((one for one in ranges if one.name.startswith((STAGE, PART))), key=lambda one: one.time_range.start))
     found: dict[str, float] = defaultdict(float)
+    around: list[FunctionEvent] = []
     free = 0.0  # until when the GPU is busy with what has been counted
-    kernels = sorted((one for one in there if one not in ranges), key=lambda one: one.time_range.start)
     for one in kernels:
         start, end = one.time_range.start, one.time_range.end
-        around = [name for begin, stop, name in named if begin <= start < stop]
-        found[part_of_kernel(one.name, around)] += max(0.0, end - max(start, free)) / 1e6
+        while coming and coming[0].time_range.start <= start:
+            around.append(coming.popleft())
+        around = [other for other in around if other.time_range.end > start]
+        stage = next((other.name.removeprefix(STAGE) for other in reversed(around) if other.name.startswith(STAGE)), "")
+        # A range of the GPU is that of one stream: what runs beside an exchange is not part of it.
+        stream = [other.name for other in around if other.device_resource_id == one.device_resource_id]
+        label = next((name.removeprefix(PART) for name in reversed(stream) if name.startswith(PART)), "")
+        found[part_of_kernel(one.name, stage, label)] += max(0.0, end - max(start, free)) / 1e6
         free = max(free, end)
     found["host"] = max(0.0, seconds - sum(found.values()))
     return {part: found[part] for part in PARTS}
 
 
-def part_of_kernel(name: str, around: Sequence[str]) -> str:
-    """Which part a kernel or copy of a GPU belongs to; `around` are the names of the ranges that it ran in."""
-    stage = next((one.removeprefix(STAGE) for one in around if one.startswith(STAGE)), "")
+def part_of_kernel(name: str, stage: str, label: str = "") -> str:
+    """Which part a kernel or copy of a GPU belongs to; `label` is the innermost part that it was launched in, if any."""
     if "DtoH" in name or "Device -> Host" in name:
         return "to_host"
     words = "" if name.startswith(COMPILED) and not name.startswith(TEMPLATE) else name.lower()
     by_name = next((part for part, some in KERNEL_WORDS if any(word in words for word in some)), None)
     if stage and not stage.startswith("denoise"):
         return "exchange" if by_name == "exchange" else stage
-    labelled = next((one.removeprefix(PART) for one in around if one.startswith(PART)), None)
-    return by_name or labelled or "elementwise"
+    return by_name or label or "elementwise"
 
 
 def part_of(event: FunctionEvent) -> str | None:

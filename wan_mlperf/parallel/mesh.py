@@ -71,8 +71,8 @@ def refuse_shared_gpus(world: int) -> None:
     A launcher may show each rank its own GPU alone; then one is enough.
     """
     gpus, here = gpu_count(), ranks.told_local_world_size(world)
-    alone = ranks.under_torchrun() and any(name in os.environ for names in VISIBLE.values() for name in names)
-    if not gpus or here is None or here <= gpus or alone:
+    chosen = any(name in os.environ for names in VISIBLE.values() for name in names)
+    if not gpus or here is None or here <= gpus or (gpus == 1 and chosen and ranks.under_torchrun()):
         return
     there = f"{gpus} GPU{'s' if gpus > 1 else ''}"
     raise BadInput(

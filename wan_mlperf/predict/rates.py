@@ -64,7 +64,9 @@ def read_constants(file: Path) -> Constants:
         raise BadInput(f"constants {str(file)!r}: not a file of constants (there are no values); allowed: {allowed}")
     least, most = BOUNDS
     for name in constants():
-        value: Any = values.get(name)
+        if name not in values:
+            raise BadInput(f"constants {str(file)!r}: lacks {name}, as of an older version; allowed: {allowed} of this version")
+        value: Any = values[name]
         if type(value) not in (int, float) or not least <= value <= most:
             raise BadInput(
                 f"constants {str(file)!r}: not a file of constants ({name}: {str(value)[:80]!r} is not a number, {least:.6f} to "

@@ -54,8 +54,10 @@ def routes(site: Site) -> list[Route]:
     async def state(_request: Request) -> Response:
         return JSONResponse(live.state())
 
-    async def events(_request: Request) -> Response:
+    async def events(request: Request) -> Response:
         headers = {"X-Accel-Buffering": "no"}  # nginx would hold events back
+        if request.method == "HEAD":  # whose answer has no body, and would never end
+            return Response(headers=headers, media_type="text/event-stream")
         return StreamingResponse(live.events(), media_type="text/event-stream", headers=headers)
 
     async def health(_request: Request) -> Response:
