@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
 from torch import nn
 
 from tests.conftest import ROOT
@@ -35,6 +37,23 @@ def test_on_a_gpu_weights_lie_with_the_channels_last() -> None:
     assert kernels.prepare(nn.Sequential(videos, images)) is torch.channels_last_3d
     assert videos.weight.is_contiguous(memory_format=torch.channels_last_3d)
     assert images.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 8, 3, 6, 5), (2, 8, 6, 5)])
+def test_norms_of_a_gpu_are_as_exact_as_diffusers_and_in_16_bits_more(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    norm = WanRMS_norm(8, images=len(shape) == 4)
+    norm.gamma.data = torch.randn_like(norm.gamma)
+    ours = copy.deepcopy(norm.to(dtype))
+    kernels.fewer_passes(ours, in_16_bits=True)
+    frames = (30 * torch.randn(shape)).to(dtype)
+    frames[:, :, 0] = 0  # no NaN
+    exact = type(norm).forward(copy.deepcopy(norm).double(), frames.double())
+    theirs, found = norm(frames), ours(frames)
+    assert found.dtype == theirs.dtype == dtype
+    error, their_error = ((one - exact).norm() / exact.norm() for one in (found, theirs))
+    assert error < (1e-6 if dtype == torch.float32 else 0.8 * their_error)
 
 
 def test_what_a_gpu_may_do_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from wan_mlperf.experts import Expert
 from wan_mlperf.kernels import attention
+from wan_mlperf.kernels import vae as kernels_vae
 from wan_mlperf.kernels.attention import Kernel
 from wan_mlperf.kernels.device import Device
 from wan_mlperf.parallel import split_experts, split_vae
@@ -62,8 +63,11 @@ def make_decoder(subject: Subject, mesh: Mesh) -> VaeDecoder:
         vae = AutoencoderKLWan.from_config(subject.configs["vae"]).eval()
     _, _, rows, columns = subject.workload.latent_shape(0)
     gather = split_vae.shard_decoder(vae, mesh, latent_height=rows, latent_width=columns)
-    # On a GPU PyTorch's own operations run, as in a decode that must be equal bit for bit.
-    return VaeDecoder(vae, chunk=subject.recipe.vae.chunk, gather=gather, bitwise=subject.device.is_gpu)
+    # On a GPU PyTorch's own convolutions run, as in a decode that must be equal bit for bit.
+    gpu = subject.device.is_gpu
+    if gpu:
+        kernels_vae.fewer_passes(vae, in_16_bits=True)
+    return VaeDecoder(vae, chunk=subject.recipe.vae.chunk, gather=gather, bitwise=gpu)
 
 
 def make_experts(subject: Subject, mesh: Mesh, counting: Counting) -> dict[str, Expert]:
