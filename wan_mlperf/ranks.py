@@ -78,7 +78,7 @@ def local_world_size(world: int) -> int:
 
 
 def told_local_world_size(world: int) -> int | None:
-    """The same, or None if a launcher other than torchrun does not say."""
+    """Return how many of `world` ranks run on this host; None if a launcher other than torchrun does not say."""
     told = not under_torchrun() or bool(os.environ.get("LOCAL_WORLD_SIZE"))
     return local_world_size(world) if told else None
 

@@ -63,5 +63,11 @@ def wait(device: Device) -> None:
         torch.cuda.synchronize(device.torch)
 
 
+def forget_peak(device: Device) -> None:
+    """Have `peak` begin anew."""
+    if device.is_gpu:
+        torch.cuda.reset_peak_memory_stats(device.torch)
+
+
 def peak(device: Device) -> float:
     return torch.cuda.max_memory_allocated(device.torch) / 1e9 if device.is_gpu else 0.0

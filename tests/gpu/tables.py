@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
 
-from tests.gpu.rows import Rows, error, peak, seconds
+from tests.gpu.rows import Rows, error, forget_peak, peak, seconds
 from wan_mlperf import Pipeline, load_recipe
 from wan_mlperf.bench import full_size, load, random_checkpoint
 from wan_mlperf.experts import TextKeys
@@ -190,8 +190,7 @@ def decodes(device: Device, sizes: Sizes) -> Rows:
                 rows.add("convolution", dtype, layout, *seconds(device, layer, frames), "")
     for name, call in full_size.vae_calls(sizes.workload, device, chunks=(1, 2, 4), **sizes.vae).items():
         with rows.row(name), torch.inference_mode():
-            if device.is_gpu:
-                torch.cuda.reset_peak_memory_stats(device.torch)
+            forget_peak(device)
             rows.add(name, torch.bfloat16, "", *seconds(device, call, rounds=1), peak(device))
     return rows
 
@@ -207,8 +206,7 @@ def experts(device: Device, sizes: Sizes) -> Rows:
             with rows.row(layers, name), torch.inference_mode():
                 torch._dynamo.reset()  # else the block that a row before compiled would be taken
                 counters.clear()
-                if device.is_gpu:
-                    torch.cuda.reset_peak_memory_stats(device.torch)
+                forget_peak(device)
                 first, best = seconds(device, call, rounds=2 if layers == 1 else 1)
                 graphs = counters["stats"]["unique_graphs"]
                 ok = graphs == 1 if "compiled" in name else graphs == 0
@@ -227,8 +225,7 @@ def whole(device: Device, sizes: Sizes, folder: Path) -> Rows:
         rows.add("load, s per GB stored", one["seconds"] / one["stored"] * 1e9)
         rows.add("host memory beyond weights, GB", (one["peak"] - (0 if device.is_gpu else one["kept"])) / 1e9)
     with rows.row("queries"):
-        if device.is_gpu:
-            torch.cuda.reset_peak_memory_stats(device.torch)
+        forget_peak(device)
         overrides = [f"model.checkpoint={folder}", "mesh.ranks=1", *sizes.recipe]
         pipeline = Pipeline.load(load_recipe(default_recipe("singlestream"), overrides=overrides))
         first, second = seconds(device, functools.partial(pipeline.generate, "a red circle"), rounds=1)

@@ -107,7 +107,7 @@ def expert_calls(workload: Workload, device: Device, *, layers: int, **sizes: in
     fp8 = Gemm(high_noise="fp8", low_noise="fp8")
     if _runs(gemm.resolve, fp8, device, allow_reference=False, probe=missing_gemm):
         models[" and fp8 layers"] = _converted(copy.deepcopy(model), fp8, device)
-    for layers_of, transformer in models.items():
+    for suffix, transformer in models.items():
         self_attend, cross_attend = split_experts.attends(kernels)
         ours = Expert(
             transformer,
@@ -118,8 +118,8 @@ def expert_calls(workload: Workload, device: Device, *, layers: int, **sizes: in
             merge_padding=kernels["cross"].lse,
             round_text=device.is_gpu,
         )
-        for name in names[-1:] if layers_of else names:
-            calls |= _eager_and_compiled(ours, f"ours {name}{layers_of}", (latents, 900.0), embeds, name)
+        for name in names[-1:] if suffix else names:
+            calls |= _eager_and_compiled(ours, f"ours {name}{suffix}", (latents, 900.0), embeds, name)
     return calls
 
 

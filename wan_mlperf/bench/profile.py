@@ -40,10 +40,10 @@ PARTS = ("text_encode", "attention", "gemm", "exchange", "elementwise", "vae_dec
 PROMPT = "a red circle moving left on a blue background"
 STAGE = "stage: "  # prefix of a stage's range in the trace; PART is that of a part's
 PART = "part: "
-QUANTISING = ("xfuser::mxfp4_gemm", "wan_mlperf::mxfp4_products")  # these include quantising their input
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", "mkldnn::_linear_pointwise", *QUANTISING)
+# What a CPU's operation is, by its name.
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn::_linear_pointwise")
 KERNELS = ("scaled_dot_product", "attn", "sage_", "attention_forward")  # compiled code has none of our names
-MESSAGES = ("c10d::", "_c10d_functional::", "gloo:", "nccl:")
+MESSAGES = ("c10d::", "_c10d_functional::", "gloo:")
 # What a GPU's kernel computes, by words in its name: attention of cuDNN, FlashAttention, SageAttention, AITER, PyTorch; products
 # of cuBLAS (nvjet), hipBLASLt (Cijk) and AITER. The compiler names its own after all that it fuses, which is elementwise.
 COMPILED, TEMPLATE = "triton_", "triton_tem"  # a template is a product
@@ -170,7 +170,7 @@ def part_of_kernel(name: str, stage: str, label: str = "") -> str:
 
 
 def part_of(event: FunctionEvent) -> str | None:
-    """Which part an event's self time belongs to; None outside every stage, for instance on a library's thread."""
+    """Which part the self time of a CPU's event belongs to; None outside every stage, for instance on a library's thread."""
     name, stage = event.name, None
     part = "exchange" if name.startswith(MESSAGES) else "attention" if any(word in name for word in KERNELS) else None
     above: FunctionEvent | None = event

@@ -117,13 +117,18 @@ def build() -> dict[str, str]:
     return {name: version for name, version in builds.items() if version}
 
 
+def visible_by(name: str) -> dict[str, str]:
+    """Return the variables that are set, of those that choose which GPUs a build of torch ("CUDA", "ROCm") may see."""
+    return {variable: os.environ[variable] for variable in VISIBLE[name] if variable in os.environ}
+
+
 def _why_cpu() -> str:
     """Say in a few words why torch sees no GPU."""
     version = f"torch {torch.__version__.split('+')[0]}"
     if not build():
         return f"{version} is a CPU build"
     ((name, number),) = build().items()
-    hidden = [f"{variable}={os.environ[variable]!r}" for variable in VISIBLE[name] if variable in os.environ]
+    hidden = [f"{variable}={value!r}" for variable, value in visible_by(name).items()]
     reason = f"says: {_look()[1]}" if _look()[1] else f"finds no GPU{' with ' if hidden else ''}{' and '.join(hidden)}"
     return f"{version}, built for {name} {number}, {reason}"
 

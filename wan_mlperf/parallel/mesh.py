@@ -6,7 +6,6 @@ stay on one host.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,7 +16,7 @@ import torch.distributed as dist
 
 from wan_mlperf import ranks
 from wan_mlperf.errors import BadInput
-from wan_mlperf.kernels.device import VISIBLE, Device, Fabric, build, gpu_count
+from wan_mlperf.kernels.device import VISIBLE, Device, Fabric, build, gpu_count, visible_by
 from wan_mlperf.parallel import xdit_groups
 from wan_mlperf.parallel.exchange import Exchange, connect
 from wan_mlperf.recipe import MeshRecipe
@@ -71,13 +70,14 @@ def refuse_shared_gpus(world: int) -> None:
     A launcher may show each rank its own GPU alone; then one is enough.
     """
     gpus, here = gpu_count(), ranks.told_local_world_size(world)
-    chosen = any(name in os.environ for names in VISIBLE.values() for name in names)
-    if not gpus or here is None or here <= gpus or (gpus == 1 and chosen and ranks.under_torchrun()):
+    if not gpus or here is None or here <= gpus:
+        return
+    (name,) = build()
+    if gpus == 1 and ranks.under_torchrun() and visible_by(name):
         return
     there = f"{gpus} GPU{'s' if gpus > 1 else ''}"
     raise BadInput(
-        f"{here} ranks on a host with {there}: each needs its own; allowed: up to {gpus}, or "
-        f"{VISIBLE[next(iter(build()))][-1]}='' for the CPU"
+        f"{here} ranks on a host with {there}: each needs its own; allowed: up to {gpus}, or {VISIBLE[name][-1]}='' for the CPU"
     )
 
 
